@@ -1,0 +1,115 @@
+"""The one streaming loop: any dataset, chunk by chunk, through an amortizer's `update`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from iai_hf.data import Columns, Stream, open_stream
+from iai_hf.errors import DataError, StateError
+from iai_hf.state import StreamPosition, TaskState
+from iai_hf.task import Chunk, TaskSpec
+
+
+class Updates(Protocol):
+    """What the loop needs of an amortizer."""
+
+    def init_state(self, task: TaskSpec | None = None) -> TaskState: ...
+
+    def update(self, state: TaskState, chunk: Chunk) -> TaskState: ...
+
+    def check(self, state: TaskState) -> None: ...
+
+
+def adapt(
+    amortizer: Updates,
+    data: Any,
+    state: TaskState | None = None,
+    *,
+    task: TaskSpec | None = None,
+    columns: Columns | None = None,
+    split: str = "train",
+    chunk_size: int = 64,
+    max_examples: int | None = None,
+    shuffle_seed: int | None = None,
+    resume: bool = False,
+    output: str | Path | None = None,
+    checkpointing_steps: int = 20,
+    on_step: Callable[[TaskState, Chunk], None] | None = None,
+    progress: bool = True,
+) -> TaskState:
+    """Stream `data` through `update` and return the last state.
+
+    Args:
+        data: dataset, path, Hub id or iterable; see `iai_hf.data.open_stream`.
+        state: go on from this one (more data tomorrow); by default the amortizer's initial state.
+        task: kind and label names where known ahead; by default the kind is told from the first examples.
+        chunk_size: examples an update.
+        max_examples: stop after that many examples of the stream.
+        shuffle_seed: read in an order permuted from this seed.
+        resume: `state` was left in the middle of this same stream; go on behind the last example it absorbed.
+        output: folder to which the state is saved every `checkpointing_steps` chunks and at the end.
+        on_step: called after each update with the new state and its chunk.
+        progress: show a progress bar on standard error.
+
+    Raises:
+        DataError: nothing to read, malformed data, or a single class.
+        StateError: `resume` without a state, or with one that was in another stream.
+    """
+    if max_examples is not None and max_examples < 1:
+        raise DataError(f"max_examples is {max_examples}; expected at least 1")
+    stream = open_stream(data, columns, split=split, shuffle_seed=shuffle_seed)
+    start = 0
+    if state is None:
+        if resume:
+            raise StateError("there is no state to resume; start without resume")
+        state = amortizer.init_state(task or TaskSpec(stream.kind()))
+    else:
+        amortizer.check(state)
+        if resume:
+            start = _resume_at(state, stream, chunk_size, shuffle_seed)
+    bar = _progress(stream, start, max_examples, progress)
+    position = start
+    with bar:
+        for chunk in stream.chunks(chunk_size, start, max_examples):
+            position += len(chunk)
+            state = amortizer.update(state, chunk).at(
+                StreamPosition(stream.fingerprint or "", chunk_size, shuffle_seed, position)
+            )
+            bar.update(len(chunk))
+            if on_step is not None:
+                on_step(state, chunk)
+            if output is not None and state.header.steps % checkpointing_steps == 0:
+                state.save_pretrained(output)
+    if position == 0:
+        raise DataError("the dataset has no examples; expected at least one")
+    if state.task.kind == "classification" and len(state.task.labels) < 2:
+        raise DataError(
+            f"all examples have the one label {state.task.labels[0]!r}; expected at least two classes: check the "
+            "output column, or name the other labels ahead"
+        )
+    if output is not None:
+        state.save_pretrained(output)
+    return state
+
+
+def _resume_at(state: TaskState, stream: Stream, chunk_size: int, shuffle_seed: int | None) -> int:
+    at = state.header.stream
+    if at is None:
+        return 0
+    if at.source != (stream.fingerprint or ""):
+        raise StateError("the state was left in another dataset than this one; name that one, or adapt without resume")
+    if (at.chunk_size, at.shuffle_seed) != (chunk_size, shuffle_seed):
+        raise StateError(
+            f"the state was left in a stream with chunk size {at.chunk_size} and shuffle seed {at.shuffle_seed}, this "
+            f"one has {chunk_size} and {shuffle_seed}; use the same to resume"
+        )
+    return at.examples
+
+
+def _progress(stream: Stream, start: int, stop: int | None, show: bool) -> Any:
+    from huggingface_hub.utils import tqdm
+
+    total = stream.length if stop is None else min(stop, stream.length or stop)
+    return tqdm(total=total, initial=start, unit=" examples", desc="adapt", disable=None if show else True)

@@ -1,0 +1,225 @@
+"""The contract. Every method (in-context learning, prompt tuning, the iterative head, ...) is a subclass of it.
+
+    state = amortizer.init_state(task)              # theta[0]
+    state = amortizer.update(state, chunk)          # theta[i+1] = h_phi(theta[i], B[i])
+    prediction = amortizer.predict(state, queries)  # f_gamma(x, theta)
+
+(Mittal et al. 2025, "Iterative Amortized Inference", arXiv 2510.11471.) `init_state`, `update` and `predict` are
+pure: they never change the state that they are given. A subclass writes four functions of tensors (`initial`,
+`refine`, `prepare`, `answer`); headers, checks, streaming and files are handled here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from weakref import WeakKeyDictionary
+
+from iai_hf import __version__
+from iai_hf.adapt import adapt
+from iai_hf.backbones import Backbone
+from iai_hf.data import Columns
+from iai_hf.errors import DataError, StateError
+from iai_hf.state import CONFIG_FILE, FORMAT_VERSION, StateHeader, TaskState, write_whole
+from iai_hf.task import Chunk, Kind, Prediction, TaskSpec
+
+if TYPE_CHECKING:
+    import torch
+
+MAX_LABELS = 1000  # bounds the state of a classification task; more are most likely free text
+
+
+class Amortizer(ABC):
+    """Base class of all methods.
+
+    Attributes:
+        method: registered name.
+        regime: the paper's: who carries the task information.
+        kinds: kinds of task that it can answer.
+        config_class: dataclass of its settings.
+        default_backbone: used where the user names none.
+        chunk_free: whether the state is promised to be the same however a stream is cut into chunks.
+    """
+
+    method: ClassVar[str]
+    regime: ClassVar[Literal["parametric", "explicit", "implicit"]]
+    kinds: ClassVar[tuple[Kind, ...]] = ("classification", "generation")
+    config_class: ClassVar[type]
+    default_backbone: ClassVar[str]
+    chunk_free: ClassVar[bool] = False
+
+    def __init__(self, backbone: Backbone, config: Any = None) -> None:
+        self.backbone = backbone
+        self.config = config if config is not None else self.config_class()
+        self._prepared: WeakKeyDictionary[TaskState, Any] = WeakKeyDictionary()
+
+    # What a method is made of.
+
+    @abstractmethod
+    def initial(self, task: TaskSpec) -> Mapping[str, torch.Tensor]:
+        """Tensors of the state before any example."""
+
+    @abstractmethod
+    def refine(
+        self, tensors: Mapping[str, torch.Tensor], task: TaskSpec, chunk: Chunk, examples: int
+    ) -> tuple[Mapping[str, torch.Tensor], Mapping[str, int]]:
+        """New tensors after `chunk`, and counts for the header. `tensors` must not be written to.
+
+        `task` already has the chunk's labels, new ones last; `examples` were seen before the chunk.
+        """
+
+    @abstractmethod
+    def prepare(self, tensors: Mapping[str, torch.Tensor], task: TaskSpec) -> Any:
+        """All of `predict` that does not depend on the query; done once a state and kept while the state lives."""
+
+    @abstractmethod
+    def answer(self, prepared: Any, task: TaskSpec, queries: Sequence[str]) -> Prediction:
+        """Answer the queries from what `prepare` made."""
+
+    # The contract.
+
+    def init_state(self, task: TaskSpec | None = None) -> TaskState:
+        """The state before any example: learned, or empty.
+
+        Raises:
+            DataError: the method can't answer that kind of task, or the task has too many labels.
+        """
+        task = task or TaskSpec()
+        self._check_task(task)
+        header = StateHeader(
+            method=self.method,
+            config=dataclasses.asdict(self.config),
+            amortizer=self.fingerprint,
+            backbone=self.backbone.name,
+            backbone_fingerprint=self.backbone.fingerprint,
+            task=task,
+        )
+        return TaskState(self.initial(task), header)
+
+    def update(self, state: TaskState, chunk: Chunk) -> TaskState:
+        """The state refined by one mini-batch; the given state is untouched.
+
+        Raises:
+            StateError: the state belongs to another method or backbone.
+            DataError: more labels than a state may hold.
+        """
+        self.check(state)
+        task = state.task.with_labels_of(chunk.outputs)
+        self._check_task(task)
+        tensors, counts = self.refine(state.tensors, task, chunk, state.header.examples)
+        return state.advance(tensors, task, len(chunk), counts)
+
+    def predict(self, state: TaskState, queries: Sequence[str]) -> Prediction:
+        """Answer queries.
+
+        Raises:
+            StateError: the state belongs to another method or backbone.
+            DataError: no query, an empty one, one longer than the context, or fewer than two labels known.
+        """
+        self.check(state)
+        for number, query in enumerate(queries):
+            if not isinstance(query, str) or not query.strip():
+                raise DataError(f"query {number} is {query!r}; expected text")
+        if not queries:
+            raise DataError("there are no queries; expected at least one text")
+        if state.task.kind == "classification" and len(state.task.labels) < 2:
+            raise DataError(
+                f"the state knows {len(state.task.labels)} label(s) {list(state.task.labels)}; expected at least two: "
+                "adapt on data with more classes, or name the labels ahead"
+            )
+        if state not in self._prepared:
+            self._prepared[state] = self.prepare(state.tensors, state.task)
+        return self.answer(self._prepared[state], state.task, queries)
+
+    def adapt(
+        self,
+        data: Any,
+        state: TaskState | None = None,
+        *,
+        task: TaskSpec | None = None,
+        columns: Columns | None = None,
+        split: str = "train",
+        chunk_size: int = 64,
+        max_examples: int | None = None,
+        shuffle_seed: int | None = None,
+        resume: bool = False,
+        output: str | Path | None = None,
+        checkpointing_steps: int = 20,
+        on_step: Callable[[TaskState, Chunk], None] | None = None,
+        progress: bool = True,
+    ) -> TaskState:
+        """Stream a dataset of any length through `update`, chunk by chunk. See `iai_hf.adapt.adapt`."""
+        return adapt(
+            self,
+            data,
+            state,
+            task=task,
+            columns=columns,
+            split=split,
+            chunk_size=chunk_size,
+            max_examples=max_examples,
+            shuffle_seed=shuffle_seed,
+            resume=resume,
+            output=output,
+            checkpointing_steps=checkpointing_steps,
+            on_step=on_step,
+            progress=progress,
+        )
+
+    # Identity and files.
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of what decides how a state evolves: method and configuration."""
+        text = json.dumps([self.method, dataclasses.asdict(self.config)], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    def check(self, state: TaskState) -> None:
+        """Raise StateError where `state` was made by another method, configuration or backbone."""
+        header = state.header
+        if header.method != self.method:
+            raise StateError(f"the state was made by {header.method!r}, not {self.method!r}; load it with its own method")
+        if header.backbone_fingerprint != self.backbone.fingerprint:
+            raise StateError(
+                f"the state belongs to backbone {header.backbone!r} ({header.backbone_fingerprint[:8]}), this is "
+                f"{self.backbone.name!r} ({self.backbone.fingerprint[:8]}); load that one, or adapt anew"
+            )
+        if header.amortizer != self.fingerprint:
+            ours = dataclasses.asdict(self.config)
+            other = {key: value for key, value in header.config.items() if ours.get(key) != value}
+            raise StateError(f"the state was made with another configuration of {self.method!r}: {other}; use that one")
+
+    def save_pretrained(self, directory: str | Path) -> Path:
+        """Write `config.json`: method, settings and the backbone's name, never its weights."""
+        values = {
+            "method": self.method,
+            "config": dataclasses.asdict(self.config),
+            "base_model_name_or_path": self.backbone.name,
+            "base_model_revision": self.backbone.revision,
+            "format_version": FORMAT_VERSION,
+            "library_version": __version__,
+        }
+        directory = Path(directory)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            write_whole(directory / CONFIG_FILE, json.dumps(values, indent=2).encode())
+        except OSError as error:
+            raise StateError(f"can't write the amortizer to {directory}: {error.strerror or error}") from error
+        return directory
+
+    def _check_task(self, task: TaskSpec) -> None:
+        if task.kind not in self.kinds:
+            raise DataError(
+                f"{self.method!r} answers {' and '.join(self.kinds)} tasks, not {task.kind}; for answers in free text "
+                "choose 'in-context' or 'prompt-tuning'; if these are class names after all, say --kind classification"
+            )
+        if len(task.labels) > MAX_LABELS:
+            raise DataError(
+                f"the task has over {MAX_LABELS} labels, the last one {task.labels[-1][:40]!r}; expected class names: "
+                "if the answers are free text, say --kind generation"
+            )

@@ -1,0 +1,236 @@
+"""The solver inside the iterative head: a streaming linear classifier that can't collapse.
+
+Notation: features x `[d]`, x1 = [x, 1], C classes, n examples seen, one-hot targets t.
+
+1. Moments. Counts n_c, sums S_c and the second moment G = sum x1 x1^T are additive: free of order and chunking.
+   They give linear discriminant analysis in closed form: class means mu_c as a posterior around a prior mean that is
+   made from the label's name, a shared within-class covariance W shrunk towards a sphere, and
+   score_c(x) = mu_c^T W^-1 x - mu_c^T W^-1 mu_c / 2 + log prior_c.
+2. Scale. Gaussian scores are overconfident; logits use scale * score, the scale following Newton's method on the
+   log-likelihood of each chunk *before* it is absorbed, so that it is fitted on unseen examples.
+3. Correction. logits = scale * score + D^T x1. D takes one preconditioned step of the logistic loss a chunk. The
+   preconditioner is G weighted by the mean curvature p(1-p), split over the classes by their share of it: Boehning's
+   (1992) bound, made as tight as the stream allows, so a step can't overshoot by much on any chunk, and the steps
+   shrink as 1/n. This is what many classes need, where least squares and plain LDA fall behind logistic regression.
+   A chunk moves scale and correction only as far as its classes are mixed (`_mixture`): a stream that is sorted by
+   class leaves them where they are, and the closed form carries it.
+
+With no example the head is the label names alone; with D = 0 and scale fixed it is shrunk LDA.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+SCALE_RANGE = (0.02, 2.0)
+SCALE_MEMORY = 3.0  # curvature of the scale decays as (n / (n + chunk))^3: early scores were fitted on less
+SCALE_DAMPING = 10.0
+
+
+@dataclass(frozen=True)
+class Prior:
+    """Hand-set numbers of the untrained head (chosen on the meta-training tasks only).
+
+    Attributes:
+        mean_strength: examples of a class that the label's name counts for.
+        name_weight: how far class prior means move from the overall mean towards their label's name.
+        covariance_strength: examples that the spherical covariance counts for.
+        scale: logit scale before any example.
+        ridge: precision of the correction D, in units of the features' total variance.
+        share: safety factor on a class's share of the curvature.
+        warmup: examples after which a correction step has half its size, and the curvature half its prior value.
+    """
+
+    mean_strength: float = 2.0
+    name_weight: float = 0.5
+    covariance_strength: float = 1000.0
+    scale: float = 0.1
+    ridge: float = 40.0
+    share: float = 2.0
+    warmup: float = 32.0
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """The state of the head. Float32, but for `names`.
+
+    Attributes:
+        counts: `[C]`.
+        sums: `[C, d]`.
+        gram: packed lower triangle of G, `[(d + 1) (d + 2) / 2]`.
+        correction: D^T, `[C, d + 1]`.
+        curvature: summed p (1 - p), `[C]`.
+        mixed: examples that came in chunks of mixed classes, `[]`.
+        scale: logit scale and its decayed curvature, `[2]`.
+        names: features of the label names, float16 `[C, d]`.
+    """
+
+    counts: torch.Tensor
+    sums: torch.Tensor
+    gram: torch.Tensor
+    correction: torch.Tensor
+    curvature: torch.Tensor
+    mixed: torch.Tensor
+    scale: torch.Tensor
+    names: torch.Tensor
+
+    @classmethod
+    def empty(cls, size: int, prior: Prior) -> Statistics:
+        """No example, no label."""
+        import torch
+
+        return cls(
+            counts=torch.zeros(0),
+            sums=torch.zeros(0, size),
+            gram=torch.zeros((size + 1) * (size + 2) // 2),
+            correction=torch.zeros(0, size + 1),
+            curvature=torch.zeros(0),
+            mixed=torch.zeros(()),
+            scale=torch.tensor([prior.scale, 0.0]),
+            names=torch.zeros(0, size, dtype=torch.float16),
+        )
+
+    def with_names(self, names: torch.Tensor) -> Statistics:
+        """Grown by classes whose names have the features `[new, d]`."""
+        import torch
+
+        def grown(tensor: torch.Tensor) -> torch.Tensor:
+            return torch.cat([tensor, tensor.new_zeros(len(names), *tensor.shape[1:])])
+
+        return replace(
+            self,
+            counts=grown(self.counts),
+            sums=grown(self.sums),
+            correction=grown(self.correction),
+            curvature=grown(self.curvature),
+            names=torch.cat([self.names, names.to(torch.float16)]),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Discriminant:
+    """Linear scores: `weight` `[C, d]`, `bias` `[C]`."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+    def scores(self, features: torch.Tensor) -> torch.Tensor:
+        """`[n, C]` of features `[n, d]`."""
+        return features @ self.weight.T + self.bias
+
+
+def discriminant(statistics: Statistics, prior: Prior) -> Discriminant:
+    """Shrunk linear discriminant analysis from the moments."""
+    import torch
+
+    counts, sums, names = statistics.counts, statistics.sums, statistics.names.float()
+    size, total = sums.shape[1], counts.sum()
+    centre_of_names = names.mean(0)
+    spread_of_names = (names - centre_of_names).square().mean() + 1e-6
+    centre = (sums.sum(0) + 4 * centre_of_names) / (total + 4)
+    prior_means = centre + prior.name_weight * (names - centre_of_names)
+    means = (sums + prior.mean_strength * prior_means) / (counts + prior.mean_strength)[:, None]
+    # sum over examples of (x - mu)(x - mu)^T, from moments alone
+    crossed = means.T @ sums
+    scatter = unpack(statistics.gram, size + 1)[:size, :size] - crossed - crossed.T + (means.T * counts) @ means
+    variance = (scatter.diagonal().mean() + 4 * spread_of_names) / (total + 4)
+    strength = prior.covariance_strength
+    covariance = (scatter + strength * variance * torch.eye(size)) / (total + strength)
+    weight = torch.cholesky_solve(means.T, torch.linalg.cholesky(covariance)).T
+    bias = -0.5 * (weight * means).sum(1) + ((counts + 1) / (total + len(counts))).log()
+    return Discriminant(weight, bias)
+
+
+def head(statistics: Statistics, prior: Prior) -> Discriminant:
+    """The classifier that the state stands for: logits = scale * score + correction, as one linear map."""
+    scores, scale = discriminant(statistics, prior), statistics.scale[0]
+    return Discriminant(
+        scale * scores.weight + statistics.correction[:, :-1], scale * scores.bias + statistics.correction[:, -1]
+    )
+
+
+def absorb(statistics: Statistics, features: torch.Tensor, targets: torch.Tensor, prior: Prior) -> Statistics:
+    """One update: features float32 `[n, d]`, class numbers int64 `[n]`."""
+    import torch
+
+    size, chunk, classes = features.shape[1], len(features), len(statistics.counts)
+    seen = statistics.counts.sum()
+    ones = torch.cat([features, torch.ones(chunk, 1)], dim=1)
+    onehot = torch.nn.functional.one_hot(targets, classes).float()
+    scores = discriminant(statistics, prior).scores(features)
+    probabilities = (statistics.scale[0] * scores + ones @ statistics.correction.T).softmax(1)
+    residual = onehot - probabilities
+    mixture = _mixture(statistics.counts, onehot.sum(0), chunk)
+
+    gram = statistics.gram + pack(ones.T @ ones)
+    sums = statistics.sums + onehot.T @ features
+    curvature = statistics.curvature + mixture * (probabilities * (1 - probabilities)).sum(0)
+    mixed = statistics.mixed + mixture * chunk
+
+    second = unpack(gram, size + 1)
+    variance = second.diagonal()[:size].sum() / (seen + chunk) - (sums.sum(0) / (seen + chunk)).square().sum()
+    # Before much is known, the curvature is taken for the largest that it can be.
+    mean_curvature = (curvature.sum() + prior.warmup * (1 - 1 / classes)) / (mixed + prior.warmup)
+    metric = second * mean_curvature + prior.ridge * variance * torch.eye(size + 1)
+    share = (prior.share * (curvature + 1) / (curvature.sum() + classes)).clamp(max=1.0)
+    step = torch.cholesky_solve(ones.T @ residual, torch.linalg.cholesky(metric)).T / share[:, None]
+    size_of_step = mixture * statistics.mixed / (statistics.mixed + prior.warmup)
+
+    # An example of a class never seen says nothing of how far scores can be trusted, but for the very first chunk.
+    informative = ((statistics.counts[targets] > 0) | (seen == 0)).float()[:, None] * mixture
+    return replace(
+        statistics,
+        counts=statistics.counts + onehot.sum(0),
+        sums=sums,
+        gram=gram,
+        correction=statistics.correction + size_of_step * step,
+        curvature=curvature,
+        mixed=mixed,
+        scale=_rescale(
+            statistics.scale,
+            gradient=(informative * residual * scores).sum(),
+            curvature=(informative * probabilities * (scores - (probabilities * scores).sum(1, keepdim=True)) ** 2).sum(),
+            kept=(seen / (seen + chunk)) ** (SCALE_MEMORY * mixture),
+        ),
+    )
+
+
+def _mixture(counts: torch.Tensor, present: torch.Tensor, chunk: int) -> torch.Tensor:
+    """How far a chunk looks drawn at random: distinct classes in it over those expected, 0 for one class, at most 1.
+
+    A stream sorted by class has chunks of a single class. On them the moments are as good as ever, but the logistic
+    loss would pull everything towards the class at hand.
+    """
+    frequency = (counts + 1) / (counts.sum() + len(counts))
+    expected = (1 - (1 - frequency) ** chunk).sum()
+    return (((present > 0).sum() - 1) / (expected - 1).clamp(min=1e-3)).clamp(0, 1)
+
+
+def _rescale(scale: torch.Tensor, gradient: torch.Tensor, curvature: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """One damped Newton step on the logit scale."""
+    import torch
+
+    curvature = scale[1] * kept + curvature
+    return torch.stack([(scale[0] + gradient / (curvature + SCALE_DAMPING)).clamp(*SCALE_RANGE), curvature])
+
+
+def pack(matrix: torch.Tensor) -> torch.Tensor:
+    """Lower triangle, row by row, of a symmetric matrix `[s, s]`."""
+    import torch
+
+    rows, columns = torch.tril_indices(*matrix.shape)
+    return matrix[rows, columns]
+
+
+def unpack(triangle: torch.Tensor, size: int) -> torch.Tensor:
+    """The symmetric matrix `[size, size]` of a packed triangle."""
+    import torch
+
+    matrix = triangle.new_zeros(size, size)
+    rows, columns = torch.tril_indices(size, size)
+    matrix[rows, columns] = triangle
+    return matrix + matrix.tril(-1).T

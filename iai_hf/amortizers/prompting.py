@@ -1,0 +1,95 @@
+"""Prompts: how examples, queries and answers are worded, and how a language model answers behind a prefix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from iai_hf.backbones import Backbone
+from iai_hf.config import require
+from iai_hf.errors import BackboneError
+from iai_hf.task import Prediction, TaskSpec
+
+if TYPE_CHECKING:
+    import torch
+
+    from iai_hf.backbones.causal_lm import CausalLM, Prefix, Row
+
+CONTENT_FREE = "N/A"
+STOP = "\n"
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """Settings that all prompting methods share.
+
+    Attributes:
+        max_tokens: read only so many tokens of an input; None reads all of it.
+        input_label, output_label: the words before an input and before its answer.
+        calibrate: contextual calibration (Zhao et al. 2021): divide by the probabilities after a content-free input.
+        max_new_tokens: longest generated answer.
+    """
+
+    max_tokens: int | None = None
+    input_label: str = "Input:"
+    output_label: str = "Output:"
+    calibrate: bool = False
+    max_new_tokens: int = 32
+
+    def __post_init__(self) -> None:
+        require(self.max_tokens is None or self.max_tokens > 0, f"max_tokens is {self.max_tokens}; expected 1 or more")
+        require(self.max_new_tokens > 0, f"max_new_tokens is {self.max_new_tokens}; expected 1 or more")
+
+
+class Prompter:
+    """Words prompts for one language model under one configuration."""
+
+    def __init__(self, backbone: Backbone, config: PromptConfig) -> None:
+        from iai_hf.backbones.causal_lm import CausalLM
+
+        if not isinstance(backbone, CausalLM):
+            raise BackboneError(
+                f"{backbone.name} is an encoder; this method needs a causal language model, e.g. "
+                "--backbone HuggingFaceTB/SmolLM2-135M-Instruct"
+            )
+        self.model: CausalLM = backbone
+        self.config = config
+
+    def query(self, text: str) -> tuple[tuple[int, ...], bool]:
+        """Tokens up to where the answer starts, and whether the text was cut at `max_tokens`."""
+        head = self.model.tokens(self.config.input_label)
+        body = self.model.tokens(f" {text}")
+        limit = self.config.max_tokens
+        tail = self.model.tokens(f"{STOP}{self.config.output_label}")
+        return head + body[:limit] + tail, limit is not None and len(body) > limit
+
+    def answer(self, text: str) -> tuple[int, ...]:
+        """Tokens of an answer with its end."""
+        return self.model.tokens(f" {text}{STOP}")
+
+    def demonstration(self, text: str, output: str) -> tuple[tuple[int, ...], bool]:
+        """Tokens of a solved example, and whether its text was cut."""
+        query, cut = self.query(text)
+        return query + self.answer(output) + self.model.tokens(STOP), cut
+
+    def row(self, text: str, answers: Sequence[str]) -> Row:
+        """A query with candidate answers."""
+        from iai_hf.backbones.causal_lm import Row
+
+        return Row(self.query(text)[0], tuple(self.answer(answer) for answer in answers))
+
+    def predict(self, prefix: Prefix, task: TaskSpec, queries: Sequence[str]) -> Prediction:
+        """Label scores where the task is classification, generated text otherwise."""
+        import torch
+
+        if task.kind == "generation":
+            texts = [self.query(query)[0] for query in queries]
+            return Prediction(tuple(self.model.generate(prefix, texts, self.config.max_new_tokens, STOP)))
+        scores = torch.stack(self.model.score(prefix, [self.row(query, task.labels) for query in queries]))
+        if self.config.calibrate:
+            scores = scores - self._content_free(prefix, task)
+        return Prediction.from_logits(scores.cpu(), task.labels)
+
+    def _content_free(self, prefix: Prefix, task: TaskSpec) -> torch.Tensor:
+        return self.model.score(prefix, [self.row(CONTENT_FREE, task.labels)])[0]

@@ -1,0 +1,97 @@
+"""AutoAmortizer: a method's name, a folder or a task state, to the right amortizer on the right backbone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from iai_hf.backbones import Backbone, load_backbone
+from iai_hf.config import read_config
+from iai_hf.errors import ConfigError
+from iai_hf.state import CONFIG_FILE, FORMAT_VERSION, STATE_FILE, TaskState
+
+if TYPE_CHECKING:
+    from iai_hf.amortizer import Amortizer
+
+GROUP = "iai_hf.amortizers"  # the entry point by which any package, ours included, registers its methods
+
+
+def methods() -> tuple[str, ...]:
+    """Names of all registered methods."""
+    return tuple(sorted(entry.name for entry in entry_points(group=GROUP)))
+
+
+def amortizer_class(method: str) -> type[Amortizer]:
+    """The class registered under a name.
+
+    Raises:
+        ConfigError: no such method.
+    """
+    found = [entry for entry in entry_points(group=GROUP) if entry.name == method]
+    if not found:
+        raise ConfigError(f"no method or folder {method!r}; the methods are {', '.join(methods())}")
+    return found[0].load()
+
+
+class AutoAmortizer:
+    """Loads amortizers; not to be instantiated."""
+
+    @staticmethod
+    def from_pretrained(
+        name: str | Path,
+        *,
+        backbone: str | Backbone | None = None,
+        config: Mapping[str, Any] | None = None,
+        **loading: Any,
+    ) -> Amortizer:
+        """An amortizer by its method's name, or from a folder written by `save_pretrained`.
+
+        Args:
+            name: e.g. "iterative", or a folder.
+            backbone: Hub id, folder, or one that is loaded already; by default the folder's or the method's own.
+            config: settings that differ from the folder's or the method's defaults.
+            loading: for the backbone; see `load_backbone`.
+
+        Raises:
+            ConfigError: unknown method or setting.
+            BackboneError: the backbone can't be loaded.
+        """
+        method, settings, base = str(name), {}, None
+        if Path(name).is_dir():
+            method, settings, base = _read_folder(Path(name))
+        cls = amortizer_class(method)
+        chosen = backbone or base or cls.default_backbone
+        loaded = load_backbone(chosen, **loading) if isinstance(chosen, str) else chosen
+        return cls(loaded, read_config(cls.config_class, {**settings, **(config or {})}))
+
+    @staticmethod
+    def for_state(state: TaskState, backbone: Backbone | None = None, **loading: Any) -> Amortizer:
+        """The amortizer that made `state`, on its backbone, both rebuilt from the state's header.
+
+        Raises:
+            StateError: the backbone of that name has changed since.
+        """
+        header = state.header
+        cls = amortizer_class(header.method)
+        loaded = backbone or load_backbone(header.backbone, **loading)
+        amortizer = cls(loaded, read_config(cls.config_class, header.config))
+        amortizer.check(state)
+        return amortizer
+
+
+def _read_folder(folder: Path) -> tuple[str, dict[str, Any], str]:
+    if (folder / STATE_FILE).is_file():
+        header = TaskState.from_pretrained(folder).header
+        return header.method, dict(header.config), header.backbone
+    try:
+        values = json.loads((folder / CONFIG_FILE).read_text())
+        method, config, base = values["method"], values["config"], values["base_model_name_or_path"]
+        version = int(values["format_version"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{folder} holds no amortizer ({type(error).__name__}: {error}); expected {CONFIG_FILE}") from error
+    if version > FORMAT_VERSION:
+        raise ConfigError(f"{folder} needs iai_hf {values.get('library_version')} or newer: pip install --upgrade iai-hf")
+    return method, config, base

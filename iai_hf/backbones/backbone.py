@@ -1,0 +1,140 @@
+"""Backbone: a frozen pretrained transformer that turns texts into one feature vector each."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from iai_hf.backbones.batching import length_buckets, split_windows
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+MAX_WINDOW = 1024  # attention costs the square of a window, so longer contexts are read in several
+
+
+class Features(NamedTuple):
+    """Pooled features of a batch of texts.
+
+    Attributes:
+        vectors: float32 `[texts, hidden]`, unit length.
+        tokens: tokens read, special ones included, padding not.
+        cut: texts of which only the first `max_tokens` tokens were read.
+    """
+
+    vectors: torch.Tensor
+    tokens: int
+    cut: int
+
+
+class Backbone:
+    """A frozen encoder. `CausalLM` adds what only a language model can do."""
+
+    def __init__(
+        self,
+        name: str,
+        revision: str | None,
+        tokenizer: PreTrainedTokenizerBase,
+        model: PreTrainedModel,
+        pooling: str = "mean",
+    ) -> None:
+        self.name, self.revision, self.tokenizer, self.pooling = name, revision, tokenizer, pooling
+        self.model = model.eval().requires_grad_(False)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.model.config.hidden_size)
+
+    @property
+    def context(self) -> int:
+        """Longest sequence of tokens, special ones included, that the model can attend to."""
+        limits = [getattr(self.model.config, "max_position_embeddings", None), self.tokenizer.model_max_length]
+        # Position tables of the RoBERTa family are offset by the padding index.
+        offset = 2 if self.model.config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
+        known = [int(limit) for limit in limits if limit and limit < 10**9]
+        return min(known) - offset if known else MAX_WINDOW
+
+    @cached_property
+    def special_tokens(self) -> tuple[list[int], list[int]]:
+        """Ids that the tokenizer puts before and after a text, e.g. ([CLS], [SEP])."""
+        bare = self.tokenizer("a", add_special_tokens=False)["input_ids"]
+        full = self.tokenizer("a")["input_ids"]
+        first = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
+        return full[:first], full[first + len(bare) :]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of architecture, vocabulary and a sample of every weight, alike for float32 and bfloat16 loading."""
+        import torch
+
+        config = self.model.config
+        digest = hashlib.sha256(f"{config.model_type} {config.hidden_size} {len(self.tokenizer)}".encode())
+        for name, weight in self.model.named_parameters():
+            flat = weight.detach().reshape(-1)
+            sample = flat[:: max(flat.numel() // 16, 1)].to("cpu", torch.bfloat16)
+            digest.update(name.encode() + sample.contiguous().view(torch.uint8).numpy().tobytes())
+        probe = self.tokenizer("The quick brown fox, 12.5% of Zürich!")["input_ids"]
+        digest.update(str(probe).encode())
+        return digest.hexdigest()[:32]
+
+    def features(self, texts: Sequence[str], max_tokens: int | None = None) -> Features:
+        """Features of texts of any length: longer ones than the context are read in windows and pooled over all.
+
+        Args:
+            max_tokens: read only that many tokens of a text; how many texts that cut is returned.
+        """
+        import torch
+
+        ids = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        cut = 0
+        if max_tokens is not None:
+            cut = sum(len(text) > max_tokens for text in ids)
+            ids = [text[:max_tokens] for text in ids]
+        start, end = self.special_tokens
+        room = min(self.context, MAX_WINDOW) - len(start) - len(end)
+        owners: list[int] = []
+        windows: list[list[int]] = []
+        for owner, text in enumerate(ids):
+            for window in split_windows(text, room):
+                owners.append(owner)
+                windows.append([*start, *window, *end] or [self._pad_id])
+        sums = torch.zeros(len(ids), self.hidden_size)
+        with torch.inference_mode():
+            for group in length_buckets([len(window) for window in windows]):
+                batch, mask = self._pad([windows[i] for i in group])
+                pooled = self._pool(batch, mask).cpu()
+                sums.index_add_(0, torch.tensor([owners[i] for i in group]), pooled)
+        vectors = torch.nn.functional.normalize(sums, dim=-1)
+        return Features(vectors.clone(), sum(map(len, windows)), cut)
+
+    def _pool(self, batch: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Sum of the windows' hidden states, float32 `[windows, hidden]`; summed over windows, a mean over all tokens."""
+        hidden = self.model(input_ids=batch, attention_mask=mask).last_hidden_state
+        if self.pooling == "first":
+            return hidden[:, 0].float() * mask.sum(1, keepdim=True)
+        return (hidden.float() * mask[..., None]).sum(1)
+
+    def _pad(self, sequences: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Right-padded ids and mask, int64 `[sequences, longest]`."""
+        import torch
+
+        longest = max(map(len, sequences))
+        ids = torch.tensor([[*ids, *[self._pad_id] * (longest - len(ids))] for ids in sequences])
+        mask = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in sequences])
+        return ids.to(self.device), mask.to(self.device)
+
+    @property
+    def _pad_id(self) -> int:
+        pad: Any = self.tokenizer.pad_token_id
+        return int(pad if pad is not None else self.tokenizer.eos_token_id or 0)

@@ -1,0 +1,28 @@
+"""Windows and length buckets: which token sequences go through the backbone together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+BATCH_TOKENS = 1024  # padded tokens a forward pass; larger ones leave the cache of a CPU core
+
+
+def split_windows(ids: Sequence[int], size: int) -> list[Sequence[int]]:
+    """Cut a token sequence into consecutive windows of at most `size`, as even as they come."""
+    count = max(-(-len(ids) // size), 1)
+    bounds = [round(i * len(ids) / count) for i in range(count + 1)]
+    return [ids[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
+
+
+def length_buckets(lengths: Sequence[int], tokens: int = BATCH_TOKENS) -> list[list[int]]:
+    """Group positions of like lengths so that a group, padded to its longest, has at most `tokens` tokens.
+
+    A single sequence longer than that makes a group of its own. Every position occurs once.
+    """
+    groups: list[list[int]] = []
+    for position in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        if groups and (len(groups[-1]) + 1) * lengths[position] <= tokens:
+            groups[-1].append(position)
+        else:
+            groups.append([position])
+    return groups

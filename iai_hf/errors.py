@@ -1,0 +1,21 @@
+"""Typed errors. Each message says what was got, what was expected and how to mend it."""
+
+
+class IAIError(Exception):
+    """Base of every error that a user can mend; the command line prints it in one line, exit status 2."""
+
+
+class DataError(IAIError):
+    """The dataset is missing, empty, malformed or does not fit the task."""
+
+
+class StateError(IAIError):
+    """A task state can't be read, written, or used with this amortizer or backbone."""
+
+
+class BackboneError(IAIError):
+    """A backbone can't be loaded, or lacks what a method needs."""
+
+
+class ConfigError(IAIError):
+    """A method name, configuration key or value is not known."""

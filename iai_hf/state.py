@@ -1,0 +1,210 @@
+"""TaskState: what an amortizer has made of a task so far. A value: named tensors and a typed header."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from iai_hf import __version__
+from iai_hf.errors import DataError, StateError
+from iai_hf.task import TaskSpec
+
+if TYPE_CHECKING:
+    import torch
+
+FORMAT_VERSION = 1
+STATE_FILE = "state.safetensors"
+CONFIG_FILE = "config.json"
+
+
+@dataclass(frozen=True)
+class StreamPosition:
+    """How far a stream was read: enough to go on after a crash without losing or repeating an example."""
+
+    source: str  # fingerprint of the data
+    chunk_size: int
+    shuffle_seed: int | None
+    examples: int  # examples of this stream that the state has absorbed
+
+
+@dataclass(frozen=True)
+class StateHeader:
+    """All of a state that is not a tensor. Plain JSON values only.
+
+    Attributes:
+        method: registered name of the amortizer, e.g. "iterative".
+        config: the amortizer's configuration, so that a state alone suffices to rebuild it.
+        amortizer: fingerprint of method, configuration and learned weights.
+        backbone: Hub id or folder of the backbone.
+        backbone_fingerprint: digest of the backbone's weights and tokenizer.
+        task: kind and label names.
+        examples, steps: examples and chunks absorbed over all streams.
+        counts: what the method has to tell, e.g. texts cut at `max_tokens`, demonstrations left out.
+        stream: position in the stream read last, None before the first.
+    """
+
+    method: str
+    config: Mapping[str, Any]
+    amortizer: str
+    backbone: str
+    backbone_fingerprint: str
+    task: TaskSpec
+    examples: int = 0
+    steps: int = 0
+    counts: Mapping[str, int] = field(default_factory=dict)
+    stream: StreamPosition | None = None
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), sort_keys=True, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> StateHeader:
+        values = json.loads(text)
+        task = values.pop("task")
+        stream = values.pop("stream")
+        return cls(
+            task=TaskSpec(task["kind"], tuple(task["labels"])),
+            stream=StreamPosition(**stream) if stream else None,
+            **values,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class TaskState:
+    """The task information `theta` of the paper: the only thing that adapting changes.
+
+    `tensors` maps names to tensors, which nobody writes to; `header` tells what they belong to.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+    header: StateHeader
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tensors", MappingProxyType(dict(self.tensors)))
+
+    @property
+    def task(self) -> TaskSpec:
+        return self.header.task
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def advance(
+        self, tensors: Mapping[str, torch.Tensor], task: TaskSpec, examples: int, counts: Mapping[str, int]
+    ) -> TaskState:
+        """The state after one more chunk of `examples` examples; `counts` are added to those so far."""
+        totals = {key: self.header.counts.get(key, 0) + counts.get(key, 0) for key in {*self.header.counts, *counts}}
+        header = dataclasses.replace(
+            self.header,
+            task=task,
+            examples=self.header.examples + examples,
+            steps=self.header.steps + 1,
+            counts=totals,
+        )
+        return TaskState(tensors, header)
+
+    def at(self, position: StreamPosition) -> TaskState:
+        """The same state, with its position in the stream noted."""
+        return TaskState(self.tensors, dataclasses.replace(self.header, stream=position))
+
+    def to(self, device: torch.device | str) -> TaskState:
+        """The same state with its tensors on another device."""
+        return TaskState({name: tensor.to(device) for name, tensor in self.tensors.items()}, self.header)
+
+    def save_pretrained(self, directory: str | Path) -> Path:
+        """Write `state.safetensors` (all of the state) and `config.json` (its header, for reading by eye).
+
+        Each file is written beside its place and moved there whole, so that a crash leaves the old one.
+
+        Raises:
+            StateError: the folder can't be made or written, or is full.
+        """
+        from safetensors.torch import save
+
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(self.tensors.items())}
+        header = self.header.to_json()
+        metadata = {
+            "format": "iai_hf.state",
+            "format_version": str(FORMAT_VERSION),
+            "library_version": __version__,
+            "header": header,
+            "digest": _digest(tensors, header),
+        }
+        directory = Path(directory)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            write_whole(directory / STATE_FILE, save(tensors, metadata))
+            readable = {**json.loads(header), "format_version": FORMAT_VERSION, "library_version": __version__}
+            write_whole(directory / CONFIG_FILE, json.dumps(readable, indent=2, ensure_ascii=False).encode())
+        except OSError as error:
+            raise StateError(
+                f"can't write the state to {directory}: {error.strerror or error}; "
+                "what stood there before is untouched: free space or choose another folder"
+            ) from error
+        return directory
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path) -> TaskState:
+        """Read a state from a folder, or from a `state.safetensors` file.
+
+        Raises:
+            StateError: no state there, or truncated, tampered with, or written by a newer version.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        path = Path(directory)
+        path = path / STATE_FILE if path.is_dir() else path
+        if not path.is_file():
+            raise StateError(f"no task state at {directory}: expected a folder with {STATE_FILE}, as `iai adapt` writes")
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                version = metadata.get("format_version", "")
+                if metadata.get("format") != "iai_hf.state" or not version.isdecimal():
+                    raise StateError(f"{path} is a safetensors file but no task state; expected one from `iai adapt`")
+                if int(version) > FORMAT_VERSION:
+                    raise StateError(
+                        f"{path} has format {version}, written by iai_hf {metadata.get('library_version')}; this is "
+                        f"{__version__}, which reads up to {FORMAT_VERSION}: pip install --upgrade iai-hf"
+                    )
+                tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
+            if metadata["digest"] != _digest(tensors, metadata["header"]):
+                raise StateError(f"{path} is damaged: its digest does not match its content; restore it from a copy")
+            return cls(tensors, StateHeader.from_json(metadata["header"]))
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, DataError) as error:
+            raise StateError(
+                f"{path} is no readable task state ({type(error).__name__}: {error}); restore it from a copy"
+            ) from error
+
+
+def _digest(tensors: Mapping[str, torch.Tensor], header: str) -> str:
+    import torch
+
+    digest = hashlib.sha256(header.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that at every moment either the old or the new content stands at `path`."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

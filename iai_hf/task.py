@@ -1,0 +1,79 @@
+"""What flows through an amortizer: the task's description, a chunk of examples, a prediction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from iai_hf.errors import DataError
+
+if TYPE_CHECKING:
+    import torch
+
+Kind = Literal["classification", "generation"]
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """A task, as far as it is known: its kind and, for classification, its label names in a fixed order.
+
+    Labels may be given ahead (then they can be predicted before an example of them is seen) or left empty;
+    those that turn up in the stream are appended.
+    """
+
+    kind: Kind = "classification"
+    labels: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("classification", "generation"):
+            raise DataError(f"task kind is {self.kind!r}; expected 'classification' or 'generation'")
+        if len(set(self.labels)) != len(self.labels):
+            twice = sorted({label for label in self.labels if self.labels.count(label) > 1})
+            raise DataError(f"label names must be distinct; given twice: {twice}")
+
+    def with_labels_of(self, outputs: tuple[str, ...]) -> TaskSpec:
+        """The same task with the outputs that it did not know yet appended, in order of appearance."""
+        if self.kind != "classification":
+            return self
+        unseen = dict.fromkeys(output for output in outputs if output not in self.labels)
+        return replace(self, labels=self.labels + tuple(unseen)) if unseen else self
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One mini-batch of labelled examples, `inputs[i]` answered by `outputs[i]`."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.inputs) != len(self.outputs):
+            raise DataError(
+                f"a chunk has {len(self.inputs)} inputs and {len(self.outputs)} outputs; expected as many"
+            )
+        if not self.inputs:
+            raise DataError("a chunk is empty; expected at least one example")
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Answers to a batch of queries.
+
+    Attributes:
+        outputs: one text a query.
+        labels: the columns of `log_probs`; empty for generation.
+        log_probs: float32 `[queries, labels]`, natural logarithm, rows sum to one after `exp`; None for generation.
+    """
+
+    outputs: tuple[str, ...]
+    labels: tuple[str, ...] = ()
+    log_probs: torch.Tensor | None = None
+
+    @classmethod
+    def from_logits(cls, logits: torch.Tensor, labels: tuple[str, ...]) -> Prediction:
+        """Classification from `[queries, labels]` logits of any float dtype."""
+        log_probs = logits.float().log_softmax(-1)
+        return cls(tuple(labels[i] for i in log_probs.argmax(-1).tolist()), labels, log_probs)
