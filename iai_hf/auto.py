@@ -59,13 +59,16 @@ class AutoAmortizer:
             ConfigError: unknown method or setting.
             BackboneError: the backbone can't be loaded.
         """
-        method, settings, base = str(name), {}, None
-        if Path(name).is_dir():
-            method, settings, base = _read_folder(Path(name))
+        method, settings, base = _describe(name)
         cls = amortizer_class(method)
-        chosen = backbone or base or cls.default_backbone
+        chosen = backbone or base
         loaded = load_backbone(chosen, **loading) if isinstance(chosen, str) else chosen
         return cls(loaded, read_config(cls.config_class, {**settings, **(config or {})}))
+
+    @staticmethod
+    def describe(name: str | Path) -> dict[str, Any]:
+        """`method`, `config` and `backbone` of what `from_pretrained(name)` would load."""
+        return dict(zip(("method", "config", "backbone"), _describe(name), strict=True))
 
     @staticmethod
     def for_state(state: TaskState, backbone: Backbone | None = None, **loading: Any) -> Amortizer:
@@ -82,7 +85,11 @@ class AutoAmortizer:
         return amortizer
 
 
-def _read_folder(folder: Path) -> tuple[str, dict[str, Any], str]:
+def _describe(name: str | Path) -> tuple[str, dict[str, Any], str]:
+    """Method, settings and backbone of a method's name or a folder."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return str(name), {}, amortizer_class(str(name)).default_backbone
     if (folder / STATE_FILE).is_file():
         header = TaskState.from_pretrained(folder).header
         return header.method, dict(header.config), header.backbone

@@ -197,6 +197,21 @@ def _digest(tensors: Mapping[str, torch.Tensor], header: str) -> str:
     return digest.hexdigest()
 
 
+def check_writable(directory: Path) -> None:
+    """Make the folder and write to it once, so that a run does not fail when its work is done.
+
+    Raises:
+        StateError: it can't be made or written.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe = directory / f".{os.getpid()}.probe"
+        write_whole(probe, b"probe")
+        probe.unlink()
+    except OSError as error:
+        raise StateError(f"can't write to {directory}: {error.strerror or error}; choose another folder") from error
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file so that at every moment either the old or the new content stands at `path`."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")

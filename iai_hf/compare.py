@@ -1,0 +1,194 @@
+"""Compare methods on one task: accuracy against examples seen, with seconds, state bytes and query time beside it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from iai_hf import __version__
+from iai_hf.auto import AutoAmortizer
+from iai_hf.backbones import Backbone, load_backbone
+from iai_hf.data import Columns, open_stream
+from iai_hf.errors import DataError, StateError
+from iai_hf.metrics import score
+from iai_hf.state import TaskState, write_whole
+from iai_hf.task import Chunk, TaskSpec
+
+if TYPE_CHECKING:
+    from iai_hf.amortizer import Amortizer
+
+RESULTS_FILE = "results.json"
+
+
+def compare(
+    data: Any,
+    test: Any,
+    methods: Sequence[str],
+    *,
+    task: TaskSpec | None = None,
+    columns: Columns | None = None,
+    backbone: str | None = None,
+    config: Mapping[str, Mapping[str, Any]] | None = None,
+    max_examples: Mapping[str, int] | None = None,
+    chunk_size: int = 64,
+    max_test_examples: int | None = None,
+    shuffle_seed: int | None = None,
+    evaluations: int = 5,
+    progress: bool = True,
+    on_method: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Adapt each method on `data` and evaluate it on `test` as the examples arrive.
+
+    Args:
+        methods: names or folders.
+        backbone: for all methods; by default each has its own.
+        config: settings by method.
+        max_examples: limit by method, e.g. where a method costs much more than another.
+        evaluations: points on each curve, spaced by a constant factor and ending with the last example.
+
+    Returns:
+        What `results.json` holds: a list `methods`, each with its `curve` (`examples`, metrics, `adapt_seconds`) and
+        `state_bytes`, `milliseconds_per_query` at the end.
+    """
+    records = list(open_stream(test, columns).records())
+    if max_test_examples is not None:
+        stride = max(len(records) // max_test_examples, 1)  # a test file may be sorted by class
+        records = records[::stride][:max_test_examples]
+    if not records:
+        raise DataError("the test data has no examples; expected at least one")
+    inputs, outputs = [record.input for record in records], [record.output for record in records]
+    loaded: dict[str, Backbone] = {}
+    results = []
+    for method in methods:
+        if on_method is not None:
+            on_method(method)
+        amortizer = _load(method, backbone, (config or {}).get(method), loaded)
+        limit = (max_examples or {}).get(method)
+        run = _Run(amortizer, inputs, outputs)
+        stream = open_stream(data, columns, shuffle_seed=shuffle_seed)
+        total = min(limit or 10**12, stream.length or limit or 10**12)
+        marks = _marks(chunk_size, total, evaluations)
+        spec = task or TaskSpec(stream.kind())
+        state = amortizer.init_state(spec)
+        run.start()
+        state = amortizer.adapt(
+            data,
+            state,
+            columns=columns,
+            chunk_size=chunk_size,
+            max_examples=limit,
+            shuffle_seed=shuffle_seed,
+            on_step=run.evaluate_at(marks),
+            progress=progress,
+        )
+        run.evaluate(state)
+        results.append({"method": amortizer.method, "backbone": amortizer.backbone.name, **run.record(state)})
+    return {"library_version": __version__, "test_examples": len(inputs), "methods": results}
+
+
+class _Run:
+    """Times adapting and evaluating apart."""
+
+    def __init__(self, amortizer: Amortizer, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+        self.amortizer, self.inputs, self.outputs = amortizer, inputs, outputs
+        self.curve: list[dict[str, Any]] = []
+        self.query_seconds = 0.0
+
+    def start(self) -> None:
+        self.began, self.paused = time.perf_counter(), 0.0
+
+    def evaluate(self, state: TaskState) -> None:
+        if self.curve and self.curve[-1]["examples"] == state.header.examples:
+            return
+        now = time.perf_counter()
+        if len(state.task.labels) >= 2 or state.task.kind == "generation":
+            prediction = self.amortizer.predict(state, self.inputs)
+            self.query_seconds = time.perf_counter() - now
+            metrics = score(prediction, self.outputs, allow_unseen_labels=True)
+            spent = now - self.began - self.paused
+            self.curve.append({"examples": state.header.examples, **metrics, "adapt_seconds": spent})
+        self.paused += time.perf_counter() - now
+
+    def evaluate_at(self, marks: Sequence[int]) -> Callable[[TaskState, Chunk], None]:
+        def on_step(state: TaskState, chunk: Chunk) -> None:
+            examples = state.header.examples
+            if any(examples - len(chunk) < mark <= examples for mark in marks):
+                self.evaluate(state)
+
+        return on_step
+
+    def record(self, state: TaskState) -> dict[str, Any]:
+        return {
+            "examples": state.header.examples,
+            "counts": dict(state.header.counts),
+            "state_bytes": state.nbytes,
+            "milliseconds_per_query": 1000 * self.query_seconds / len(self.inputs),
+            "adapt_seconds": self.curve[-1]["adapt_seconds"],
+            "curve": self.curve,
+        }
+
+
+def _marks(chunk_size: int, total: int, count: int) -> list[int]:
+    ratio = (total / chunk_size) ** (1 / max(count - 1, 1)) if total > chunk_size else 1.0
+    return sorted({round(chunk_size * ratio**i) for i in range(count - 1)})
+
+
+def _load(
+    method: str, backbone: str | None, config: Mapping[str, Any] | None, loaded: dict[str, Backbone]
+) -> Amortizer:
+    name = AutoAmortizer.describe(method)["backbone"] if backbone is None else backbone
+    if name not in loaded:
+        loaded[name] = load_backbone(name)
+    return AutoAmortizer.from_pretrained(method, backbone=loaded[name], config=config)
+
+
+def metric_of(results: Mapping[str, Any]) -> str:
+    """The headline metric: accuracy, or exact match for generation."""
+    return "accuracy" if "accuracy" in results["methods"][0]["curve"][-1] else "exact_match"
+
+
+def table(results: Mapping[str, Any]) -> list[list[str]]:
+    """Header and one row a method, as text."""
+    metric = metric_of(results)
+    rows = [["method", "backbone", "examples", metric.replace("_", " "), "adapt s", "state kB", "ms / query"]]
+    for run in results["methods"]:
+        rows.append(
+            [
+                run["method"],
+                run["backbone"].split("/")[-1],
+                f"{run['examples']:,}",
+                f"{run['curve'][-1][metric]:.3f}",
+                f"{run['adapt_seconds']:.1f}",
+                f"{run['state_bytes'] / 1000:.0f}",
+                f"{run['milliseconds_per_query']:.1f}",
+            ]
+        )
+    return rows
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, numbers to the right."""
+    rule = ["---" if i < 2 else "---:" for i in range(len(rows[0]))]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [rows[0], rule, *rows[1:]]) + "\n"
+
+
+def save(results: Mapping[str, Any], directory: str | Path, title: str) -> Path:
+    """Write `results.json`, `results.md` and `curve.png` into a folder.
+
+    Raises:
+        StateError: the folder can't be written.
+    """
+    from iai_hf.plots import curve_plot
+
+    directory = Path(directory)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        write_whole(directory / RESULTS_FILE, json.dumps(results, indent=2).encode())
+        write_whole(directory / "results.md", markdown(table(results)).encode())
+        write_whole(directory / "curve.png", curve_plot(results["methods"], metric_of(results), title))
+    except OSError as error:
+        raise StateError(f"can't write results to {directory}: {error.strerror or error}") from error
+    return directory

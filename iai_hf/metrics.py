@@ -1,0 +1,95 @@
+"""Metrics of predictions: accuracy, macro-F1, negative log-likelihood, calibration error, exact match."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from iai_hf.errors import DataError
+from iai_hf.task import Prediction
+
+if TYPE_CHECKING:
+    from iai_hf.amortizer import Amortizer
+    from iai_hf.state import TaskState
+
+BINS = 15
+
+
+def score(prediction: Prediction, outputs: Sequence[str], *, allow_unseen_labels: bool = False) -> dict[str, float]:
+    """Metrics by name, each a fraction of one but for `negative_log_likelihood` (nats a query).
+
+    Classification: `accuracy`, `macro_f1` (mean over the labels that occur), `negative_log_likelihood`,
+    `calibration_error` (expected, 15 equal bins, Guo et al. 2017). Generation: `exact_match`.
+
+    Args:
+        allow_unseen_labels: count an output that the state does not know as an error, with probability 1e-6.
+
+    Raises:
+        DataError: as many predictions as outputs are expected; an output that the state does not know.
+    """
+    if len(prediction.outputs) != len(outputs):
+        raise DataError(f"{len(prediction.outputs)} predictions for {len(outputs)} outputs; expected as many")
+    hits = [predicted == output for predicted, output in zip(prediction.outputs, outputs, strict=True)]
+    if prediction.log_probs is None:
+        return {"exact_match": sum(hits) / len(hits)}
+    if not allow_unseen_labels:
+        check_labels(prediction.labels, outputs)
+    return {
+        "accuracy": sum(hits) / len(hits),
+        "macro_f1": _macro_f1(prediction.outputs, outputs),
+        "negative_log_likelihood": _negative_log_likelihood(prediction, outputs),
+        "calibration_error": _calibration_error(prediction, hits),
+    }
+
+
+def check_labels(labels: Sequence[str], outputs: Sequence[str]) -> None:
+    """Raise DataError where an output is none of the labels that the state knows."""
+    rows = [i for i, output in enumerate(outputs) if output not in labels]
+    if rows:
+        raise DataError(
+            f"{len(rows)} of {len(outputs)} examples have labels that the state has not seen, first "
+            f"{outputs[rows[0]]!r} in example {rows[0]}: adapt on examples of it, or count them as errors "
+            "(--allow-unseen-labels)"
+        )
+
+
+def evaluate(
+    amortizer: Amortizer,
+    state: TaskState,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    *,
+    allow_unseen_labels: bool = False,
+) -> dict[str, Any]:
+    """Predict and score; see `score`."""
+    prediction = amortizer.predict(state, inputs)
+    return score(prediction, outputs, allow_unseen_labels=allow_unseen_labels)
+
+
+def _macro_f1(predicted: Sequence[str], outputs: Sequence[str]) -> float:
+    scores = []
+    for label in set(outputs):
+        both = sum(p == o == label for p, o in zip(predicted, outputs, strict=True))
+        either = sum(p == label for p in predicted) + sum(o == label for o in outputs)
+        scores.append(2 * both / either)
+    return sum(scores) / len(scores)
+
+
+def _negative_log_likelihood(prediction: Prediction, outputs: Sequence[str]) -> float:
+    assert prediction.log_probs is not None
+    numbers = {label: number for number, label in enumerate(prediction.labels)}
+    floor = -13.8155  # log 1e-6
+    found = [
+        float(row[numbers[output]]) if output in numbers else floor
+        for row, output in zip(prediction.log_probs, outputs, strict=True)
+    ]
+    return -sum(found) / len(found)
+
+
+def _calibration_error(prediction: Prediction, hits: Sequence[bool]) -> float:
+    assert prediction.log_probs is not None
+    confidences = prediction.log_probs.max(1).values.exp().tolist()
+    bins: dict[int, list[float]] = {}
+    for confidence, hit in zip(confidences, hits, strict=True):
+        bins.setdefault(min(int(confidence * BINS), BINS - 1), []).append(confidence - hit)
+    return sum(abs(sum(gaps)) for gaps in bins.values()) / len(hits)

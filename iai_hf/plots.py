@@ -1,0 +1,33 @@
+"""Plots, as PNG bytes."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def curve_plot(runs: Sequence[Mapping[str, Any]], metric: str, title: str) -> bytes:
+    """`metric` against examples seen, one line a run; cost at the end of each line stands in the legend."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.8), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for run, marker in zip(runs, "os^Dv*XP<>" * len(runs), strict=False):
+        examples = [point["examples"] for point in run["curve"]]
+        cost = (
+            f"{run['method']}: {run['adapt_seconds']:.0f} s to adapt, "
+            f"{run['state_bytes'] / 1000:.0f} kB, {run['milliseconds_per_query']:.0f} ms a query"
+        )
+        axes.plot(examples, [point[metric] for point in run["curve"]], marker=marker, markersize=5, label=cost)
+    axes.set_xscale("log")
+    axes.set_xlabel("examples seen")
+    axes.set_ylabel(metric.replace("_", " "))
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", frameon=False, fontsize=9)
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
