@@ -183,7 +183,9 @@ class Amortizer(ABC):
         """Raise StateError where `state` was made by another method, configuration or backbone."""
         header = state.header
         if header.method != self.method:
-            raise StateError(f"the state was made by {header.method!r}, not {self.method!r}; load it with its own method")
+            raise StateError(
+                f"the state was made by {header.method!r}, not {self.method!r}; load it with its own method"
+            )
         if header.backbone_fingerprint != self.backbone.fingerprint:
             raise StateError(
                 f"the state belongs to backbone {header.backbone!r} ({header.backbone_fingerprint[:8]}), this is "

@@ -98,7 +98,11 @@ def _describe(name: str | Path) -> tuple[str, dict[str, Any], str]:
         method, config, base = values["method"], values["config"], values["base_model_name_or_path"]
         version = int(values["format_version"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{folder} holds no amortizer ({type(error).__name__}: {error}); expected {CONFIG_FILE}") from error
+        raise ConfigError(
+            f"{folder} holds no amortizer ({type(error).__name__}: {error}); expected {CONFIG_FILE}"
+        ) from error
     if version > FORMAT_VERSION:
-        raise ConfigError(f"{folder} needs iai_hf {values.get('library_version')} or newer: pip install --upgrade iai-hf")
+        raise ConfigError(
+            f"{folder} needs iai_hf {values.get('library_version')} or newer: pip install --upgrade iai-hf"
+        )
     return method, config, base

@@ -24,16 +24,24 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-DataOption = Annotated[str, typer.Option("--data", help="JSONL, CSV or Parquet file, or Hub dataset id (id or id:config).")]
+DataOption = Annotated[
+    str, typer.Option("--data", help="JSONL, CSV or Parquet file, or Hub dataset id (id or id:config).")
+]
 InputColumn = Annotated[str, typer.Option(help="Column with the text.")]
 OutputColumn = Annotated[str, typer.Option(help="Column with the answer.")]
 Split = Annotated[str, typer.Option(help="Split of a Hub dataset.")]
-BackboneOption = Annotated[str | None, typer.Option("--backbone", help="Hub id or folder; by default the method's own.")]
-Settings = Annotated[list[str] | None, typer.Option("--set", help="A setting of the method, KEY=VALUE; may be repeated.")]
+BackboneOption = Annotated[
+    str | None, typer.Option("--backbone", help="Hub id or folder; by default the method's own.")
+]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="A setting of the method, KEY=VALUE; may be repeated.")
+]
 MaxTokens = Annotated[int | None, typer.Option(help="Read only so many tokens of a text; recorded in the state.")]
 ChunkSize = Annotated[int, typer.Option(min=1, help="Examples an update.")]
 ShuffleSeed = Annotated[int | None, typer.Option("--shuffle-seed", help="Read in an order permuted from this seed.")]
-KindOption = Annotated[str | None, typer.Option("--kind", help="classification or generation; by default told from the data.")]
+KindOption = Annotated[
+    str | None, typer.Option("--kind", help="classification or generation; by default told from the data.")
+]
 Labels = Annotated[str | None, typer.Option(help="Label names known ahead, separated by commas.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar, only warnings.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
@@ -41,7 +49,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on 
 
 @app.command()
 def adapt(
-    method: Annotated[str, typer.Argument(metavar="METHOD_OR_PATH", help="Method, folder of an amortizer, or a state to go on from.")],
+    method: Annotated[
+        str, typer.Argument(metavar="METHOD_OR_PATH", help="Method, folder of an amortizer, or a state to go on from.")
+    ],
     data: DataOption,
     output: Annotated[Path, typer.Option("--output", help="Folder for the state.")],
     backbone: BackboneOption = None,
@@ -118,7 +128,9 @@ def predict(
     lines = []
     for batch in batches(records, quiet):
         prediction = amortizer.predict(state, [record.input for record in batch])
-        sure = [None] * len(batch) if prediction.log_probs is None else prediction.log_probs.max(1).values.exp().tolist()
+        sure = (
+            [None] * len(batch) if prediction.log_probs is None else prediction.log_probs.max(1).values.exp().tolist()
+        )
         for record, answer, probability in zip(batch, prediction.outputs, sure, strict=True):
             row = {"input": record.input, "prediction": answer}
             lines.append(json.dumps(row if probability is None else row | {"probability": round(probability, 6)}))
@@ -131,7 +143,9 @@ def evaluate(
     state_dir: Annotated[Path, typer.Argument(metavar="STATE_DIR", help="Folder with a state.")],
     data: DataOption,
     output: Annotated[Path | None, typer.Option("--output", help="JSON file for the metrics.")] = None,
-    allow_unseen_labels: Annotated[bool, typer.Option("--allow-unseen-labels", help="Count labels unknown to the state as errors.")] = False,
+    allow_unseen_labels: Annotated[
+        bool, typer.Option("--allow-unseen-labels", help="Count labels unknown to the state as errors.")
+    ] = False,
     input_column: InputColumn = "input",
     output_column: OutputColumn = "output",
     split: Split = "test",
@@ -179,6 +193,7 @@ def compare(
     chunk_size: ChunkSize = 64,
     max_examples: Annotated[str | None, typer.Option(help="N for all methods, or METHOD=N,METHOD=N.")] = None,
     max_test_examples: Annotated[int | None, typer.Option(min=1, help="Evaluate on so many, evenly spaced.")] = None,
+    evaluations: Annotated[int, typer.Option(min=1, help="Points on each curve.")] = 5,
     max_tokens: MaxTokens = None,
     shuffle_seed: ShuffleSeed = 0,
     kind: KindOption = None,
@@ -210,8 +225,9 @@ def compare(
         chunk_size=chunk_size,
         max_test_examples=max_test_examples,
         shuffle_seed=shuffle_seed,
+        evaluations=evaluations,
+        output=output,
         progress=not quiet,
-        on_method=lambda name: log.info("%s", name),
     )
     comparing.save(results, output, title or Path(data).stem)
     if not as_json and not quiet:
@@ -237,13 +253,10 @@ def info(
     report(content, as_json, "\n".join(f"{key}: {value}" for key, value in content.items()))
 
 
-log = logging.getLogger("iai_hf")
-
-
 def start_logging(quiet: bool) -> None:
     """Progress and log lines on standard error."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    log.setLevel(logging.WARNING if quiet else logging.INFO)
+    logging.getLogger("iai_hf").setLevel(logging.WARNING if quiet else logging.INFO)
     if quiet:
         import datasets
 

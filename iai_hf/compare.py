@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from iai_hf.task import Chunk, TaskSpec
 if TYPE_CHECKING:
     from iai_hf.amortizer import Amortizer
 
+log = logging.getLogger(__name__)
 RESULTS_FILE = "results.json"
 
 
@@ -37,8 +39,8 @@ def compare(
     max_test_examples: int | None = None,
     shuffle_seed: int | None = None,
     evaluations: int = 5,
+    output: Path | None = None,
     progress: bool = True,
-    on_method: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Adapt each method on `data` and evaluate it on `test` as the examples arrive.
 
@@ -48,6 +50,7 @@ def compare(
         config: settings by method.
         max_examples: limit by method, e.g. where a method costs much more than another.
         evaluations: points on each curve, spaced by a constant factor and ending with the last example.
+        output: folder in which each method's last state is saved, under the method's name.
 
     Returns:
         What `results.json` holds: a list `methods`, each with its `curve` (`examples`, metrics, `adapt_seconds`) and
@@ -63,8 +66,7 @@ def compare(
     loaded: dict[str, Backbone] = {}
     results = []
     for method in methods:
-        if on_method is not None:
-            on_method(method)
+        log.info("%s", method)
         amortizer = _load(method, backbone, (config or {}).get(method), loaded)
         limit = (max_examples or {}).get(method)
         run = _Run(amortizer, inputs, outputs)
@@ -85,6 +87,8 @@ def compare(
             progress=progress,
         )
         run.evaluate(state)
+        if output is not None:
+            state.save_pretrained(output / amortizer.method)
         results.append({"method": amortizer.method, "backbone": amortizer.backbone.name, **run.record(state)})
     return {"library_version": __version__, "test_examples": len(inputs), "methods": results}
 
@@ -110,6 +114,8 @@ class _Run:
             metrics = score(prediction, self.outputs, allow_unseen_labels=True)
             spent = now - self.began - self.paused
             self.curve.append({"examples": state.header.examples, **metrics, "adapt_seconds": spent})
+            name, value = next(iter(metrics.items()))
+            log.info("  %s examples: %s %.3f", f"{state.header.examples:,}", name.replace("_", " "), value)
         self.paused += time.perf_counter() - now
 
     def evaluate_at(self, marks: Sequence[int]) -> Callable[[TaskState, Chunk], None]:

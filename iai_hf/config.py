@@ -20,7 +20,9 @@ def read_config(cls: type[T], values: Mapping[str, Any]) -> T:
     known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - known)
     if unknown:
-        raise ConfigError(f"unknown configuration key {', '.join(unknown)}; {cls.__name__} has {', '.join(sorted(known))}")
+        raise ConfigError(
+            f"unknown configuration key {', '.join(unknown)}; {cls.__name__} has {', '.join(sorted(known))}"
+        )
     hints = get_type_hints(cls)
     for key, value in values.items():
         allowed = get_args(hints[key]) or (hints[key],)

@@ -164,7 +164,9 @@ class TaskState:
         path = Path(directory)
         path = path / STATE_FILE if path.is_dir() else path
         if not path.is_file():
-            raise StateError(f"no task state at {directory}: expected a folder with {STATE_FILE}, as `iai adapt` writes")
+            raise StateError(
+                f"no task state at {directory}: expected a folder with {STATE_FILE}, as `iai adapt` writes"
+            )
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}

@@ -48,9 +48,7 @@ class Chunk:
 
     def __post_init__(self) -> None:
         if len(self.inputs) != len(self.outputs):
-            raise DataError(
-                f"a chunk has {len(self.inputs)} inputs and {len(self.outputs)} outputs; expected as many"
-            )
+            raise DataError(f"a chunk has {len(self.inputs)} inputs and {len(self.outputs)} outputs; expected as many")
         if not self.inputs:
             raise DataError("a chunk is empty; expected at least one example")
 

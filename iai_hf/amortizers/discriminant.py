@@ -193,7 +193,9 @@ def absorb(statistics: Statistics, features: torch.Tensor, targets: torch.Tensor
         scale=_rescale(
             statistics.scale,
             gradient=(informative * residual * scores).sum(),
-            curvature=(informative * probabilities * (scores - (probabilities * scores).sum(1, keepdim=True)) ** 2).sum(),
+            curvature=(
+                informative * probabilities * (scores - (probabilities * scores).sum(1, keepdim=True)) ** 2
+            ).sum(),
             kept=(seen / (seen + chunk)) ** (SCALE_MEMORY * mixture),
         ),
     )

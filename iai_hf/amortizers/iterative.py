@@ -88,7 +88,9 @@ class Iterative(Amortizer):
             vectors = vectors @ self._projection
         if not vectors.isfinite().all():
             bad = [text[:40] for text, row in zip(texts, vectors, strict=True) if not row.isfinite().all()]
-            raise BackboneError(f"{self.backbone.name} gave features that are not finite, e.g. for {bad[0]!r}; try float32")
+            raise BackboneError(
+                f"{self.backbone.name} gave features that are not finite, e.g. for {bad[0]!r}; try float32"
+            )
         return vectors, features.cut
 
     @cached_property
@@ -100,5 +102,3 @@ class Iterative(Amortizer):
         if wide <= size:
             return None
         return torch.randn(wide, size, generator=torch.Generator().manual_seed(0)) / size**0.5
-
-

@@ -119,7 +119,7 @@ class Backbone:
         return Features(vectors.clone(), sum(map(len, windows)), cut)
 
     def _pool(self, batch: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Sum of the windows' hidden states, float32 `[windows, hidden]`; summed over windows, a mean over all tokens."""
+        """Sums of hidden states, float32 `[windows, hidden]`; added over windows, the direction of a mean."""
         hidden = self.model(input_ids=batch, attention_mask=mask).last_hidden_state
         if self.pooling == "first":
             return hidden[:, 0].float() * mask.sum(1, keepdim=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 BATCH_TOKENS = 1024  # padded tokens a forward pass; larger ones leave the cache of a CPU core
 
@@ -11,7 +12,7 @@ def split_windows(ids: Sequence[int], size: int) -> list[Sequence[int]]:
     """Cut a token sequence into consecutive windows of at most `size`, as even as they come."""
     count = max(-(-len(ids) // size), 1)
     bounds = [round(i * len(ids) / count) for i in range(count + 1)]
-    return [ids[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
+    return [ids[start:end] for start, end in pairwise(bounds)]
 
 
 def length_buckets(lengths: Sequence[int], tokens: int = BATCH_TOKENS) -> list[list[int]]:

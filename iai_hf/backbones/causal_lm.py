@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from iai_hf.backbones.backbone import Backbone
 from iai_hf.backbones.batching import BATCH_TOKENS
@@ -96,7 +97,8 @@ class CausalLM(Backbone):
         cache = output.past_key_values
         if not isinstance(cache, DynamicCache):
             raise BackboneError(f"{self.name} keeps no keys and values to share; choose a Transformer decoder")
-        return Prefix(tuple((layer.keys, layer.values) for layer in cache.layers), len(inputs))
+        layers: list[Any] = cache.layers
+        return Prefix(tuple((layer.keys, layer.values) for layer in layers), len(inputs))
 
     def score(self, prefix: Prefix, rows: Sequence[Row]) -> list[torch.Tensor]:
         """Log-probability of each answer of each row, summed over its tokens: float32 `[answers]` a row.
@@ -130,9 +132,7 @@ class CausalLM(Backbone):
         logits = self._forward(packed, prompt)
         return -torch.stack([score[0] for score in packed.scores(logits)]).mean()
 
-    def generate(
-        self, prefix: Prefix, queries: Sequence[tuple[int, ...]], max_new_tokens: int, stop: str
-    ) -> list[str]:
+    def generate(self, prefix: Prefix, queries: Sequence[tuple[int, ...]], max_new_tokens: int, stop: str) -> list[str]:
         """Greedy answers, cut at `stop`; queries of like length run together."""
         import torch
 
@@ -145,7 +145,9 @@ class CausalLM(Backbone):
             longest = max(len(queries[i]) for i in group)
             pads = [longest - len(queries[i]) for i in group]
             # Positions of the prefix are in the cache; the ids there only fill the place.
-            ids = [[self._pad_id] * (prefix.length + pad) + list(queries[i]) for i, pad in zip(group, pads, strict=True)]
+            ids = [
+                [self._pad_id] * (prefix.length + pad) + list(queries[i]) for i, pad in zip(group, pads, strict=True)
+            ]
             mask = [[1] * prefix.length + [0] * pad + [1] * (longest - pad) for pad in pads]
             with torch.inference_mode():
                 output = self.model.generate(
@@ -155,13 +157,25 @@ class CausalLM(Backbone):
                     max_new_tokens=max_new_tokens,
                     do_sample=False,
                     pad_token_id=self._pad_id,
-                    stop_strings=[stop],
-                    tokenizer=self.tokenizer,
+                    eos_token_id=self._ends(stop),
                 )
             texts = self.tokenizer.batch_decode(output[:, prefix.length + longest :], skip_special_tokens=True)
             for i, text in zip(group, texts, strict=True):
                 answers[i] = text.split(stop)[0].strip()
         return answers
+
+    def _ends(self, stop: str) -> list[int]:
+        """Ids of all tokens that end an answer: the model's own, and those with `stop` in their text."""
+        if stop not in self._stops:
+            pieces = self.tokenizer.batch_decode([[i] for i in range(len(self.tokenizer))])
+            own = self.model.generation_config.eos_token_id
+            ends = {i for i, piece in enumerate(pieces) if stop in piece}
+            self._stops[stop] = sorted(ends | set(own if isinstance(own, list) else [] if own is None else [own]))
+        return self._stops[stop]
+
+    @cached_property
+    def _stops(self) -> dict[str, list[int]]:
+        return {}
 
     def check_room(self, prefix: Prefix, tokens: int) -> None:
         """Raise DataError where a query of `tokens` tokens does not fit behind the prefix."""
@@ -244,10 +258,15 @@ class _Packed:
         query, branch = torch.tensor(query_of), torch.tensor(branch_of)
         same = query[:, None] == query[None]
         visible = (same & ((branch[None] == -1) | (branch[:, None] == branch[None]))).tril()
-        parts = (torch.tensor(ids), torch.tensor(positions), visible)
-        ends = (torch.tensor(scored), torch.tensor(targets), torch.tensor(owner))
-        moved = [part.to(device) for part in (*parts, *ends)]
-        return cls(*moved, answers=tuple(len(row.answers) for row in rows))
+        return cls(
+            ids=torch.tensor(ids, device=device),
+            positions=torch.tensor(positions, device=device),
+            visible=visible.to(device),
+            scored=torch.tensor(scored, device=device),
+            targets=torch.tensor(targets, device=device),
+            owner=torch.tensor(owner, device=device),
+            answers=tuple(len(row.answers) for row in rows),
+        )
 
     def scores(self, logits: torch.Tensor) -> list[torch.Tensor]:
         """Summed log-probability of each answer, float32 `[answers]` a row."""

@@ -58,7 +58,7 @@ def load_backbone(
     try:
         config = AutoConfig.from_pretrained(folder, **options)
         causal = any("CausalLM" in kind or "LMHead" in kind for kind in config.architectures or ())
-        model = (AutoModelForCausalLM if causal else AutoModel).from_pretrained(
+        model: Any = (AutoModelForCausalLM if causal else AutoModel).from_pretrained(
             folder, config=config, dtype=precision or _native_dtype(place), use_safetensors=True, **options
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
@@ -70,7 +70,7 @@ def load_backbone(
     finally:
         if bars:
             logging.enable_progress_bar()
-    parts = {"name": name, "revision": commit, "tokenizer": tokenizer, "model": model.to(place)}
+    parts: dict[str, Any] = {"name": name, "revision": commit, "tokenizer": tokenizer, "model": model.to(place)}
     if causal:
         from iai_hf.backbones.causal_lm import CausalLM
 

