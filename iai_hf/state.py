@@ -159,7 +159,8 @@ class TaskState:
         Raises:
             StateError: no state there, or truncated, tampered with, or written by a newer version.
         """
-        from safetensors import SafetensorError, safe_open
+        from safetensors import SafetensorError
+        from safetensors.torch import load
 
         path = Path(directory)
         path = path / STATE_FILE if path.is_dir() else path
@@ -168,21 +169,22 @@ class TaskState:
                 f"no task state at {directory}: expected a folder with {STATE_FILE}, as `iai adapt` writes"
             )
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                version = metadata.get("format_version", "")
-                if metadata.get("format") != "iai_hf.state" or not version.isdecimal():
-                    raise StateError(f"{path} is a safetensors file but no task state; expected one from `iai adapt`")
-                if int(version) > FORMAT_VERSION:
-                    raise StateError(
-                        f"{path} has format {version}, written by iai_hf {metadata.get('library_version')}; this is "
-                        f"{__version__}, which reads up to {FORMAT_VERSION}: pip install --upgrade iai-hf"
-                    )
-                tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
+            content = path.read_bytes()  # at once: a run that is under way may replace the file at any moment
+            tensors = load(content)
+            length = int.from_bytes(content[:8], "little")
+            metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
+            version = metadata.get("format_version", "")
+            if metadata.get("format") != "iai_hf.state" or not version.isdecimal():
+                raise StateError(f"{path} is a safetensors file but no task state; expected one from `iai adapt`")
+            if int(version) > FORMAT_VERSION:
+                raise StateError(
+                    f"{path} has format {version}, written by iai_hf {metadata.get('library_version')}; this is "
+                    f"{__version__}, which reads up to {FORMAT_VERSION}: pip install --upgrade iai-hf"
+                )
             if metadata["digest"] != _digest(tensors, metadata["header"]):
                 raise StateError(f"{path} is damaged: its digest does not match its content; restore it from a copy")
             return cls(tensors, StateHeader.from_json(metadata["header"]))
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError, DataError) as error:
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, DataError) as error:
             raise StateError(
                 f"{path} is no readable task state ({type(error).__name__}: {error}); restore it from a copy"
             ) from error

@@ -36,7 +36,7 @@ def main() -> None:
     news, reuters = output / "20newsgroups", output / "reuters-r8"
     iai(
         news / "results.json",
-        *("compare", "--methods", "iterative", "--max-tokens", "128", "--max-test-examples", "500"),
+        *("compare", "--methods", "iterative", "--max-tokens", "128", "--max-test-examples", "250"),
         *("--data", data / "20newsgroups-train.jsonl", "--test", data / "20newsgroups-test.jsonl", "--output", news),
     )
     iai(
@@ -47,7 +47,7 @@ def main() -> None:
     iai(
         reuters / "results.json",
         *("compare", "--methods", "iterative,in-context,prompt-tuning", "--max-tokens", "128"),
-        *("--max-examples", "iterative=1024,in-context=64,prompt-tuning=128", "--chunk-size", "16"),
+        *("--max-examples", "iterative=512,in-context=64,prompt-tuning=96", "--chunk-size", "16"),
         *("--max-test-examples", "100", "--evaluations", "3"),
         *("--data", data / "reuters-r8-train.jsonl", "--test", data / "reuters-r8-test.jsonl", "--output", reuters),
     )

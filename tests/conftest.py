@@ -19,11 +19,19 @@ TASKS = Path(__file__).parents[2] / "shared" / "tasks"
 
 LABELS = ("sports", "music", "food")
 WORDS = {
-    "sports": "ball team goal score coach match referee player".split(),
-    "music": "song band guitar drum note melody concert singer".split(),
-    "food": "bread soup spice oven salt dinner recipe cheese".split(),
+    "sports": ["ball", "team", "goal", "score", "coach", "match", "referee", "player"],
+    "music": ["song", "band", "guitar", "drum", "note", "melody", "concert", "singer"],
+    "food": ["bread", "soup", "spice", "oven", "salt", "dinner", "recipe", "cheese"],
 }
-VOCABULARY = [word for words in WORDS.values() for word in words] + [*LABELS, "a", "the", "of", "and", "Input", "Output"]
+VOCABULARY = [word for words in WORDS.values() for word in words] + [
+    *LABELS,
+    "a",
+    "the",
+    "of",
+    "and",
+    "Input",
+    "Output",
+]
 
 
 def examples(count: int, seed: int = 0, labels: tuple[str, ...] = LABELS) -> list[dict[str, str]]:

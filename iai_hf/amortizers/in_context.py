@@ -28,7 +28,7 @@ class InContextConfig(PromptConfig):
     """Settings of `in-context`.
 
     Attributes:
-        budget: tokens of demonstrations that are kept.
+        budget: tokens of demonstrations that are kept, at most half of the model's context.
     """
 
     budget: int = 1024
@@ -64,23 +64,24 @@ class InContext(Amortizer):
     ) -> tuple[Mapping[str, torch.Tensor], Mapping[str, int]]:
         kept = [tuple(part.tolist()) for part in tensors["tokens"].split(tensors["lengths"].tolist())]
         outputs = tensors["outputs"].tolist()
+        budget = min(self.config.budget, self.backbone.context // 2)
         total, left_out, cuts = sum(map(len, kept)), 0, 0
         for text, output in zip(chunk.inputs, chunk.outputs, strict=True):
             tokens, cut = self.prompter.demonstration(text, output)
             cuts += cut
-            if len(tokens) > self.config.budget:
+            if len(tokens) > budget:
                 left_out += 1
                 continue
             kept.append(tokens)
             outputs.append(zlib.crc32(output.encode()))
             total += len(tokens)
-            while total > self.config.budget:
+            while total > budget:
                 commonest = Counter(outputs).most_common(1)[0][0]
                 leaving = outputs.index(commonest)
                 outputs.pop(leaving)
                 total -= len(kept.pop(leaving))
         if left_out:
-            log.warning("left out %d demonstrations longer than the budget of %d tokens", left_out, self.config.budget)
+            log.warning("left out %d demonstrations longer than the budget of %d tokens", left_out, budget)
         counts = {"demonstrations_left_out": left_out} | ({"texts_cut": cuts} if self.config.max_tokens else {})
         return self._tensors(kept, outputs), counts
 

@@ -29,7 +29,9 @@ QUERIES = [row["input"] for row in examples(20, seed=9)]
 @pytest.fixture(params=METHODS)
 def amortizer(request: pytest.FixtureRequest, encoder: Backbone, causal: Backbone) -> Amortizer:
     method, backbone, config = METHODS[request.param]
-    return AutoAmortizer.from_pretrained(method, backbone={"encoder": encoder, "causal": causal}[backbone], config=config)
+    return AutoAmortizer.from_pretrained(
+        method, backbone={"encoder": encoder, "causal": causal}[backbone], config=config
+    )
 
 
 def chunk_of(rows: list[dict[str, str]]) -> Chunk:

@@ -1,0 +1,219 @@
+"""The command line, as a user types it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import LABELS, examples
+
+from iai_hf import TaskState, cli
+
+
+def write(path: Path, rows: list[dict[str, str]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write(tmp_path / "train.jsonl", examples(40))
+
+
+@pytest.fixture
+def test_data(tmp_path: Path) -> Path:
+    return write(tmp_path / "test.jsonl", examples(20, seed=1))
+
+
+def iai(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """Exit status, standard output and standard error of a command run in this process."""
+    before = sys.argv
+    sys.argv = ["iai", *map(str, arguments)]
+    try:
+        cli.main()
+        status = 0
+    except SystemExit as stop:
+        status = int(stop.code or 0)
+    finally:
+        sys.argv = before
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def adapt(folder: Path, data: Path, output: Path, *more: object) -> tuple[object, ...]:
+    return ("adapt", "iterative", "--backbone", folder, "--data", data, "--output", output, "--quiet", *more)
+
+
+def test_adapt_evaluate_predict_info(encoder_folder, data, test_data, tmp_path, capsys) -> None:  # type: ignore[no-untyped-def]
+    state = tmp_path / "state"
+    status, out, _ = iai(capsys, *adapt(encoder_folder, data, state, "--chunk-size", 8, "--json"))
+    assert status == 0
+    assert json.loads(out)["examples"] == 40
+    status, out, _ = iai(
+        capsys, "evaluate", state, "--data", test_data, "--quiet", "--json", "--output", tmp_path / "m.json"
+    )
+    metrics = json.loads(out)
+    assert status == 0
+    assert metrics == json.loads((tmp_path / "m.json").read_text())
+    assert set(metrics) >= {"accuracy", "macro_f1", "negative_log_likelihood", "calibration_error"}
+    status, _, _ = iai(capsys, "predict", state, "--data", test_data, "--output", tmp_path / "p.jsonl", "--quiet")
+    rows = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    answers = [row["output"] for row in examples(20, seed=1)]
+    hits = sum(row["prediction"] == answer for row, answer in zip(rows, answers, strict=True))
+    assert status == 0
+    assert hits / len(rows) == pytest.approx(metrics["accuracy"])
+    status, out, _ = iai(capsys, "info", state)
+    assert status == 0
+    assert "iterative" in out
+    assert "sports" in out
+
+
+def test_a_state_goes_on_with_more_data(encoder_folder, data, test_data, tmp_path, capsys) -> None:  # type: ignore[no-untyped-def]
+    iai(capsys, *adapt(encoder_folder, data, tmp_path / "one"))
+    command = ("adapt", tmp_path / "one", "--data", test_data, "--output", tmp_path / "two", "--quiet")
+    status, _, err = iai(capsys, *command)
+    assert (status, err) == (0, "")
+    assert TaskState.from_pretrained(tmp_path / "two").header.examples == 60
+
+
+def test_compare_leaves_a_table_results_and_a_picture(causal_folder, data, test_data, tmp_path, capsys) -> None:  # type: ignore[no-untyped-def]
+    methods = "iterative,in-context,prompt-tuning"
+    command = ("compare", "--data", data, "--test", test_data, "--methods", methods, "--backbone", causal_folder)
+    status, out, err = iai(
+        capsys, *command, "--output", tmp_path / "cmp", "--chunk-size", 8, "--max-examples", "prompt-tuning=16"
+    )
+    assert status == 0, err
+    results = json.loads((tmp_path / "cmp" / "results.json").read_text())
+    assert [run["method"] for run in results["methods"]] == methods.split(",")
+    assert [run["examples"] for run in results["methods"]] == [40, 40, 16]
+    for run in results["methods"]:
+        assert len(run["curve"]) > 1
+        assert run["state_bytes"] == TaskState.from_pretrained(tmp_path / "cmp" / run["method"]).nbytes
+    assert (tmp_path / "cmp" / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert "prompt-tuning" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("adapt", "no-such-method", "--data", "{data}", "--output", "{out}"), "iterative"),
+        (("adapt", "iterative", "--data", "none.jsonl", "--output", "{out}"), "no file"),
+        (("adapt", "iterative", "--data", "{data}", "--output", "/proc/x", "--backbone", "{encoder}"), "can't write"),
+        (("adapt", "iterative", "--data", "{data}", "--output", "{out}", "--backbone", "none/such"), "network"),
+        (
+            ("adapt", "iterative", "--data", "{data}", "--output", "{out}", "--backbone", "{encoder}", "--set", "a=1"),
+            "unknown",
+        ),
+        (
+            ("adapt", "iterative", "--data", "{data}", "--output", "{out}", "--backbone", "{encoder}", "--set", "a"),
+            "KEY=VALUE",
+        ),
+        (
+            ("adapt", "iterative", "--data", "{data}", "--output", "{out}", "--backbone", "{encoder}", "--kind", "odd"),
+            "kind",
+        ),
+        (
+            (
+                "adapt",
+                "iterative",
+                "--data",
+                "{data}",
+                "--output",
+                "{out}",
+                "--backbone",
+                "{encoder}",
+                "--input-column",
+                "q",
+            ),
+            "found",
+        ),
+        (("adapt", "iterative", "--data", "{one}", "--output", "{out}", "--backbone", "{encoder}"), "one label"),
+        (("adapt", "in-context", "--data", "{data}", "--output", "{out}", "--backbone", "{encoder}"), "causal"),
+        (("adapt", "iterative", "--data", "{data}", "--output", "{out}", "--chunk-size", "0"), "chunk-size"),
+        (("predict", "{out}", "--data", "{data}", "--output", "{out}/p.jsonl"), "no task state"),
+        (("evaluate", "{state}", "--data", "{unseen}"), "not seen"),
+        (("evaluate", "{state}", "--data", "{empty}"), "empty"),
+        (("compare", "--data", "{data}", "--test", "{data}", "--output", "{out}", "--methods", ","), "names none"),
+        (
+            ("compare", "--data", "{data}", "--test", "{data}", "--output", "{out}", "--max-examples", "x=1"),
+            "max-examples",
+        ),
+        (("info", "{out}/nothing"), "nothing at"),
+    ],
+)
+def test_a_users_mistake_is_one_clear_line(arguments, words, encoder_folder, data, tmp_path, capsys) -> None:  # type: ignore[no-untyped-def]
+    iai(capsys, *adapt(encoder_folder, data, tmp_path / "state"))
+    places = {
+        "data": data,
+        "out": tmp_path / "out",
+        "encoder": encoder_folder,
+        "state": tmp_path / "state",
+        "one": write(tmp_path / "one.jsonl", examples(8, labels=LABELS[:1])),
+        "unseen": write(tmp_path / "unseen.jsonl", [{"input": "ball", "output": "chess"}]),
+        "empty": write(tmp_path / "empty.jsonl", []),
+    }
+    status, _, err = iai(capsys, *(argument.format(**places) for argument in arguments))
+    assert status == 2
+    assert words in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "out" / "state.safetensors").exists()
+
+
+def test_a_standing_state_is_not_overwritten(encoder_folder, data, test_data, tmp_path, capsys) -> None:  # type: ignore[no-untyped-def]
+    iai(capsys, *adapt(encoder_folder, data, tmp_path / "state"))
+    before = (tmp_path / "state" / "state.safetensors").read_bytes()
+    status, _, err = iai(capsys, *adapt(encoder_folder, test_data, tmp_path / "state"))
+    assert (status, "--resume" in err) == (2, True)
+    status, _, err = iai(capsys, *adapt(encoder_folder, test_data, tmp_path / "state", "--resume"))
+    assert (status, "another dataset" in err) == (2, True)
+    assert (tmp_path / "state" / "state.safetensors").read_bytes() == before
+
+
+def test_a_killed_run_resumes_to_the_same_state_bit_for_bit(encoder_folder, tmp_path, capsys) -> None:  # type: ignore[no-untyped-def]
+    data = write(tmp_path / "long.jsonl", examples(3000))
+    options = ("--chunk-size", 4, "--checkpointing-steps", 1, "--shuffle-seed", 3, "--resume")
+    iai(capsys, *adapt(encoder_folder, data, tmp_path / "whole", *options))
+    whole = TaskState.from_pretrained(tmp_path / "whole")
+    command = [
+        sys.executable,
+        "-m",
+        "iai_hf.cli",
+        *map(str, adapt(encoder_folder, data, tmp_path / "killed", *options)),
+    ]
+    file = tmp_path / "killed" / "state.safetensors"
+    seen = -1
+    for kill in range(3):
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and process.poll() is None:
+            # Wait for progress past the last kill, then kill at no particular moment.
+            if file.exists() and TaskState.from_pretrained(file.parent).header.examples > seen + 40:
+                break
+            time.sleep(0.01)
+        time.sleep(0.013 * kill)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        state = TaskState.from_pretrained(file.parent)
+        assert seen < state.header.examples
+        seen = state.header.examples
+    assert seen < 3000, "the run ended before it was killed; make the data longer"
+    assert iai(capsys, *adapt(encoder_folder, data, tmp_path / "killed", *options))[0] == 0
+    killed = TaskState.from_pretrained(tmp_path / "killed")
+    assert killed.header == whole.header
+    assert all(torch.equal(killed.tensors[name], whole.tensors[name]) for name in whole.tensors)
+
+
+def test_importing_the_package_and_the_command_imports_no_torch() -> None:
+    code = (
+        "import sys, iai_hf, iai_hf.cli; print([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
