@@ -16,6 +16,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from weakref import WeakKeyDictionary
@@ -173,7 +174,7 @@ class Amortizer(ABC):
 
     # Identity and files.
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Digest of what decides how a state evolves: method and configuration."""
         text = json.dumps([self.method, dataclasses.asdict(self.config)], sort_keys=True)

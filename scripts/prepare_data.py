@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def prepare(output: Path) -> None:
         rows = [line.split("\t") for line in lines if line.strip()]
         examples = [{"input": text, "output": label} for label, text, *_ in rows if text.strip()]
         write_whole(target, "".join(json.dumps(example) + "\n" for example in examples).encode())
-        print(f"{target}: {len(examples):,} examples")
+        print(f"{target}: {len(examples):,} examples", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -120,7 +120,9 @@ class Discriminant:
 
     def scores(self, features: torch.Tensor) -> torch.Tensor:
         """`[n, C]` of features `[n, d]`."""
-        return features @ self.weight.T + self.bias
+        import torch
+
+        return torch.nn.functional.linear(features, self.weight, self.bias)
 
 
 def discriminant(statistics: Statistics, prior: Prior) -> Discriminant:

@@ -96,7 +96,9 @@ class Backbone:
         """
         import torch
 
-        ids = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        # No mask and no segments: for a short query their making is a measurable part of all the work.
+        plain = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}
+        ids = self.tokenizer(list(texts), verbose=False, **plain)["input_ids"]
         cut = 0
         if max_tokens is not None:
             cut = sum(len(text) > max_tokens for text in ids)
@@ -115,24 +117,28 @@ class Backbone:
                 batch, mask = self._pad([windows[i] for i in group])
                 pooled = self._pool(batch, mask).cpu()
                 sums.index_add_(0, torch.tensor([owners[i] for i in group]), pooled)
-        vectors = torch.nn.functional.normalize(sums, dim=-1)
-        return Features(vectors.clone(), sum(map(len, windows)), cut)
+        vectors = sums / sums.norm(dim=-1, keepdim=True)
+        return Features(vectors, sum(map(len, windows)), cut)
 
-    def _pool(self, batch: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def _pool(self, batch: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Sums of hidden states, float32 `[windows, hidden]`; added over windows, the direction of a mean."""
+        import torch
+
         hidden = self.model(input_ids=batch, attention_mask=mask).last_hidden_state
         if self.pooling == "first":
-            return hidden[:, 0].float() * mask.sum(1, keepdim=True)
-        return (hidden.float() * mask[..., None]).sum(1)
+            return hidden[:, 0].float() * (hidden.shape[1] if mask is None else mask.sum(1, keepdim=True))
+        return (hidden if mask is None else hidden * mask[..., None]).sum(1, dtype=torch.float32)
 
-    def _pad(self, sequences: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Right-padded ids and mask, int64 `[sequences, longest]`."""
+    def _pad(self, sequences: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Right-padded ids, int64 `[sequences, longest]`, and their mask, None where nothing had to be padded."""
         import torch
 
         longest = max(map(len, sequences))
-        ids = torch.tensor([[*ids, *[self._pad_id] * (longest - len(ids))] for ids in sequences])
+        ids = torch.tensor([[*ids, *[self._pad_id] * (longest - len(ids))] for ids in sequences]).to(self.device)
+        if all(len(ids) == longest for ids in sequences):
+            return ids, None
         mask = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in sequences])
-        return ids.to(self.device), mask.to(self.device)
+        return ids, mask.to(self.device)
 
     @property
     def _pad_id(self) -> int:

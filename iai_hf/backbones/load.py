@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,11 +58,14 @@ def load_backbone(
     logging.disable_progress_bar()  # reading a local file is a matter of a second
     try:
         config = AutoConfig.from_pretrained(folder, **options)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
         causal = any("CausalLM" in kind or "LMHead" in kind for kind in config.architectures or ())
-        model: Any = (AutoModelForCausalLM if causal else AutoModel).from_pretrained(
+        loader = AutoModelForCausalLM if causal else AutoModel
+        if "add_pooling_layer" in inspect.signature(loader._model_mapping[type(config)]).parameters:
+            options["add_pooling_layer"] = False  # features are pooled from the hidden states
+        model: Any = loader.from_pretrained(
             folder, config=config, dtype=precision or _native_dtype(place), use_safetensors=True, **options
         )
-        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise BackboneError(
             f"{folder} is no text backbone that transformers can load ({str(error).splitlines()[0]}); expected "
