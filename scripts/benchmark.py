@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def interleaved(first: Callable[[], Any], second: Callable[[], Any], rounds: int
 
 
 def bare_forward(model: Any, backbone: Backbone, texts: list[str], max_tokens: int | None) -> Callable[[], None]:
-    """The forward pass of `model`, as transformers loads it, over the buckets that `features` makes, tokenised ahead."""
+    """The forward pass of `model`, as transformers loads it, over the buckets of `features`, tokenised ahead."""
     import torch
 
     start, end = backbone.special_tokens
@@ -92,7 +93,7 @@ def throughput(data: Path) -> dict[str, float]:
     for first in range(0, len(rows), 64):
         chunk = rows[first : first + 64]
         bare_chunk = bare_forward(model, amortizer.backbone, texts[first : first + 64], 128)
-        turns.append(interleaved(lambda chunk=chunk: amortizer.adapt(chunk, state, progress=False), bare_chunk))  # type: ignore[misc]
+        turns.append(interleaved(partial(amortizer.adapt, chunk, state, progress=False), bare_chunk))
         state = amortizer.adapt(chunk, state, progress=False)
     adapting, bare = (sum(seconds) for seconds in zip(*turns, strict=True))
     return {
@@ -154,8 +155,7 @@ def query_cost(data: Path) -> dict[str, float]:
     model = bare_encoder(iterative.backbone)
     bare = [bare_forward(model, iterative.backbone, [query], None) for query in queries]
     turns = [
-        interleaved(lambda query=query: iterative.predict(state, [query]), run)  # type: ignore[misc]
-        for query, run in zip(queries, bare, strict=True)
+        interleaved(partial(iterative.predict, state, [query]), run) for query, run in zip(queries, bare, strict=True)
     ]
     with_state, alone = (sum(seconds) for seconds in zip(*turns, strict=True))
     lm = load_backbone(CAUSAL)
