@@ -1,8 +1,10 @@
 """The package's figures of cost and accuracy, measured on this machine; ratios are taken within one run.
 
-    python scripts/benchmark.py --tasks ../shared/tasks/meta_test --json > figures.json
+    python scripts/benchmark.py --tasks TASKS --json
+    python scripts/benchmark.py --parts query,start --output scripts/results/benchmark.json
 
-Parts (--parts): throughput, memory, query, start, accuracy. `accuracy` wants --tasks, a folder of tasks with
+Parts (--parts): throughput, memory, query, start, accuracy. With --output a part is written as soon as it is measured,
+and those that are in the file already stay. `accuracy` wants --tasks, a folder of tasks with
 train.jsonl and test.jsonl each, and takes half an hour with the long posts of 20 Newsgroups; the rest takes five
 minutes.
 """
@@ -27,6 +29,7 @@ from iai_hf.amortizer import Amortizer
 from iai_hf.backbones import Backbone
 from iai_hf.backbones.batching import length_buckets
 from iai_hf.backbones.causal_lm import CausalLM, Row
+from iai_hf.state import write_whole
 
 ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 CAUSAL = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -259,6 +262,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("demo/data"), help="where the long texts are laid out")
     parser.add_argument("--tasks", type=Path, help="folder of text tasks")
     parser.add_argument("--parts", default="throughput,memory,query,start,accuracy")
+    parser.add_argument("--output", type=Path, help="JSON file to which the parts are written")
     parser.add_argument("--json", action="store_true", help="print JSON on standard output")
     arguments = parser.parse_args()
     data: Path = arguments.data
@@ -278,6 +282,9 @@ def main() -> None:
             parser.error("the part accuracy wants --tasks")
         print(f"measuring {part}", file=sys.stderr)
         results[part] = jobs[part]()
+        if arguments.output is not None:
+            standing = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
+            write_whole(arguments.output, json.dumps(standing | results, indent=2).encode())
     if arguments.json:
         print(json.dumps(results, indent=2))
         return

@@ -6,9 +6,10 @@ Notation: features x `[d]`, x1 = [x, 1], C classes, n examples seen, one-hot tar
    They give linear discriminant analysis in closed form: class means mu_c as a posterior around a prior mean that is
    made from the label's name, a shared within-class covariance W shrunk towards a sphere, and
    score_c(x) = mu_c^T W^-1 x - mu_c^T W^-1 mu_c / 2 + log prior_c.
-2. Scale. Gaussian scores are overconfident; logits use scale * score, the scale following Newton's method on the
-   log-likelihood of each chunk *before* it is absorbed, so that it is fitted on unseen examples.
-3. Correction. logits = scale * score + D^T x1. D takes one preconditioned step of the logistic loss a chunk. The
+2. Scale. Gaussian scores are overconfident, and how far W should be shrunk differs from task to task; so two such
+   scores, little and much shrunk, are added with weights ("scale") that follow Newton's method on the log-likelihood
+   of each chunk *before* it is absorbed: they are fitted on unseen examples.
+3. Correction. logits = sum of scale * score + D^T x1. D takes one preconditioned step of the logistic loss a chunk. The
    preconditioner is G weighted by the mean curvature p(1-p), split over the classes by their share of it: Boehning's
    (1992) bound, made as tight as the stream allows, so a step can't overshoot by much on any chunk, and the steps
    shrink as 1/n. This is what many classes need, where least squares and plain LDA fall behind logistic regression.
@@ -26,9 +27,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-SCALE_RANGE = (0.02, 2.0)
+SCALE_RANGE = (0.01, 2.0)
 SCALE_MEMORY = 3.0  # curvature of the scale decays as (n / (n + chunk))^3: early scores were fitted on less
 SCALE_DAMPING = 10.0
+SCALE_RELATIVE_DAMPING = 0.3  # of the mean curvature: the two scores are nearly alike, their contrast nearly flat
+SCALE_STEP = 2.0  # a step may at most double or halve a scale
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,8 @@ class Prior:
     Attributes:
         mean_strength: examples of a class that the label's name counts for.
         name_weight: how far class prior means move from the overall mean towards their label's name.
-        covariance_strength: examples that the spherical covariance counts for.
-        scale: logit scale before any example.
+        covariance_strengths: examples that the spherical covariance counts for, in each of the two scores.
+        scale: logit scale before any example, shared out among the scores.
         ridge: precision of the correction D, in units of the features' total variance.
         share: safety factor on a class's share of the curvature.
         warmup: examples after which a correction step has half its size, and the curvature half its prior value.
@@ -47,7 +50,7 @@ class Prior:
 
     mean_strength: float = 2.0
     name_weight: float = 0.5
-    covariance_strength: float = 1000.0
+    covariance_strengths: tuple[float, ...] = (300.0, 4000.0)
     scale: float = 0.1
     ridge: float = 40.0
     share: float = 2.0
@@ -65,7 +68,8 @@ class Statistics:
         correction: D^T, `[C, d + 1]`.
         curvature: summed p (1 - p), `[C]`.
         mixed: examples that came in chunks of mixed classes, `[]`.
-        scale: logit scale and its decayed curvature, `[2]`.
+        scale: logit scale of each score, `[K]`.
+        scale_curvature: its decayed curvature, `[K, K]`.
         names: features of the label names, float16 `[C, d]`.
     """
 
@@ -76,6 +80,7 @@ class Statistics:
     curvature: torch.Tensor
     mixed: torch.Tensor
     scale: torch.Tensor
+    scale_curvature: torch.Tensor
     names: torch.Tensor
 
     @classmethod
@@ -83,6 +88,7 @@ class Statistics:
         """No example, no label."""
         import torch
 
+        scores = len(prior.covariance_strengths)
         return cls(
             counts=torch.zeros(0),
             sums=torch.zeros(0, size),
@@ -90,7 +96,8 @@ class Statistics:
             correction=torch.zeros(0, size + 1),
             curvature=torch.zeros(0),
             mixed=torch.zeros(()),
-            scale=torch.tensor([prior.scale, 0.0]),
+            scale=torch.full((scores,), prior.scale / scores),
+            scale_curvature=torch.zeros(scores, scores),
             names=torch.zeros(0, size, dtype=torch.float16),
         )
 
@@ -125,8 +132,8 @@ class Discriminant:
         return torch.nn.functional.linear(features, self.weight, self.bias)
 
 
-def discriminant(statistics: Statistics, prior: Prior) -> Discriminant:
-    """Shrunk linear discriminant analysis from the moments."""
+def discriminants(statistics: Statistics, prior: Prior) -> list[Discriminant]:
+    """Linear discriminant analysis from the moments, once for each strength of shrinking."""
     import torch
 
     counts, sums, names = statistics.counts, statistics.sums, statistics.names.float()
@@ -136,23 +143,25 @@ def discriminant(statistics: Statistics, prior: Prior) -> Discriminant:
     centre = (sums.sum(0) + 4 * centre_of_names) / (total + 4)
     prior_means = centre + prior.name_weight * (names - centre_of_names)
     means = (sums + prior.mean_strength * prior_means) / (counts + prior.mean_strength)[:, None]
+    log_prior = ((counts + 1) / (total + len(counts))).log()
     # sum over examples of (x - mu)(x - mu)^T, from moments alone
     crossed = means.T @ sums
     scatter = unpack(statistics.gram, size + 1)[:size, :size] - crossed - crossed.T + (means.T * counts) @ means
     variance = (scatter.diagonal().mean() + 4 * spread_of_names) / (total + 4)
-    strength = prior.covariance_strength
-    covariance = (scatter + strength * variance * torch.eye(size)) / (total + strength)
-    weight = torch.cholesky_solve(means.T, torch.linalg.cholesky(covariance)).T
-    bias = -0.5 * (weight * means).sum(1) + ((counts + 1) / (total + len(counts))).log()
-    return Discriminant(weight, bias)
+    found = []
+    for strength in prior.covariance_strengths:
+        covariance = (scatter + strength * variance * torch.eye(size)) / (total + strength)
+        weight = torch.cholesky_solve(means.T, torch.linalg.cholesky(covariance)).T
+        found.append(Discriminant(weight, log_prior - 0.5 * (weight * means).sum(1)))
+    return found
 
 
 def head(statistics: Statistics, prior: Prior) -> Discriminant:
-    """The classifier that the state stands for: logits = scale * score + correction, as one linear map."""
-    scores, scale = discriminant(statistics, prior), statistics.scale[0]
-    return Discriminant(
-        scale * scores.weight + statistics.correction[:, :-1], scale * scores.bias + statistics.correction[:, -1]
-    )
+    """The classifier that the state stands for: logits = sum of scale * score + correction, as one linear map."""
+    weight, bias = statistics.correction[:, :-1], statistics.correction[:, -1]
+    for scale, scores in zip(statistics.scale, discriminants(statistics, prior), strict=True):
+        weight, bias = weight + scale * scores.weight, bias + scale * scores.bias
+    return Discriminant(weight, bias)
 
 
 def absorb(statistics: Statistics, features: torch.Tensor, targets: torch.Tensor, prior: Prior) -> Statistics:
@@ -163,8 +172,9 @@ def absorb(statistics: Statistics, features: torch.Tensor, targets: torch.Tensor
     seen = statistics.counts.sum()
     ones = torch.cat([features, torch.ones(chunk, 1)], dim=1)
     onehot = torch.nn.functional.one_hot(targets, classes).float()
-    scores = discriminant(statistics, prior).scores(features)
-    probabilities = (statistics.scale[0] * scores + ones @ statistics.correction.T).softmax(1)
+    # [n, C, K]
+    scores = torch.stack([each.scores(features) for each in discriminants(statistics, prior)], dim=-1)
+    probabilities = (scores @ statistics.scale + ones @ statistics.correction.T).softmax(1)
     residual = onehot - probabilities
     mixture = _mixture(statistics.counts, onehot.sum(0), chunk)
 
@@ -183,7 +193,10 @@ def absorb(statistics: Statistics, features: torch.Tensor, targets: torch.Tensor
     size_of_step = mixture * statistics.mixed / (statistics.mixed + prior.warmup)
 
     # An example of a class never seen says nothing of how far scores can be trusted, but for the very first chunk.
-    informative = ((statistics.counts[targets] > 0) | (seen == 0)).float()[:, None] * mixture
+    informative = ((statistics.counts[targets] > 0) | (seen == 0)).float() * mixture
+    centred = scores - (probabilities[..., None] * scores).sum(1, keepdim=True)
+    scale_curvature = statistics.scale_curvature * (seen / (seen + chunk)) ** (SCALE_MEMORY * mixture)
+    scale_curvature = scale_curvature + torch.einsum("n,nc,nck,ncl->kl", informative, probabilities, centred, centred)
     return replace(
         statistics,
         counts=statistics.counts + onehot.sum(0),
@@ -192,14 +205,8 @@ def absorb(statistics: Statistics, features: torch.Tensor, targets: torch.Tensor
         correction=statistics.correction + size_of_step * step,
         curvature=curvature,
         mixed=mixed,
-        scale=_rescale(
-            statistics.scale,
-            gradient=(informative * residual * scores).sum(),
-            curvature=(
-                informative * probabilities * (scores - (probabilities * scores).sum(1, keepdim=True)) ** 2
-            ).sum(),
-            kept=(seen / (seen + chunk)) ** (SCALE_MEMORY * mixture),
-        ),
+        scale=_rescale(statistics.scale, torch.einsum("n,nc,nck->k", informative, residual, scores), scale_curvature),
+        scale_curvature=scale_curvature,
     )
 
 
@@ -214,12 +221,13 @@ def _mixture(counts: torch.Tensor, present: torch.Tensor, chunk: int) -> torch.T
     return (((present > 0).sum() - 1) / (expected - 1).clamp(min=1e-3)).clamp(0, 1)
 
 
-def _rescale(scale: torch.Tensor, gradient: torch.Tensor, curvature: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-    """One damped Newton step on the logit scale."""
+def _rescale(scale: torch.Tensor, gradient: torch.Tensor, curvature: torch.Tensor) -> torch.Tensor:
+    """One damped and limited Newton step on the logit scales `[K]`."""
     import torch
 
-    curvature = scale[1] * kept + curvature
-    return torch.stack([(scale[0] + gradient / (curvature + SCALE_DAMPING)).clamp(*SCALE_RANGE), curvature])
+    damping = SCALE_DAMPING + SCALE_RELATIVE_DAMPING * curvature.diagonal().mean()
+    moved = scale + torch.linalg.solve(curvature + damping * torch.eye(len(scale)), gradient)
+    return torch.minimum(torch.maximum(moved, scale / SCALE_STEP), scale * SCALE_STEP).clamp(*SCALE_RANGE)
 
 
 def pack(matrix: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
 
-from iai_hf.amortizers.discriminant import Prior, Statistics, absorb, discriminant, head, pack, unpack
+from iai_hf.amortizers.discriminant import Prior, Statistics, absorb, discriminants, head, pack, unpack
 
 SIZE, CLASSES = 12, 6
 
@@ -40,8 +40,8 @@ def test_packing_keeps_a_symmetric_matrix() -> None:
 
 def test_the_closed_form_is_linear_discriminant_analysis() -> None:
     x, y = blobs(600)
-    prior = Prior(mean_strength=1e-3, covariance_strength=1e-3)
-    found = discriminant(stream(x, y, 50, prior), prior).scores(x).softmax(1)
+    prior = Prior(mean_strength=1e-3, covariance_strengths=(1e-3,))
+    found = discriminants(stream(x, y, 50, prior), prior)[0].scores(x).softmax(1)
     reference = LinearDiscriminantAnalysis(solver="lsqr").fit(x.numpy(), y.numpy()).predict_proba(x.numpy())
     numpy.testing.assert_allclose(found.numpy(), reference, atol=0.03)
 
