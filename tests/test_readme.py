@@ -31,7 +31,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert made.returncode == 0, made.stderr
     for file in data.iterdir():
         lines = file.read_text().splitlines(keepends=True)
-        file.write_text("".join(lines[:: max(len(lines) // 200, 1)]))
+        file.write_text("".join(lines[:: max(len(lines) // 600, 1)]))
     return folder
 
 
