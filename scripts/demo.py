@@ -48,7 +48,7 @@ def main() -> None:
         reuters / "results.json",
         *("compare", "--methods", "iterative,in-context,prompt-tuning", "--max-tokens", "128"),
         *("--max-examples", "iterative=512,in-context=64,prompt-tuning=96", "--chunk-size", "16"),
-        *("--max-test-examples", "100", "--evaluations", "3"),
+        *("--max-test-examples", "100", "--evaluations", "3", "--title", "Reuters R8, posts read up to 128 tokens"),
         *("--data", data / "reuters-r8-train.jsonl", "--test", data / "reuters-r8-test.jsonl", "--output", reuters),
     )
     for folder in (news, reuters):
