@@ -11,6 +11,7 @@ def curve_plot(runs: Sequence[Mapping[str, Any]], metric: str, title: str) -> by
     """`metric` against examples seen, one line a run; cost at the end of each line stands in the legend."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullLocator
 
     figure = Figure(figsize=(8, 4.8), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
@@ -22,7 +23,9 @@ def curve_plot(runs: Sequence[Mapping[str, Any]], metric: str, title: str) -> by
             f"{run['state_bytes'] / 1000:.0f} kB, {run['milliseconds_per_query']:.0f} ms a query"
         )
         axes.plot(examples, [point[metric] for point in run["curve"]], marker=marker, markersize=5, label=cost)
-    axes.set_xscale("log")
+    axes.set_xscale("log", base=4)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("examples seen")
     axes.set_ylabel(metric.replace("_", " "))
     axes.set_title(title)
