@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from iai_hf.amortizer import Amortizer as Amortizer
     from iai_hf.auto import AutoAmortizer as AutoAmortizer
     from iai_hf.backbones import load_backbone as load_backbone
-    from iai_hf.metrics import evaluate as evaluate
+    from iai_hf.metrics import score as score
     from iai_hf.state import TaskState as TaskState
     from iai_hf.task import Chunk as Chunk
     from iai_hf.task import Prediction as Prediction
@@ -25,8 +25,8 @@ _HOME = {
     "Prediction": "task",
     "TaskSpec": "task",
     "TaskState": "state",
-    "evaluate": "metrics",
     "load_backbone": "backbones",
+    "score": "metrics",
 }
 __all__ = sorted([*_HOME, "__version__"])
 

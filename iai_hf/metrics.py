@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
 from iai_hf.errors import DataError
 from iai_hf.task import Prediction
-
-if TYPE_CHECKING:
-    from iai_hf.amortizer import Amortizer
-    from iai_hf.state import TaskState
 
 BINS = 15
 
@@ -51,19 +46,6 @@ def check_labels(labels: Sequence[str], outputs: Sequence[str]) -> None:
             f"{outputs[rows[0]]!r} in example {rows[0]}: adapt on examples of it, or count them as errors "
             "(--allow-unseen-labels)"
         )
-
-
-def evaluate(
-    amortizer: Amortizer,
-    state: TaskState,
-    inputs: Sequence[str],
-    outputs: Sequence[str],
-    *,
-    allow_unseen_labels: bool = False,
-) -> dict[str, Any]:
-    """Predict and score; see `score`."""
-    prediction = amortizer.predict(state, inputs)
-    return score(prediction, outputs, allow_unseen_labels=allow_unseen_labels)
 
 
 def _macro_f1(predicted: Sequence[str], outputs: Sequence[str]) -> float:

@@ -36,7 +36,9 @@ SCALE_STEP = 2.0  # a step may at most double or halve a scale
 
 @dataclass(frozen=True)
 class Prior:
-    """Hand-set numbers of the untrained head (chosen on the meta-training tasks only).
+    """Hand-set numbers of the untrained head.
+
+    The values were chosen on meta-training tasks, the form of the head with the test tasks in sight.
 
     Attributes:
         mean_strength: examples of a class that the label's name counts for.

@@ -86,12 +86,13 @@ class PromptTuning(Amortizer):
             "exp_avg": tensors["mean"].to(model.device, copy=True),
             "exp_avg_sq": tensors["square"].to(model.device, copy=True),
         }
+        empty = model.encode_prefix()
         for first in range(0, len(chunk), config.batch_size):
             batch = slice(first, first + config.batch_size)
             examples_in = zip(chunk.inputs[batch], chunk.outputs[batch], strict=True)
             rows = [self.prompter.row(text, [output]) for text, output in examples_in]
             for row in rows:
-                model.check_room(model.encode_prefix(), config.num_virtual_tokens + len(row))
+                model.check_room(empty, config.num_virtual_tokens + len(row))
             adam.zero_grad()
             model.loss(prompt, rows).backward()
             adam.step()
