@@ -171,6 +171,7 @@ class Amortizer(ABC):
             "config": dataclasses.asdict(self.config),
             "base_model_name_or_path": self.backbone.name,
             "base_model_revision": self.backbone.revision,
+            "backbone_fingerprint": self.backbone.fingerprint,
             "format_version": FORMAT_VERSION,
             "library_version": __version__,
         }

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from iai_hf.backbones import Backbone, load_backbone
 from iai_hf.config import read_config
 from iai_hf.errors import ConfigError
-from iai_hf.state import CONFIG_FILE, FORMAT_VERSION, STATE_FILE, TaskState
+from iai_hf.state import CONFIG_FILE, FORMAT_VERSION, STATE_FILE, WEIGHTS_FILE, TaskState
 
 if TYPE_CHECKING:
     from iai_hf.amortizer import Amortizer
@@ -105,4 +105,6 @@ def _describe(name: str | Path) -> tuple[str, dict[str, Any], str]:
         raise ConfigError(
             f"{folder} needs iai_hf {values.get('library_version')} or newer: pip install --upgrade iai-hf"
         )
+    if (folder / WEIGHTS_FILE).is_file():
+        config = {**config, "weights": str(folder)}
     return method, config, base

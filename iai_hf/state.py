@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 STATE_FILE = "state.safetensors"
 CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
 
 
 @dataclass(frozen=True)

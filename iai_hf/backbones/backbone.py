@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from iai_hf.backbones.batching import length_buckets, split_windows
+from iai_hf.errors import BackboneError
 
 if TYPE_CHECKING:
     import torch
@@ -43,10 +45,7 @@ class Backbone:
     ) -> None:
         self.name, self.revision, self.tokenizer, self.pooling = name, revision, tokenizer, pooling
         self.model = model.eval().requires_grad_(False)
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.device
+        self.device: torch.device = model.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -56,7 +55,7 @@ class Backbone:
     def hidden_size(self) -> int:
         return int(self.model.config.hidden_size)
 
-    @property
+    @cached_property
     def context(self) -> int:
         """Longest sequence of tokens, special ones included, that the model can attend to."""
         limits = [getattr(self.model.config, "max_position_embeddings", None), self.tokenizer.model_max_length]
@@ -93,6 +92,9 @@ class Backbone:
 
         Args:
             max_tokens: read only that many tokens of a text; how many texts that cut is returned.
+
+        Raises:
+            BackboneError: a feature is not finite; its text is named.
         """
         import torch
 
@@ -117,8 +119,11 @@ class Backbone:
                 batch, mask = self._pad([windows[i] for i in group])
                 pooled = self._pool(batch, mask).cpu()
                 sums.index_add_(0, torch.tensor([owners[i] for i in group]), pooled)
-        vectors = sums / sums.norm(dim=-1, keepdim=True)
-        return Features(vectors, sum(map(len, windows)), cut)
+        norms = sums.norm(dim=-1, keepdim=True)
+        if not math.isfinite(float(norms.sum())):
+            bad = next(text for text, norm in zip(texts, norms, strict=True) if not norm.isfinite())
+            raise BackboneError(f"{self.name} gave features that are not finite, e.g. for {bad[:40]!r}; try float32")
+        return Features(sums / norms, sum(map(len, windows)), cut)
 
     def _pool(self, batch: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Sums of hidden states, float32 `[windows, hidden]`; added over windows, the direction of a mean."""

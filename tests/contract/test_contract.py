@@ -18,6 +18,10 @@ from iai_hf.errors import ConfigError, DataError, StateError
 METHODS = {
     "iterative/encoder": ("iterative", "encoder", {}),
     "iterative/causal": ("iterative", "causal", {"max_features": 16}),
+    "iterative/data": ("iterative", "encoder", {"signal": "data"}),
+    "iterative/gradient": ("iterative", "encoder", {"signal": "gradient"}),
+    "iterative-explicit": ("iterative-explicit", "encoder", {}),
+    "iterative-implicit": ("iterative-implicit", "encoder", {"budget": 32}),
     "in-context": ("in-context", "causal", {"budget": 200}),
     "in-context/calibrated": ("in-context", "causal", {"budget": 200, "calibrate": True}),
     "prompt-tuning": ("prompt-tuning", "causal", {"num_virtual_tokens": 4}),
@@ -86,11 +90,8 @@ def test_a_saved_state_is_the_same_state(amortizer: Amortizer, tmp_path: Path) -
 def test_a_saved_amortizer_is_the_same_amortizer(amortizer: Amortizer, tmp_path: Path) -> None:
     amortizer.save_pretrained(tmp_path)
     loaded = AutoAmortizer.from_pretrained(tmp_path, backbone=amortizer.backbone)
-    assert (type(loaded), loaded.config, loaded.fingerprint) == (
-        type(amortizer),
-        amortizer.config,
-        amortizer.fingerprint,
-    )
+    # The fingerprint covers method, settings and weights; where the weights lie may differ.
+    assert (type(loaded), loaded.fingerprint) == (type(amortizer), amortizer.fingerprint)
 
 
 def test_a_resumed_stream_ends_in_the_same_state(amortizer: Amortizer, tmp_path: Path) -> None:

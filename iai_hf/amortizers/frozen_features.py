@@ -1,0 +1,167 @@
+"""Amortizers on frozen features: the backbone turns texts into vectors, a head (`iai_hf.heads`) does the rest."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from iai_hf import shipped
+from iai_hf.amortizer import Amortizer
+from iai_hf.backbones import Backbone
+from iai_hf.config import require
+from iai_hf.errors import ConfigError
+from iai_hf.heads import TEMPLATES, Head
+from iai_hf.state import WEIGHTS_FILE, write_whole
+from iai_hf.task import Chunk, Prediction, TaskSpec
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+AUTO = "auto"
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenFeaturesConfig:
+    """Settings of every amortizer on frozen features.
+
+    Attributes:
+        max_tokens: read only so many tokens of a text; None reads all of it.
+        max_features: wider features are projected to this size, at random, so that a state stays small.
+        weights: learned weights of the head: the name of shipped ones, or a folder; None for the untrained head;
+            "auto" for the shipped ones that belong to the backbone, where there are any.
+    """
+
+    max_tokens: int | None = None
+    max_features: int = 512
+    weights: str | None = AUTO
+
+    def __post_init__(self) -> None:
+        require(self.max_tokens is None or self.max_tokens > 0, f"max_tokens is {self.max_tokens}; expected 1 or more")
+        require(self.max_features > 0, f"max_features is {self.max_features}; expected 1 or more")
+
+
+class FrozenFeatures(Amortizer):
+    """Base class: a subclass names its `regime` and makes its head."""
+
+    kinds = ("classification",)
+    config_class: ClassVar[type] = FrozenFeaturesConfig
+    default_backbone = "sentence-transformers/all-MiniLM-L6-v2"
+
+    def __init__(self, backbone: Backbone, config: Any = None) -> None:
+        super().__init__(backbone, config)
+        self.head = self.make_head().requires_grad_(False)
+        source = self.config.weights
+        if source == AUTO:
+            source = shipped.find(self.method, dataclasses.asdict(self.config), backbone)
+            self.config = dataclasses.replace(self.config, weights=source)
+        if source is not None:
+            self._load(shipped.folder(source))
+            log.info("%s: learned weights of %s", self.method, source)
+
+    def make_head(self) -> Head:
+        """The head at its initial value."""
+        raise NotImplementedError
+
+    @property
+    def feature_size(self) -> int:
+        """Size of the features that the head sees."""
+        return min(self.backbone.hidden_size, self.config.max_features)
+
+    def features(self, texts: Sequence[str]) -> tuple[torch.Tensor, int]:
+        """Features of texts, float32 `[texts, feature_size]`, and how many texts were cut at `max_tokens`."""
+        found = self.backbone.features(texts, self.config.max_tokens)
+        return (found.vectors if self._projection is None else found.vectors @ self._projection), found.cut
+
+    def name_features(self, labels: Sequence[str]) -> torch.Tensor:
+        """Features of label names, in each of the ways that they are put, `[templates, labels, feature_size]`."""
+        spoken = [label.translate(str.maketrans("_-./", "    ")).strip() or label for label in labels]
+        texts = [template.format(name) for template in TEMPLATES for name in spoken]
+        return self.features(texts)[0].unflatten(0, (len(TEMPLATES), len(labels)))
+
+    def initial(self, task: TaskSpec) -> Mapping[str, torch.Tensor]:
+        return self._grown(self.head.initial(self.feature_size), task)
+
+    def refine(
+        self, tensors: Mapping[str, torch.Tensor], task: TaskSpec, chunk: Chunk, examples: int
+    ) -> tuple[Mapping[str, torch.Tensor], Mapping[str, int]]:
+        import torch
+
+        features, cut = self.features(chunk.inputs)
+        numbers = {label: number for number, label in enumerate(task.labels)}
+        targets = torch.tensor([numbers[output] for output in chunk.outputs])
+        with torch.no_grad():
+            refined = self.head.refine(self._grown(tensors, task), features, targets)
+        return refined, {"texts_cut": cut} if self.config.max_tokens else {}
+
+    def prepare(self, tensors: Mapping[str, torch.Tensor], task: TaskSpec) -> Any:
+        import torch
+
+        with torch.no_grad():
+            return self.head.prepare(tensors)
+
+    def answer(self, prepared: Any, task: TaskSpec, queries: Sequence[str]) -> Prediction:
+        import torch
+
+        features, _ = self.features(queries)
+        with torch.no_grad():
+            return Prediction.from_logits(self.head.logits(prepared, features), task.labels)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of method, configuration and the head's weights; where these came from does not matter."""
+        values = {key: value for key, value in dataclasses.asdict(self.config).items() if key != "weights"}
+        digest = hashlib.sha256(json.dumps([self.method, values], sort_keys=True).encode())
+        for name, tensor in sorted(self.head.state_dict().items()):
+            digest.update(name.encode() + tensor.numpy().tobytes())
+        return digest.hexdigest()[:32]
+
+    def save_pretrained(self, directory: str | Path) -> Path:
+        """Write `config.json` and the head's weights, `model.safetensors`; never the backbone's."""
+        from safetensors.torch import save
+
+        folder = super().save_pretrained(directory)
+        write_whole(folder / WEIGHTS_FILE, save(self.head.state_dict(), {"format": "pt"}))
+        return folder
+
+    def _load(self, folder: Path) -> None:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        path = folder / WEIGHTS_FILE
+        try:
+            weights = load_file(path)
+            unfit = [name for name, tensor in weights.items() if not tensor.isfinite().all()]
+            if unfit:
+                raise ConfigError(f"{path}: {', '.join(unfit)} is not finite; restore it from a copy, or train anew")
+            self.head.load_state_dict(weights)
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise ConfigError(
+                f"{path} holds no weights for {self.method!r} ({str(error).splitlines()[0]}); expected a folder "
+                "written by scripts/train_amortizer.py with the same method and settings"
+            ) from error
+
+    def _grown(self, tensors: Mapping[str, torch.Tensor], task: TaskSpec) -> Mapping[str, torch.Tensor]:
+        import torch
+
+        new = task.labels[len(tensors["counts"]) :]
+        if not new:
+            return tensors
+        with torch.no_grad():
+            return self.head.grow(tensors, self.name_features(new))
+
+    @cached_property
+    def _projection(self) -> torch.Tensor | None:
+        """Gaussian random projection `[hidden, max_features]`, where the backbone is wider than that."""
+        import torch
+
+        wide, size = self.backbone.hidden_size, self.config.max_features
+        if wide <= size:
+            return None
+        return torch.randn(wide, size, generator=torch.Generator().manual_seed(0)) / size**0.5

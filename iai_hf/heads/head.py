@@ -1,0 +1,55 @@
+"""The contract of a head: the same three steps as an amortizer's, on features instead of texts."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+Tensors = Mapping[str, torch.Tensor]
+
+TEMPLATES = ("{}", "This is about {}.", "{} news", "This expresses {}.")  # ways in which a label's name is put
+
+
+class Head(nn.Module, ABC):
+    """A streaming classifier on features `[n, d]`, float32, whose learned parameters start at a known solver.
+
+    Equivariant to a permutation of the classes by construction; any number of classes. `refine` is pure.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        # The plain name alone, at first.
+        self.template_weights = nn.Parameter(torch.tensor([1.0] + [0.0] * (len(TEMPLATES) - 1)))
+
+    @abstractmethod
+    def initial(self, size: int) -> Tensors:
+        """The state of no example and no class; `size` is d."""
+
+    @abstractmethod
+    def grow(self, tensors: Tensors, names: torch.Tensor) -> Tensors:
+        """The state with new classes, whose names have the features `[templates, new, d]`."""
+
+    @abstractmethod
+    def refine(self, tensors: Tensors, features: torch.Tensor, targets: torch.Tensor) -> Tensors:
+        """The state after a chunk: features `[n, d]`, class numbers int64 `[n]`."""
+
+    @abstractmethod
+    def prepare(self, tensors: Tensors) -> Any:
+        """All that answering does not need the query for."""
+
+    @abstractmethod
+    def logits(self, prepared: Any, features: torch.Tensor) -> torch.Tensor:
+        """`[n, C]` of queries `[n, d]`."""
+
+    def mixed_names(self, names: torch.Tensor) -> torch.Tensor:
+        """One unit vector a class, `[C, d]`, of the features of its templates, `[templates, C, d]`."""
+        return nn.functional.normalize(torch.einsum("t,tcd->cd", self.template_weights, names), dim=1)
+
+
+def grown(tensor: torch.Tensor, new: int) -> torch.Tensor:
+    """`new` rows of zeros appended."""
+    return torch.cat([tensor, tensor.new_zeros(new, *tensor.shape[1:])])

@@ -1,0 +1,101 @@
+"""TrainingConfig: all that a run of meta-training depends on, read from a JSON file with every key checked."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from iai_hf.config import read_config, require
+from iai_hf.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """One run.
+
+    Attributes:
+        method: registered name of an amortizer on frozen features.
+        backbone: Hub id or folder.
+        tasks: folders with `train.jsonl`, files, or patterns of them; `{data}` stands for --data_dir.
+        validation: names of the tasks among them that choose the weights and are never trained on.
+        settings: of the method.
+        max_task_examples: read so many of a task, evenly spaced.
+        train_steps, episodes_per_step: of the optimiser; episodes are spread over the processes.
+        learning_rate: peak, with cosine decay.
+        unroll: updates that the gradient goes through before it is stopped.
+        losses_per_episode: steps of a stream after which the loss is paid.
+        queries: per loss.
+        shortest, longest: stream lengths, drawn log-uniformly.
+        chunk_sizes: drawn log-uniformly between the two.
+        most_steps: chunks of a stream; where there would be more, they are made larger.
+        subset, merge, imbalance, hidden_names: shares of episodes with a random subset of the classes, with classes
+            merged into new ones, with uneven class frequencies, and with label names that mean nothing.
+        evaluate_every: steps between evaluations on the validation tasks, each also a checkpoint.
+        regularisation: weight decay towards the initial value.
+        seed: of everything.
+    """
+
+    method: str
+    backbone: str
+    tasks: list = field(default_factory=list)
+    validation: list = field(default_factory=list)
+    settings: dict = field(default_factory=dict)
+    max_task_examples: int = 20000
+    train_steps: int = 400
+    episodes_per_step: int = 8
+    learning_rate: float = 0.02
+    unroll: int = 1
+    losses_per_episode: int = 3
+    queries: int = 128
+    shortest: int = 4
+    longest: int = 4096
+    chunk_sizes: list = field(default_factory=lambda: [4, 128])
+    most_steps: int = 40
+    subset: float = 0.6
+    merge: float = 0.2
+    imbalance: float = 0.3
+    hidden_names: float = 0.1
+    evaluate_every: int = 50
+    regularisation: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(bool(self.tasks), "tasks is empty; expected folders with train.jsonl, or files")
+        for name in (
+            "train_steps",
+            "episodes_per_step",
+            "unroll",
+            "losses_per_episode",
+            "queries",
+            "most_steps",
+            "evaluate_every",
+        ):
+            value = getattr(self, name)
+            require(value > 0, f"{name} is {value}; expected 1 or more")
+        require(0 < self.shortest <= self.longest, f"shortest is {self.shortest}; expected 1 to {self.longest}")
+        sizes = self.chunk_sizes
+        fits = len(sizes) == 2 and all(type(size) is int for size in sizes) and 0 < sizes[0] <= sizes[1]
+        require(fits, f"chunk_sizes is {sizes}; expected [least, most]")
+        for name in ("subset", "merge", "imbalance", "hidden_names"):
+            value = getattr(self, name)
+            require(0 <= value <= 1, f"{name} is {value}; expected 0 to 1")
+
+
+def read_training_config(path: str | Path) -> TrainingConfig:
+    """A run's configuration from a JSON file.
+
+    Raises:
+        ConfigError: no such file, no JSON, an unknown key or a bad value; each is named.
+    """
+    try:
+        values: Any = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"can't read the configuration {path}: {error}; expected a JSON object") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds a JSON {type(values).__name__}; expected an object")
+    missing = [key for key in ("method", "backbone", "tasks") if key not in values]
+    if missing:
+        raise ConfigError(f"{path} has no {', '.join(missing)}; expected at least method, backbone and tasks")
+    return read_config(TrainingConfig, values)

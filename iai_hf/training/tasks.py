@@ -1,0 +1,100 @@
+"""Feature tasks: labelled datasets as the features of a frozen backbone, read once and cached on disk."""
+
+from __future__ import annotations
+
+import glob
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from iai_hf.data import open_stream
+from iai_hf.errors import DataError
+
+if TYPE_CHECKING:
+    from iai_hf.amortizers.frozen_features import FrozenFeatures
+
+log = logging.getLogger(__name__)
+TRAIN_FILE = "train.jsonl"
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureTask:
+    """A task as a head sees it.
+
+    Attributes:
+        name: of its folder or file.
+        features: float32 `[examples, d]`.
+        targets: int64 `[examples]`.
+        names: features of the label names, `[templates, labels, d]`.
+        labels: in the order of `targets`.
+    """
+
+    name: str
+    features: torch.Tensor
+    targets: torch.Tensor
+    names: torch.Tensor
+    labels: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+def task_files(patterns: Sequence[str], data_dir: str | Path) -> list[Path]:
+    """Files that the patterns name, each once; a folder stands for its train.jsonl.
+
+    Raises:
+        DataError: a pattern matches nothing.
+    """
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        full = pattern.replace("{data}", str(data_dir))
+        matches = [Path(path) for path in sorted(glob.glob(full))]
+        files = [path / TRAIN_FILE if path.is_dir() else path for path in matches]
+        files = [path for path in files if path.is_file()]
+        if not files:
+            raise DataError(f"no task at {full}; expected a folder with {TRAIN_FILE}, or a file: check --data_dir")
+        found.update(dict.fromkeys(files))
+    return list(found)
+
+
+def task_name(path: Path) -> str:
+    """`sst2` of `sst2/train.jsonl`, `reuters` of `reuters.jsonl`."""
+    return path.parent.name if path.name == TRAIN_FILE else path.stem
+
+
+def load_tasks(
+    files: Sequence[Path], amortizer: FrozenFeatures, max_examples: int, test_file: str | None = None
+) -> list[FeatureTask]:
+    """The classification tasks among the files, with features as `amortizer` sees them; others are left out.
+
+    Args:
+        test_file: take this file beside each, with the labels of the first.
+    """
+    tasks = []
+    for path in files:
+        stream = open_stream(path)
+        if stream.kind() != "classification":
+            log.info("%s: answers in free text, left out", task_name(path))
+            continue
+        labels = tuple(sorted({record.output for record in stream.records()}))
+        records = list(open_stream(path.with_name(test_file) if test_file else path).records())
+        known = set(labels)
+        records = [record for record in records if record.output in known]
+        stride = max(len(records) / max_examples, 1.0)
+        records = [records[int(i * stride)] for i in range(int(len(records) / stride))]
+        numbers = {label: number for number, label in enumerate(labels)}
+        tasks.append(
+            FeatureTask(
+                task_name(path),
+                amortizer.features([record.input for record in records])[0],
+                torch.tensor([numbers[record.output] for record in records]),
+                amortizer.name_features(labels),
+                labels,
+            )
+        )
+        log.info("%s: %s examples, %s labels", task_name(path), f"{len(records):,}", len(labels))
+    return tasks
