@@ -27,7 +27,7 @@ class Episode:
 
     Attributes:
         features, targets: of the stream, `[n, d]` and `[n]`.
-        chunk_size: of the stream.
+        sizes: of its chunks, their sum is n.
         paid: numbers of the chunks after which the loss is paid, ascending.
         names: `[templates, C, d]`.
         queries, answers: held out, `[q, d]` and `[q]`.
@@ -36,7 +36,7 @@ class Episode:
 
     features: torch.Tensor
     targets: torch.Tensor
-    chunk_size: int
+    sizes: tuple[int, ...]
     paid: tuple[int, ...]
     names: torch.Tensor
     queries: torch.Tensor
@@ -64,13 +64,14 @@ def draw(tasks: Sequence[FeatureTask], hidden: torch.Tensor, config: TrainingCon
     length = _log_uniform(chance, config.shortest, config.longest)
     length = min(length, len(usable) - min(config.queries, len(usable) // 2))
     chunk_size = max(_log_uniform(chance, *config.chunk_sizes), -(-length // config.most_steps))
-    steps = -(-length // chunk_size)
+    sizes = [chunk_size] * (length // chunk_size) + [length % chunk_size] * (length % chunk_size > 0)
+    steps = len(sizes)
     paid = {steps} | {_log_uniform(chance, 1, steps) for _ in range(config.losses_per_episode - 1)}
     stream, held_out = usable[:length], usable[length : length + config.queries]
     return Episode(
         task.features[stream],
         targets[stream],
-        chunk_size,
+        tuple(sizes),
         tuple(sorted(paid)),
         names,
         task.features[held_out],
@@ -84,12 +85,18 @@ def whole(task: FeatureTask, config: TrainingConfig, seed: int) -> Episode:
     order = torch.randperm(len(task), generator=torch.Generator().manual_seed(seed))
     held_out = min(4 * config.queries, len(task) // 3)
     stream, queries = order[held_out:][: config.longest], order[:held_out]
-    marks = [mark for mark in (4**i for i in range(10)) if mark <= len(stream)]
+    sizes, paid = [min(16, len(stream))], [1]
+    while (seen := sum(sizes)) < len(stream):
+        mark = 4 * 16 * 4 ** (len(paid) - 1)
+        size = min(max(mark // 4, 48), mark - seen, len(stream) - seen)
+        sizes.append(size)
+        if seen + size == mark:
+            paid.append(len(sizes))
     return Episode(
         task.features[stream],
         task.targets[stream],
-        16,
-        tuple(-(-mark // 16) for mark in marks if mark >= 16) or (1,),
+        tuple(sizes),
+        tuple(paid),
         task.names,
         task.features[queries],
         task.targets[queries],

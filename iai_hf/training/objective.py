@@ -36,7 +36,8 @@ class GreedyObjective(nn.Module):
         with torch.no_grad():
             tensors = head.grow(head.initial(size), episode.names)
         recent: deque[tuple[Tensors, torch.Tensor, torch.Tensor]] = deque(maxlen=self.unroll)
-        chunks = zip(episode.features.split(episode.chunk_size), episode.targets.split(episode.chunk_size), strict=True)
+        sizes = list(episode.sizes)
+        chunks = zip(episode.features.split(sizes), episode.targets.split(sizes), strict=True)
         found = []
         for step, (features, targets) in enumerate(chunks, start=1):
             recent.append((tensors, features, targets))
