@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -49,7 +50,8 @@ def adapt(
         max_examples: stop after that many examples of the stream.
         shuffle_seed: read in an order permuted from this seed.
         resume: `state` was left in the middle of this same stream; go on behind the last example it absorbed.
-        output: folder to which the state is saved every `checkpointing_steps` chunks and at the end.
+        output: folder to which the state is saved every `checkpointing_steps` chunks and at the end; of several
+            processes that read together (`Backbone.split_over_processes`), the first saves.
         on_step: called after each update with the new state and its chunk.
         progress: show a progress bar on standard error.
 
@@ -59,6 +61,8 @@ def adapt(
     """
     if max_examples is not None and max_examples < 1:
         raise DataError(f"max_examples is {max_examples}; expected at least 1")
+    first_process = os.environ.get("RANK", "0") == "0"
+    output = output if first_process else None
     stream = open_stream(data, columns, split=split, shuffle_seed=shuffle_seed)
     start = 0
     if state is None:
@@ -69,7 +73,7 @@ def adapt(
         amortizer.check(state)
         if resume:
             start = _resume_at(state, stream, chunk_size, shuffle_seed)
-    bar = _progress(stream, start, max_examples, progress)
+    bar = _progress(stream, start, max_examples, progress and first_process)
     position = start
     with bar:
         for chunk in stream.chunks(chunk_size, start, max_examples):

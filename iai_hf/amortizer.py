@@ -24,7 +24,7 @@ from weakref import WeakKeyDictionary
 from iai_hf import __version__
 from iai_hf.adapt import adapt
 from iai_hf.backbones import Backbone
-from iai_hf.errors import DataError, StateError
+from iai_hf.errors import ConfigError, DataError, StateError
 from iai_hf.state import CONFIG_FILE, FORMAT_VERSION, StateHeader, TaskState, write_whole
 from iai_hf.task import Chunk, Kind, Prediction, TaskSpec
 
@@ -135,6 +135,43 @@ class Amortizer(ABC):
         if state not in self._prepared:
             self._prepared[state] = self.prepare(state.tensors, state.task)
         return self.answer(self._prepared[state], state.task, queries)
+
+    def merge(self, states: Sequence[TaskState]) -> TaskState:
+        """One state from those of disjoint parts of a task's data, made by this amortizer; labels are joined.
+
+        Raises:
+            StateError: fewer than two states, or one of another method or backbone.
+            ConfigError: the method's states can't be merged.
+        """
+        if len(states) < 2:
+            raise StateError(f"got {len(states)} state(s) to merge; expected at least two")
+        for state in states:
+            self.check(state)
+        labels = tuple(dict.fromkeys(label for state in states for label in state.task.labels))
+        task = TaskSpec(states[0].task.kind, labels)
+        self._check_task(task)
+        tensors = self.combine([(state.tensors, state.task) for state in states], task)
+        header = dataclasses.replace(
+            states[0].header,
+            task=task,
+            examples=sum(state.header.examples for state in states),
+            steps=sum(state.header.steps for state in states),
+            counts={
+                key: sum(state.header.counts.get(key, 0) for state in states)
+                for key in sorted({key for state in states for key in state.header.counts})
+            },
+            stream=None,
+        )
+        return TaskState(tensors, header)
+
+    def combine(
+        self, parts: Sequence[tuple[Mapping[str, torch.Tensor], TaskSpec]], task: TaskSpec
+    ) -> Mapping[str, torch.Tensor]:
+        """Tensors of the merged state of `task`, whose labels are those of all parts."""
+        raise ConfigError(
+            f"states of {self.method!r} can't be merged; adapt one of them on the other's data instead, or choose "
+            "'iterative'"
+        )
 
     # Streams a dataset of any length through `update`, chunk by chunk.
     adapt = adapt

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -88,6 +89,8 @@ def adapt(
         state = TaskState.from_pretrained(method)
     config = parse_settings(settings) | ({"max_tokens": max_tokens} if max_tokens is not None else {})
     amortizer = AutoAmortizer.from_pretrained(method, backbone=backbone, config=config)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # accelerate launch -m iai_hf.cli adapt ...
+        amortizer.backbone.split_over_processes()
     state = amortizer.adapt(
         data,
         state,
@@ -103,6 +106,29 @@ def adapt(
         progress=not quiet,
     )
     report(describe(state), as_json, f"{state.header.examples:,} examples in {state.nbytes / 1000:,.0f} kB at {output}")
+
+
+@app.command()
+def merge(
+    states: Annotated[list[Path], typer.Argument(metavar="STATE_DIR...", help="States of parts of one task's data.")],
+    output: Annotated[Path, typer.Option("--output", help="Folder for the merged state.")],
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Merge states that were made from disjoint parts of the data."""
+    start_logging(quiet)
+    from iai_hf.auto import AutoAmortizer
+    from iai_hf.state import STATE_FILE, TaskState, check_writable
+
+    if (output / STATE_FILE).is_file():
+        raise StateError(f"{output} holds a state already; choose another folder")
+    check_writable(output)
+    parts = [TaskState.from_pretrained(path) for path in states]
+    merged = AutoAmortizer.for_state(parts[0]).merge(parts)
+    merged.save_pretrained(output)
+    report(
+        describe(merged), as_json, f"{merged.header.examples:,} examples in {merged.nbytes / 1000:,.0f} kB at {output}"
+    )
 
 
 @app.command()
@@ -266,8 +292,9 @@ def start_logging(quiet: bool) -> None:
 
 
 def report(content: dict[str, Any], as_json: bool, text: str) -> None:
-    """The result, on standard output."""
-    typer.echo(json.dumps(content, indent=2, ensure_ascii=False) if as_json else text)
+    """The result, on standard output; of several processes, the first speaks."""
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(json.dumps(content, indent=2, ensure_ascii=False) if as_json else text)
 
 
 def describe(state: Any) -> dict[str, Any]:

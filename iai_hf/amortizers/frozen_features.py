@@ -36,14 +36,17 @@ class FrozenFeaturesConfig:
         max_features: wider features are projected to this size, at random, so that a state stays small.
         weights: learned weights of the head: the name of shipped ones, or a folder; None for the untrained head;
             "auto" for the shipped ones that belong to the backbone, where there are any.
+        half_life: for streams that drift: examples after which what was seen counts half; None never forgets.
     """
 
     max_tokens: int | None = None
     max_features: int = 512
     weights: str | None = AUTO
+    half_life: int | None = None
 
     def __post_init__(self) -> None:
         require(self.max_tokens is None or self.max_tokens > 0, f"max_tokens is {self.max_tokens}; expected 1 or more")
+        require(self.half_life is None or self.half_life > 0, f"half_life is {self.half_life}; expected 1 or more")
         require(self.max_features > 0, f"max_features is {self.max_features}; expected 1 or more")
 
 
@@ -97,6 +100,8 @@ class FrozenFeatures(Amortizer):
         numbers = {label: number for number, label in enumerate(task.labels)}
         targets = torch.tensor([numbers[output] for output in chunk.outputs])
         with torch.no_grad():
+            if self.config.half_life is not None:
+                tensors = self.head.faded(tensors, 0.5 ** (len(chunk) / self.config.half_life))
             refined = self.head.refine(self._grown(tensors, task), features, targets)
         return refined, {"texts_cut": cut} if self.config.max_tokens else {}
 
@@ -112,6 +117,19 @@ class FrozenFeatures(Amortizer):
         features, _ = self.features(queries)
         with torch.no_grad():
             return Prediction.from_logits(self.head.logits(prepared, features), task.labels)
+
+    def combine(
+        self, parts: Sequence[tuple[Mapping[str, torch.Tensor], TaskSpec]], task: TaskSpec
+    ) -> Mapping[str, torch.Tensor]:
+        import torch
+
+        place = {label: number for number, label in enumerate(task.labels)}
+        aligned = [
+            self.head.aligned(tensors, torch.tensor([place[label] for label in part.labels]), len(place))
+            for tensors, part in parts
+        ]
+        with torch.no_grad():
+            return self.head.merge(aligned)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -46,6 +46,7 @@ class Backbone:
         self.name, self.revision, self.tokenizer, self.pooling = name, revision, tokenizer, pooling
         self.model = model.eval().requires_grad_(False)
         self.device: torch.device = model.device
+        self.share = (0, 1)  # this process's number among those that read together, and how many they are
 
     @property
     def dtype(self) -> torch.dtype:
@@ -54,6 +55,17 @@ class Backbone:
     @property
     def hidden_size(self) -> int:
         return int(self.model.config.hidden_size)
+
+    def split_over_processes(self) -> None:
+        """Read texts together with the other processes of `accelerate launch`, each its share of the batches.
+
+        All processes must then ask for the same features in the same order, and all get all of them, equal to what a
+        single process computes.
+        """
+        from accelerate import PartialState
+
+        processes = PartialState()
+        self.share = (processes.process_index, processes.num_processes)
 
     @cached_property
     def context(self) -> int:
@@ -115,10 +127,14 @@ class Backbone:
                 windows.append([*start, *window, *end] or [self._pad_id])
         sums = torch.zeros(len(ids), self.hidden_size)
         with torch.inference_mode():
-            for group in length_buckets([len(window) for window in windows]):
+            for group in length_buckets([len(window) for window in windows])[self.share[0] :: self.share[1]]:
                 batch, mask = self._pad([windows[i] for i in group])
                 pooled = self._pool(batch, mask).cpu()
                 sums.index_add_(0, torch.tensor([owners[i] for i in group]), pooled)
+        if self.share[1] > 1:
+            from accelerate.utils import reduce
+
+            sums = reduce(sums.to(self.device)).cpu()
         norms = sums.norm(dim=-1, keepdim=True)
         if not math.isfinite(float(norms.sum())):
             bad = next(text for text, norm in zip(texts, norms, strict=True) if not norm.isfinite())

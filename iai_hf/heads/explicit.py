@@ -45,6 +45,9 @@ class Code:
 class ExplicitHead(Head):
     """See the module's text."""
 
+    per_class = ("counts", "sums", "names")
+    additive = ("counts", "sums", "squares")
+
     def __init__(self) -> None:
         super().__init__()
         self.numbers = Numbers(NUMBERS)

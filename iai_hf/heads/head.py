@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -18,7 +18,14 @@ class Head(nn.Module, ABC):
     """A streaming classifier on features `[n, d]`, float32, whose learned parameters start at a known solver.
 
     Equivariant to a permutation of the classes by construction; any number of classes. `refine` is pure.
+
+    Attributes:
+        per_class: tensors of the state whose rows are classes.
+        additive: tensors that are sums over examples: they are added in a merge, and fade.
     """
+
+    per_class: ClassVar[tuple[str, ...]]
+    additive: ClassVar[tuple[str, ...]]
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,6 +51,30 @@ class Head(nn.Module, ABC):
     @abstractmethod
     def logits(self, prepared: Any, features: torch.Tensor) -> torch.Tensor:
         """`[n, C]` of queries `[n, d]`."""
+
+    def merge(self, parts: Sequence[Tensors]) -> Tensors:
+        """The state of all examples from the states of disjoint parts of them, whose classes are in the same order.
+
+        Exact for the additive tensors; a subclass says what becomes of others.
+        """
+        merged = dict(parts[0])
+        for name in self.additive:
+            merged[name] = torch.stack([part[name] for part in parts]).sum(0)
+        # A state that does not know a class yet has zeros for its name.
+        merged["names"] = torch.stack([part["names"] for part in parts]).abs().argmax(0, keepdim=True)
+        merged["names"] = torch.stack([part["names"] for part in parts]).gather(0, merged["names"])[0]
+        return merged
+
+    def aligned(self, tensors: Tensors, places: torch.Tensor, classes: int) -> Tensors:
+        """The state with class c moved to row `places[c]` of `classes`; rows that nothing comes to are zeros."""
+        moved = dict(tensors)
+        for name in self.per_class:
+            moved[name] = grown(tensors[name][:0], classes).index_copy(0, places, tensors[name])
+        return moved
+
+    def faded(self, tensors: Tensors, factor: float) -> Tensors:
+        """The state with what it has seen counting `factor` times as much."""
+        return {name: tensor * factor if name in self.additive else tensor for name, tensor in tensors.items()}
 
     def mixed_names(self, names: torch.Tensor) -> torch.Tensor:
         """One unit vector a class, `[C, d]`, of the features of its templates, `[templates, C, d]`."""

@@ -11,6 +11,7 @@ much was seen. The state keeps batches within a budget, the newest of each class
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -47,6 +48,9 @@ class ImplicitHead(Head):
         budget: examples that the state may keep.
     """
 
+    per_class = ("counts", "names")
+    additive = ("counts",)
+
     def __init__(self, budget: int = BUDGET) -> None:
         super().__init__()
         self.budget = budget
@@ -74,6 +78,21 @@ class ImplicitHead(Head):
         labels = torch.cat([state.targets, targets.to(torch.int16)])
         kept = newest_balanced(labels, len(counts), self.budget)
         return vars(replace(state, features=every[kept], targets=labels[kept], counts=counts))
+
+    def merge(self, parts: Sequence[Tensors]) -> Tensors:
+        """As `Head.merge`; observations are put one behind the other, within the budget."""
+        merged = dict(super().merge(parts))
+        targets = torch.cat([part["targets"] for part in parts])
+        kept = newest_balanced(targets, len(merged["counts"]), self.budget)
+        merged["targets"] = targets[kept]
+        merged["features"] = torch.cat([part["features"] for part in parts])[kept]
+        return merged
+
+    def aligned(self, tensors: Tensors, places: torch.Tensor, classes: int) -> Tensors:
+        """As `Head.aligned`; observations get the new class numbers."""
+        moved = dict(super().aligned(tensors, places, classes))
+        moved["targets"] = places[tensors["targets"].long()].to(torch.int16)
+        return moved
 
     def prepare(self, tensors: Tensors) -> Observations:
         state = Observations(**tensors)

@@ -13,6 +13,7 @@ weight * expert + D^T [x, 1], a single linear map. At their initial value the le
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -70,6 +71,9 @@ class ParametricHead(Head):
     Args:
         signal: "data" keeps the closed forms alone, "gradient" the label names' experts and the correction alone.
     """
+
+    per_class = ("counts", "sums", "correction", "curvature", "names")
+    additive = ("counts", "sums", "gram", "curvature", "mixed", "evidence")
 
     def __init__(self, signal: Signal = "both") -> None:
         super().__init__()
@@ -132,6 +136,23 @@ class ParametricHead(Head):
         probabilities = (scores @ weights + offset).softmax(1)
         state = replace(state, deviation=deviation, evidence=evidence)
         return vars(self._correct(state, ones, targets, probabilities, trust, experts.variance, values))
+
+    def merge(self, parts: Sequence[Tensors]) -> Tensors:
+        """As `Head.merge`; corrections are averaged by the examples that made them, deviations by their evidence."""
+        merged = dict(super().merge(parts))
+        share = torch.stack([part["mixed"] for part in parts])
+        share = share / share.sum().clamp(min=1)
+        merged["correction"] = torch.einsum("p,pcd->cd", share, torch.stack([part["correction"] for part in parts]))
+        pull = torch.stack([part["evidence"] @ part["deviation"] for part in parts]).sum(0)
+        known = merged["evidence"] + 1e-3 * torch.eye(len(EXPERTS))
+        merged["deviation"] = torch.linalg.solve(known, pull)
+        return merged
+
+    def faded(self, tensors: Tensors, factor: float) -> Tensors:
+        """As `Head.faded`; the correction too, as what it corrects."""
+        faded = dict(super().faded(tensors, factor))
+        faded["correction"] = factor * tensors["correction"]
+        return faded
 
     def prepare(self, tensors: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
         """The linear map that the state stands for: weight `[C, d]`, bias `[C]`."""

@@ -11,6 +11,7 @@ from conftest import LABELS, examples
 
 from iai_hf import AutoAmortizer, Chunk, TaskSpec, TaskState
 from iai_hf.amortizer import Amortizer
+from iai_hf.amortizers.frozen_features import FrozenFeatures
 from iai_hf.auto import methods
 from iai_hf.backbones import Backbone
 from iai_hf.errors import ConfigError, DataError, StateError
@@ -222,3 +223,48 @@ def test_it_learns(amortizer: Amortizer) -> None:
     test = examples(100, seed=5)
     found = amortizer.predict(state, [row["input"] for row in test]).outputs
     assert sum(answer == row["output"] for answer, row in zip(found, test, strict=True)) > 50  # chance is 33
+
+
+def test_states_of_parts_merge_into_the_state_of_the_whole(amortizer: Amortizer) -> None:
+    rows = examples(48)
+    parts = [amortizer.adapt(rows[i::2], chunk_size=8, progress=False) for i in (0, 1)]
+    if not isinstance(amortizer, FrozenFeatures):
+        with pytest.raises(ConfigError, match="can't be merged"):
+            amortizer.merge(parts)
+        return
+    merged, whole = amortizer.merge(parts), amortizer.adapt(rows, chunk_size=8, progress=False)
+    assert (merged.header.examples, merged.header.steps) == (48, 6)
+    # The labels turn up in another order in each part, and are brought into one.
+    order = [merged.task.labels.index(label) for label in whole.task.labels]
+    for name in ("counts", "sums"):
+        if name in whole.tensors:
+            torch.testing.assert_close(merged.tensors[name][order], whole.tensors[name], atol=1e-4, rtol=1e-4)
+    for name in ("gram", "squares"):
+        if name in whole.tensors:
+            torch.testing.assert_close(merged.tensors[name], whole.tensors[name], atol=1e-4, rtol=1e-4)
+    closed_form = {"iterative-explicit", "iterative-implicit"} & {amortizer.method} or (
+        getattr(amortizer.config, "signal", None) == "data"
+    )
+    if closed_form and amortizer.method != "iterative-implicit":
+        torch.testing.assert_close(
+            log_probs(amortizer, merged)[:, order], log_probs(amortizer, whole), atol=1e-3, rtol=0
+        )
+    assert log_probs(amortizer, merged).isfinite().all()
+    with pytest.raises(StateError, match="at least two"):
+        amortizer.merge(parts[:1])
+
+
+def test_forgetting_follows_a_stream_that_drifts(encoder: Backbone) -> None:
+    old, new = examples(240), examples(120, seed=2)
+    swapped = [{**row, "output": LABELS[(LABELS.index(row["output"]) + 1) % 3]} for row in new]
+    test = examples(90, seed=5)
+    wanted = [LABELS[(LABELS.index(row["output"]) + 1) % 3] for row in test]
+
+    def hits(half_life: int | None) -> int:
+        config = {"half_life": half_life}
+        amortizer = AutoAmortizer.from_pretrained("iterative", backbone=encoder, config=config)
+        state = amortizer.adapt(old + swapped, chunk_size=12, task=TASK, progress=False)
+        found = amortizer.predict(state, [row["input"] for row in test]).outputs
+        return sum(answer == right for answer, right in zip(found, wanted, strict=True))
+
+    assert hits(24) > hits(None) + 5
