@@ -24,6 +24,7 @@ from accelerate import Accelerator
 
 from iai_hf import AutoAmortizer, load_backbone
 from iai_hf.amortizers.frozen_features import FrozenFeatures
+from iai_hf.auto import amortizer_class
 from iai_hf.backbones.cached import CachedBackbone
 from iai_hf.errors import ConfigError, IAIError
 from iai_hf.state import check_writable, write_whole
@@ -61,14 +62,15 @@ def main() -> None:
     )
     if not accelerator.is_main_process:
         logging.getLogger("iai_hf").setLevel(logging.WARNING)
+    if not issubclass(amortizer_class(config.method), FrozenFeatures):
+        raise ConfigError(f"method {config.method!r} has no head to train; expected iterative or one of its regimes")
     check_writable(args.output_dir)
     files = task_files(config.tasks, args.data_dir)
     backbone = CachedBackbone(load_backbone(config.backbone), args.cache_dir)
     amortizer = AutoAmortizer.from_pretrained(
         config.method, backbone=backbone, config={**config.settings, "weights": None}
     )
-    if not isinstance(amortizer, FrozenFeatures):
-        raise ConfigError(f"method {config.method!r} has no head to train; expected iterative or one of its regimes")
+    assert isinstance(amortizer, FrozenFeatures)
     with accelerator.main_process_first():
         tasks = load_tasks(files, amortizer, config.max_task_examples)
     if args.with_tracking:

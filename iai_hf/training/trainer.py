@@ -85,8 +85,7 @@ def train(
                 episode = draw(training, hidden, config, (step - 1) * config.episodes_per_step + place)
                 last = turn == len(share) - 1
                 with accelerator.autocast() if last else accelerator.no_sync(module):
-                    loss = module(_on(episode, accelerator.device)) / len(share)
-                    _check_finite(loss, step, episode)
+                    loss = _loss(module, _on(episode, accelerator.device), step) / len(share)
                     accelerator.backward(loss)
                 total += loss.detach().cpu()
             _pull(head, initial, config.regularisation)
@@ -153,12 +152,18 @@ def _evaluated(
     )
 
 
-def _check_finite(loss: torch.Tensor, step: int, episode: Episode) -> None:
-    if not torch.isfinite(loss):
+def _loss(module: torch.nn.Module, episode: Episode, step: int) -> torch.Tensor:
+    try:
+        loss = module(episode)
+        problem = None if torch.isfinite(loss) else f"the loss is {float(loss)}"
+    except torch.linalg.LinAlgError as error:
+        problem = f"a covariance can't be factored ({str(error).splitlines()[0]})"
+    if problem:
         raise ConfigError(
-            f"the loss is {float(loss)} in step {step}, on task {episode.task!r} ({len(episode.targets)} examples, "
+            f"{problem} in step {step}, on task {episode.task!r} ({len(episode.targets)} examples, "
             f"{episode.classes} classes); the last checkpoint stands: lower learning_rate, or leave the task out"
         )
+    return loss
 
 
 def _pull(head: torch.nn.Module, initial: dict[str, torch.Tensor], strength: float) -> None:

@@ -1,0 +1,193 @@
+"""Meta-training: episodes follow from their number, gradients stop, runs resume exactly, bad input is named."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import LABELS, examples
+
+from iai_hf import AutoAmortizer
+from iai_hf.amortizers.frozen_features import FrozenFeatures
+from iai_hf.backbones import Backbone
+from iai_hf.errors import ConfigError, DataError, StateError
+from iai_hf.heads import ParametricHead
+from iai_hf.training import TrainingConfig, train
+from iai_hf.training.checkpoint import CHECKPOINT_FILE
+from iai_hf.training.config import read_training_config
+from iai_hf.training.episodes import draw, whole
+from iai_hf.training.objective import GreedyObjective
+from iai_hf.training.tasks import FeatureTask, load_tasks, task_files
+
+CONFIG = TrainingConfig(
+    method="iterative",
+    backbone="tiny",
+    tasks=["a", "b"],
+    validation=["b"],
+    train_steps=4,
+    episodes_per_step=2,
+    queries=16,
+    longest=64,
+    evaluate_every=2,
+)
+
+
+@pytest.fixture
+def amortizer(encoder: Backbone) -> FrozenFeatures:
+    found = AutoAmortizer.from_pretrained("iterative", backbone=encoder)
+    assert isinstance(found, FrozenFeatures)
+    return found
+
+
+@pytest.fixture
+def tasks(amortizer: FrozenFeatures, tmp_path: Path) -> list[FeatureTask]:
+    for name, seed in (("a", 0), ("b", 1)):
+        (tmp_path / name).mkdir()
+        lines = [json.dumps(row) for row in examples(120, seed=seed)]
+        (tmp_path / name / "train.jsonl").write_text("\n".join(lines))
+    return load_tasks(task_files(["{data}/*"], tmp_path), amortizer, 1000)
+
+
+def run(amortizer: FrozenFeatures, tasks: list[FeatureTask], output: Path, **changes: object):  # type: ignore[no-untyped-def]
+    output.mkdir(exist_ok=True)
+    resume = bool(changes.pop("resume", False))
+    config = dataclasses.replace(CONFIG, **changes)  # type: ignore[arg-type]
+    return train(amortizer, tasks, config, Accelerator(cpu=True), output, resume=resume, progress_bar=False)
+
+
+def test_tasks_are_read_as_features(tasks: list[FeatureTask]) -> None:
+    assert [task.name for task in tasks] == ["a", "b"]
+    assert tasks[0].labels == tuple(sorted(LABELS))
+    assert tasks[0].features.shape == (120, 32)
+    assert tasks[0].names.shape[1:] == (3, 32)
+
+
+def test_an_episode_follows_from_its_number_alone(tasks: list[FeatureTask]) -> None:
+    hidden = torch.randn(4, 10, 32)
+    first, again, other = (draw(tasks, hidden, CONFIG, number) for number in (7, 7, 8))
+    assert torch.equal(first.features, again.features)
+    assert (first.sizes, first.paid) == (again.sizes, again.paid)
+    assert first.features.shape != other.features.shape or not torch.equal(first.features, other.features)
+
+
+def test_episodes_are_sound_and_varied(tasks: list[FeatureTask]) -> None:
+    hidden = torch.randn(4, 10, 32)
+    drawn = [draw(tasks, hidden, CONFIG, number) for number in range(60)]
+    for episode in drawn:
+        assert sum(episode.sizes) == len(episode.targets)
+        assert episode.paid[-1] == len(episode.sizes)
+        assert len(episode.answers) > 0
+        assert {*episode.targets.tolist(), *episode.answers.tolist()} <= set(range(episode.classes))
+        held_out = {tuple(row) for row in episode.queries[:, :4].tolist()}
+        assert len(episode.sizes) <= CONFIG.most_steps
+        assert len(held_out) > 1
+    assert len({len(episode.targets) for episode in drawn}) > 10
+    assert len({episode.sizes[0] for episode in drawn}) > 5
+
+
+def test_evaluation_streams_pay_at_powers_of_four(tasks: list[FeatureTask]) -> None:
+    episode = whole(tasks[0], dataclasses.replace(CONFIG, queries=8), 0)
+    seen = [sum(episode.sizes[:step]) for step in episode.paid]
+    assert seen == [16, 64]
+
+
+def test_the_gradient_reaches_every_learned_part_and_stops_before_the_unrolled_steps(tasks: list[FeatureTask]) -> None:
+    episode = draw(tasks, torch.randn(4, 10, 32), dataclasses.replace(CONFIG, shortest=48, chunk_sizes=[8, 8]), 3)
+    assert len(episode.sizes) > 4
+    gradients = []
+    for unroll in (1, 1, 3):
+        objective = GreedyObjective(ParametricHead(), unroll)
+        objective(episode).backward()
+        gradients.append([parameter.grad for parameter in objective.parameters()])
+    assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients[0])
+    assert all(torch.equal(first, again) for first, again in zip(gradients[0], gradients[1], strict=True))
+    assert any(not torch.equal(first, more) for first, more in zip(gradients[0], gradients[2], strict=True))
+
+
+def test_training_improves_the_validation_loss(amortizer, tasks, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    untrained = amortizer.fingerprint
+    progress = run(amortizer, tasks, tmp_path / "run", train_steps=12)
+    assert progress.best < progress.history[0]["loss"]
+    assert amortizer.fingerprint != untrained
+
+
+def test_a_resumed_run_ends_as_one_that_was_not_cut_off(encoder, tasks, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    def fresh() -> FrozenFeatures:
+        return AutoAmortizer.from_pretrained("iterative", backbone=encoder)  # type: ignore[return-value]
+
+    straight, broken = fresh(), fresh()
+    run(straight, tasks, tmp_path / "straight")
+
+    class Cut(Exception):
+        pass
+
+    def cut(*_: object, **__: object) -> None:
+        raise Cut
+
+    first = Accelerator(cpu=True)
+    accelerator_log, steps = first.log, []
+
+    def log(values: dict[str, float], step: int) -> None:
+        steps.append(step)
+        if step == 3:
+            cut()
+        accelerator_log(values, step=step)
+
+    first.log = log  # type: ignore[method-assign]
+    (tmp_path / "broken").mkdir()
+    with pytest.raises(Cut):
+        train(broken, tasks, CONFIG, first, tmp_path / "broken", progress_bar=False)
+    again = fresh()
+    run(again, tasks, tmp_path / "broken", resume=True)
+    for name, tensor in straight.head.state_dict().items():
+        assert torch.equal(tensor, again.head.state_dict()[name])
+
+
+def test_a_checkpoint_of_another_run_is_refused(amortizer, tasks, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    run(amortizer, tasks, tmp_path / "run")
+    with pytest.raises(StateError, match="another configuration"):
+        run(amortizer, tasks, tmp_path / "run", resume=True, seed=5)
+    (tmp_path / "run" / CHECKPOINT_FILE).write_bytes(b"no checkpoint")
+    with pytest.raises(StateError, match="no readable checkpoint"):
+        run(amortizer, tasks, tmp_path / "run", resume=True)
+
+
+def test_nan_in_a_feature_is_named_and_the_checkpoint_stands(amortizer, tasks, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    run(amortizer, tasks, tmp_path / "run")
+    before = (tmp_path / "run" / CHECKPOINT_FILE).read_bytes()
+    tasks[0].features[:] = float("nan")
+    with pytest.raises(ConfigError, match="task 'a'"):
+        run(amortizer, tasks, tmp_path / "run", learning_rate=0.02)
+    assert (tmp_path / "run" / CHECKPOINT_FILE).read_bytes() == before
+
+
+def test_missing_tasks_are_named(amortizer, tasks, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(DataError, match="nowhere"):
+        task_files(["{data}/nowhere"], tmp_path)
+    with pytest.raises(DataError, match="no task is called c"):
+        run(amortizer, tasks, tmp_path / "run", validation=["c"])
+    with pytest.raises(DataError, match="left to train on"):
+        run(amortizer, tasks, tmp_path / "run", validation=["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"method": "iterative", "backbone": "b", "tasks": ["t"], "colour": 1}', "colour"),
+        ('{"method": "iterative", "backbone": "b", "tasks": []}', "tasks is empty"),
+        ('{"method": "iterative", "backbone": "b", "tasks": ["t"], "unroll": 0}', "unroll is 0"),
+        ('{"method": "iterative", "backbone": "b", "tasks": ["t"], "chunk_sizes": [8]}', "chunk_sizes"),
+        ('{"method": "iterative", "backbone": "b", "tasks": ["t"], "subset": 2.0}', "subset is 2"),
+        ('{"method": "iterative", "tasks": ["t"]}', "backbone"),
+        ("[1]", "list"),
+        ("{", "can't read"),
+    ],
+)
+def test_a_bad_configuration_is_named(tmp_path: Path, content: str, words: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ConfigError, match=words):
+        read_training_config(tmp_path / "config.json")
