@@ -1,0 +1,238 @@
+"""The language model's own ways of adapting, beside the iterative head on its frozen features.
+
+    python scripts/compare_lm.py --data_dir META_TEST --output scripts/results/compare_lm
+
+Rows: zero-shot; in-context learning with 8, 32 and as many demonstrations as 4,096 tokens hold, and with 16 retrieved
+for each query; prompt tuning and LoRA (PEFT) given 1 and 10 times the seconds that `iterative` takes to read the same
+examples; `iterative` itself. All see the same --examples examples, and answer the same --queries queries. What is in
+OUTPUT/results.json already is not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import itertools
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from compare import TASKS, Task, chunks
+from compare_report import error
+from huggingface_hub.utils import tqdm
+
+from iai_hf import AutoAmortizer, Chunk, Prediction, TaskSpec, load_backbone, score
+from iai_hf.amortizers.prompting import PromptConfig, Prompter
+from iai_hf.backbones.causal_lm import CausalLM
+from iai_hf.errors import BackboneError, IAIError
+from iai_hf.state import check_writable, write_whole
+
+BACKBONE = "HuggingFaceTB/SmolLM2-135M-Instruct"
+MAX_TOKENS = 128
+RETRIEVED = 16
+BATCH = 8
+LORA = {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}
+LORA_RATE = 1e-3
+Answers = dict[str, Any]
+
+
+def adapted(model: CausalLM, task: Task, rows: list[dict[str, str]], method: str, config: dict[str, Any]) -> Answers:
+    """Any method of the contract, in one pass."""
+    amortizer = AutoAmortizer.from_pretrained(method, backbone=model, config={"max_tokens": MAX_TOKENS, **config})
+    state = amortizer.init_state(TaskSpec("classification", task.labels))
+    began = time.perf_counter()
+    for chunk in chunks(rows):
+        state = amortizer.update(state, chunk)
+    return answered(task, time.perf_counter() - began, lambda texts: amortizer.predict(state, texts), state.nbytes)
+
+
+def answered(task: Task, seconds: float, predict: Callable[[list[str]], Prediction], size: int) -> Answers:
+    began = time.perf_counter()
+    prediction = predict(task.queries)
+    cost = 1000 * (time.perf_counter() - began) / len(task.queries)
+    return {**score(prediction, task.answers), "seconds": seconds, "ms_per_query": cost, "state_bytes": size}
+
+
+def retrieved(model: CausalLM, task: Task, rows: list[dict[str, str]]) -> Answers:
+    """In-context learning with the nearest examples by the model's own features, nearest last."""
+    config = {"max_tokens": MAX_TOKENS, "budget": 4096}
+    amortizer = AutoAmortizer.from_pretrained("in-context", backbone=model, config=config)
+    began = time.perf_counter()
+    keys = model.features([row["input"] for row in rows], MAX_TOKENS).vectors
+    spent = time.perf_counter() - began
+
+    def predict(texts: list[str]) -> Prediction:
+        found = []
+        for text, query in zip(texts, model.features(texts, MAX_TOKENS).vectors, strict=True):
+            near = [rows[i] for i in (keys @ query).topk(min(RETRIEVED, len(rows))).indices.tolist()][::-1]
+            chunk = Chunk(tuple(row["input"] for row in near), tuple(row["output"] for row in near))
+            state = amortizer.update(amortizer.init_state(TaskSpec("classification", task.labels)), chunk)
+            found.append(amortizer.predict(state, [text]).log_probs)
+        return Prediction.from_logits(torch.cat([part for part in found if part is not None]), task.labels)
+
+    return answered(task, spent, predict, keys.nbytes)
+
+
+def endless(rows: list[dict[str, str]]) -> Iterator[list[dict[str, str]]]:
+    """Batches of the examples, epoch after epoch, each in another order."""
+    for epoch in itertools.count():
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(epoch)).tolist()
+        for first in range(0, len(rows), BATCH):
+            yield [rows[i] for i in order[first : first + BATCH]]
+
+
+def prompt_tuned(model: CausalLM, task: Task, rows: list[dict[str, str]], seconds: float) -> Answers:
+    amortizer = AutoAmortizer.from_pretrained("prompt-tuning", backbone=model, config={"max_tokens": MAX_TOKENS})
+    state = amortizer.init_state(TaskSpec("classification", task.labels))
+    began = time.perf_counter()
+    for batch in endless(rows):
+        chunk = Chunk(tuple(row["input"] for row in batch), tuple(row["output"] for row in batch))
+        state = amortizer.update(state, chunk)
+        if time.perf_counter() - began > seconds:
+            break
+    return answered(task, time.perf_counter() - began, lambda texts: amortizer.predict(state, texts), state.nbytes)
+
+
+def lora(model: CausalLM, task: Task, rows: list[dict[str, str]], seconds: float) -> Answers:
+    """LoRA by PEFT on a copy of the model, Adam, the same prompts."""
+    import peft
+
+    inner = copy.deepcopy(model.model)
+    peft.inject_adapter_in_model(peft.LoraConfig(**LORA), inner)  # type: ignore[arg-type]
+    tuned = CausalLM(model.name, model.revision, model.tokenizer, inner)
+    weights = {name: weight for name, weight in inner.named_parameters() if "lora_" in name}
+    for weight in weights.values():
+        weight.data = weight.data.float()
+        weight.requires_grad_(True)
+    prompter = Prompter(tuned, PromptConfig(max_tokens=MAX_TOKENS))
+    adam = torch.optim.Adam(weights.values(), lr=LORA_RATE)
+    nothing = torch.zeros(0, tuned.hidden_size)
+    began = time.perf_counter()
+    for batch in endless(rows):
+        adam.zero_grad()
+        tuned.loss(nothing, [prompter.row(row["input"], [row["output"]]) for row in batch]).backward()
+        adam.step()
+        if time.perf_counter() - began > seconds:
+            break
+    spec = TaskSpec("classification", task.labels)
+    spent, size = time.perf_counter() - began, sum(weight.nbytes for weight in weights.values())
+    return answered(task, spent, lambda texts: prompter.predict(tuned.encode_prefix(), spec, texts), size)
+
+
+def measure(row: str, model: CausalLM, task: Task, rows: list[dict[str, str]], unit: float) -> Answers:
+    """One row; `unit` is the seconds that `iterative` took."""
+    if row.startswith("in-context, "):
+        shots = row.removeprefix("in-context, ")
+        count = len(rows) if shots == "4,096 tokens" else int(shots)
+        return adapted(model, task, rows[:count], "in-context", {"budget": 4096})
+    rows_of: dict[str, Callable[[], Answers]] = {
+        "iterative": lambda: adapted(model, task, rows, "iterative", {}),
+        "zero-shot": lambda: adapted(model, task, [], "in-context", {}),
+        "in-context retrieved": lambda: retrieved(model, task, rows),
+        "prompt tuning 1x": lambda: prompt_tuned(model, task, rows, unit),
+        "prompt tuning 10x": lambda: prompt_tuned(model, task, rows, 10 * unit),
+        "LoRA 1x": lambda: lora(model, task, rows, unit),
+        "LoRA 10x": lambda: lora(model, task, rows, 10 * unit),
+    }
+    return rows_of[row]()
+
+
+ROWS = (
+    "iterative",
+    "zero-shot",
+    "in-context, 8",
+    "in-context, 32",
+    "in-context, 4,096 tokens",
+    "in-context retrieved",
+    "LoRA 1x",
+    "LoRA 10x",
+    "prompt tuning 1x",
+    "prompt tuning 10x",
+)
+
+
+def report(records: list[dict[str, Any]], output: Path) -> None:
+    """Write results.md."""
+    tasks = sorted({record["task"] for record in records})
+    metrics = {
+        "accuracy": ("accuracy, %", 100.0),
+        "negative_log_likelihood": ("NLL", 1.0),
+        "calibration_error": ("ECE, %", 100.0),
+        "seconds": ("seconds to adapt", 1.0),
+        "ms_per_query": ("ms a query", 1.0),
+        "state_bytes": ("state, kB", 0.001),
+    }
+    head = [title for title, _ in metrics.values()]
+    lines = [f"| | {' | '.join(head)} | orders |", f"| --- |{' ---: |' * (len(head) + 1)}"]
+    for row in ROWS:
+        by_seed: dict[int, dict[str, dict[str, float]]] = {}
+        for record in records:
+            if record["row"] == row:
+                by_seed.setdefault(record["seed"], {})[record["task"]] = record["answers"]
+        whole = [found for found in by_seed.values() if len(found) == len(tasks)]
+        if whole:
+            cells = []
+            for metric, (_, scale) in metrics.items():
+                values = [scale * mean(answers[metric] for answers in found.values()) for found in whole]
+                cells.append(f"{mean(values):.2f} ± {error(values):.2f}")
+            lines.append(f"| {row} | {' | '.join(cells)} | {len(whole)} |")
+    first = records[0]
+    title = (
+        f"{BACKBONE}, {first['examples']:,} examples, {first['queries']} queries; mean over {', '.join(tasks)}, "
+        "± standard error over orders"
+    )
+    lines += ["", f"| | {' | '.join(tasks)} |", f"| --- |{' ---: |' * len(tasks)}"]
+    for row in ROWS:
+        cells = []
+        for task in tasks:
+            found = [r["answers"]["accuracy"] for r in records if (r["row"], r["task"]) == (row, task)]
+            cells.append(f"{100 * mean(found):.1f}" if found else "")
+        if any(cells):
+            lines.append(f"| {row} | {' | '.join(cells)} |")
+    write_whole(output / "results.md", ("\n".join([f"{title}.", "", *lines]) + "\n").encode())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", default=TASKS)
+    parser.add_argument("--data_dir", type=Path, required=True, help="folder of tasks with train.jsonl and test.jsonl")
+    parser.add_argument("--rows", nargs="+", default=ROWS, choices=ROWS)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--examples", type=int, default=1024)
+    parser.add_argument("--queries", type=int, default=200)
+    parser.add_argument("--output", type=Path, default=Path("scripts/results/compare_lm"))
+    args = parser.parse_args()
+    check_writable(args.output)
+    path = args.output / "results.json"
+    records: list[dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else []
+    model = load_backbone(BACKBONE)
+    if not isinstance(model, CausalLM):
+        raise BackboneError(f"{BACKBONE} is no causal language model")
+    jobs = [(seed, name, row) for seed in range(args.seeds) for name in args.tasks for row in args.rows]
+    for seed, name, row in tqdm(jobs, desc="compare", unit=" runs"):
+        mine = {r["row"]: r["answers"] for r in records if (r["seed"], r["task"]) == (seed, name)}
+        if row in mine:
+            continue
+        task = Task(args.data_dir / name, model)
+        stride = max(len(task.queries) // args.queries, 1)
+        task.queries, task.answers = (part[::stride][: args.queries] for part in (task.queries, task.answers))
+        rows = task.rows(seed)[: args.examples]
+        unit = mine.get("iterative", {}).get("seconds", 0.0)
+        answers = measure(row, model, task, rows, unit)
+        place = {"seed": seed, "task": name, "row": row, "examples": args.examples, "queries": len(task.queries)}
+        records.append({**place, "answers": answers})
+        write_whole(path, json.dumps(records, indent=1).encode())
+        report(records, args.output)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except IAIError as error_:
+        print(f"error: {error_}", file=sys.stderr)
+        raise SystemExit(2) from None
