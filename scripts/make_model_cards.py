@@ -1,0 +1,109 @@
+"""Write model_cards/ from the shipped weights' own records and from what was measured.
+
+python scripts/make_model_cards.py
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from compare_report import error, table
+from huggingface_hub import EvalResult, ModelCardData
+
+from iai_hf import shipped
+from iai_hf.amortizer import Amortizer
+from iai_hf.auto import amortizer_class
+from iai_hf.state import CONFIG_FILE, write_whole
+
+RESULTS = Path("scripts/results/compare/results.json")
+CARDS = Path("model_cards")
+
+
+def row_of(config: dict[str, Any]) -> str:
+    """Name of the weights' row in the comparison."""
+    signal = config["config"].get("signal", "both")
+    return config["method"] if signal == "both" else f"{config['method']}, {signal}"
+
+
+def card(name: str, records: list[dict[str, Any]]) -> str:
+    """A model card, metadata first."""
+    config = json.loads((shipped.FOLDER / name / CONFIG_FILE).read_text())
+    training = json.loads((shipped.FOLDER / name / "training.json").read_text())
+    method: type[Amortizer] = amortizer_class(config["method"])
+    base, row = config["base_model_name_or_path"], row_of(config)
+    mine = [record for record in records if (record["backbone"], record["row"]) == (base, row)]
+    results = []
+    for record in mine:
+        if record["seed"] == 0:
+            last = record["curve"][-1]
+            for metric in ("accuracy", "macro_f1", "negative_log_likelihood", "calibration_error"):
+                results.append(
+                    EvalResult(
+                        task_type="text-classification",
+                        dataset_type=record["task"],
+                        dataset_name=f"{record['task']}, {last['examples']:,} examples",
+                        metric_type=metric,
+                        metric_value=round(last[metric], 4),
+                    )
+                )
+    data = ModelCardData(
+        base_model=base,
+        library_name="iai_hf",
+        license="apache-2.0",
+        pipeline_tag="text-classification",
+        tags=["iai_hf", config["method"], method.regime],
+        model_name=name,
+        eval_results=results or None,
+    )
+    history = training["history"]
+    text = [
+        f"---\n{data.to_yaml()}\n---",
+        f"# {name}",
+        f"Learned weights of `{config['method']}` ({method.regime} regime) on frozen features of `{base}`. They adapt "
+        "to a labelled dataset of any length, chunk by chunk, forward only.",
+        "```python\nfrom iai_hf import AutoAmortizer\n\n"
+        f'amortizer = AutoAmortizer.from_pretrained("{config["method"]}", backbone="{base}")\n'
+        'state = amortizer.adapt([{"input": "a good film", "output": "positive"}, '
+        '{"input": "a dull film", "output": "negative"}])\n'
+        'print(amortizer.predict(state, ["a fine film"]).outputs)\n```',
+        "## Training",
+        f"Greedy meta-training, {training['best_step']} of {training['step']} steps of "
+        f"{training['config']['episodes_per_step']} episodes kept by the loss on tasks held out from training "
+        f"({', '.join(training['config']['validation'])}): {history[0]['loss']:.4f} untrained, {training['best']:.4f} "
+        f"kept (in units of log C). {history[-1]['seconds']:.0f} seconds, features cached. Tasks: "
+        f"{', '.join(training['config']['tasks'])}.",
+    ]
+    if mine:
+        values = {metric: table(mine, metric).get(row, {}) for metric in ("accuracy", "negative_log_likelihood")}
+        lines = ["| examples | accuracy | negative log-likelihood |", "| --- | ---: | ---: |"]
+        for where, cells in values["accuracy"].items():
+            nll = values["negative_log_likelihood"][where]
+            lines.append(f"| {where} | {mean(cells):.3f} ± {error(cells):.3f} | {mean(nll):.3f} ± {error(nll):.3f} |")
+        tasks = ", ".join(sorted({record["task"] for record in mine}))
+        text += [
+            "## Evaluation",
+            f"Mean over {tasks}, none of them trained on; ± standard error over orders.",
+            *["\n".join(lines)],
+        ]
+    text += [
+        "## Limits",
+        "Trained on English texts of up to 128 tokens. Probabilities are honest where chunks mix the classes; a stream "
+        "sorted by class should be shuffled. A state holds sums of features of its examples, or, in the implicit "
+        "regime, the features themselves: treat it as confidential where they are.",
+    ]
+    return "\n\n".join(text) + "\n"
+
+
+def main() -> None:
+    records = json.loads(RESULTS.read_text()) if RESULTS.is_file() else []
+    CARDS.mkdir(exist_ok=True)
+    for name in shipped.names():
+        write_whole(CARDS / f"{name}.md", card(name, records).encode())
+        print(CARDS / f"{name}.md")
+
+
+if __name__ == "__main__":
+    main()

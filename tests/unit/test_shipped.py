@@ -1,0 +1,52 @@
+"""Shipped weights: small, whole, found by their backbone, and named when they are used."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+
+from iai_hf import AutoAmortizer, TaskState, shipped
+from iai_hf.backbones import Backbone
+from iai_hf.errors import ConfigError
+
+
+def test_they_are_small_and_say_where_they_come_from() -> None:
+    assert {"minilm-l6-iterative", "smollm2-135m-iterative"} <= set(shipped.names())
+    files = [path for path in shipped.FOLDER.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 8_000_000
+    for name in shipped.names():
+        record = json.loads((shipped.FOLDER / name / "training.json").read_text())
+        assert record["step"] >= record["best_step"]
+        assert not any("meta_test" in task for task in record["config"]["tasks"])
+
+
+@pytest.mark.parametrize("method", ["iterative", "iterative-explicit", "iterative-implicit"])
+def test_the_ones_of_the_backbone_are_used_and_named(
+    minilm: Backbone, method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "iai_hf")
+    amortizer = AutoAmortizer.from_pretrained(method, backbone=minilm)
+    assert amortizer.config.weights == f"minilm-l6-{method}"
+    assert f"minilm-l6-{method}" in caplog.text
+    untrained = AutoAmortizer.from_pretrained(method, backbone=minilm, config={"weights": None})
+    assert untrained.fingerprint != amortizer.fingerprint
+
+
+def test_a_state_finds_its_weights_again(minilm: Backbone, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    amortizer = AutoAmortizer.from_pretrained("iterative", backbone=minilm)
+    rows = [{"input": f"{word} {i}", "output": word} for i in range(4) for word in ("cat", "dog")]
+    state = TaskState.from_pretrained(amortizer.adapt(rows, progress=False).save_pretrained(tmp_path))
+    assert AutoAmortizer.for_state(state, minilm).fingerprint == amortizer.fingerprint
+
+
+def test_another_backbone_gets_the_untrained_head(encoder: Backbone) -> None:
+    assert AutoAmortizer.from_pretrained("iterative", backbone=encoder).config.weights is None
+
+
+def test_weights_that_do_not_exist_or_fit_are_named(encoder: Backbone) -> None:
+    with pytest.raises(ConfigError, match="no weights 'nowhere'"):
+        AutoAmortizer.from_pretrained("iterative", backbone=encoder, config={"weights": "nowhere"})
+    with pytest.raises(ConfigError, match="no weights for 'iterative-explicit'"):
+        AutoAmortizer.from_pretrained("iterative-explicit", backbone=encoder, config={"weights": "minilm-l6-iterative"})
