@@ -38,17 +38,17 @@ def one_stream(task: Task, row: str, seed: int, horizon: int) -> dict[str, Any]:
     horizon = min(horizon, len(rows))
     likelihoods: list[tuple[int, float]] = []
     found: dict[str, Any] = {"horizon": horizon}
+    marks = {"at_horizon": horizon, "at_end": len(rows), "at_8_horizons": TIMES * horizon}
     epochs = -(-TIMES * horizon // len(rows))
     for chunk in chunks((rows * epochs)[: TIMES * horizon]):
         before = state.header.examples
         state = amortizer.update(state, chunk)
         seen = state.header.examples
-        if seen <= len(rows) or seen >= TIMES * horizon:
+        passed = [name for name, mark in marks.items() if before < mark <= seen]
+        if seen <= len(rows) or passed:
             metrics = score(amortizer.predict(state, task.queries), task.answers)
             likelihoods.append((seen, -metrics["negative_log_likelihood"]))
-            for name, mark in (("at_horizon", horizon), ("at_end", len(rows)), ("at_8_horizons", TIMES * horizon)):
-                if before < mark <= seen:
-                    found[name] = metrics["accuracy"]
+            found |= dict.fromkeys(passed, metrics["accuracy"])
     within = [(seen, value) for seen, value in likelihoods if seen <= len(rows)]
     pairs = list(itertools.pairwise(within))
     harmful = [seen for (_, old), (seen, new) in pairs if new < old - TOLERANCE * abs(old)]
