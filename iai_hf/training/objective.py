@@ -25,10 +25,11 @@ class GreedyObjective(nn.Module):
 
     def forward(self, episode: Episode) -> torch.Tensor:
         """Mean over the paid steps of the negative log-likelihood of the queries, in units of log C."""
-        losses = []
-        for logits in self.paid_logits(episode):
-            losses.append(nn.functional.cross_entropy(logits, episode.answers) / math.log(max(episode.classes, 2)))
-        return torch.stack(losses).mean()
+        unit = math.log(max(episode.classes, 2))
+        # Covariances can't be factored in half precision, whatever the run's mixed precision is.
+        with torch.autocast(episode.features.device.type, enabled=False):
+            paid = self.paid_logits(episode)
+            return torch.stack([nn.functional.cross_entropy(logits, episode.answers) / unit for logits in paid]).mean()
 
     def paid_logits(self, episode: Episode) -> list[torch.Tensor]:
         """Logits of the queries, `[q, C]`, after each paid step."""

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,8 +84,7 @@ def train(
             total = torch.zeros(())
             for turn, place in enumerate(share):
                 episode = draw(training, hidden, config, (step - 1) * config.episodes_per_step + place)
-                last = turn == len(share) - 1
-                with accelerator.autocast() if last else accelerator.no_sync(module):
+                with nullcontext() if turn == len(share) - 1 else accelerator.no_sync(module):
                     loss = _loss(module, _on(episode, accelerator.device), step) / len(share)
                     accelerator.backward(loss)
                 total += loss.detach().cpu()

@@ -51,8 +51,10 @@ def config(tmp_path: Path, encoder_folder: Path) -> Path:
 def test_training_makes_an_amortizer(config: Path, tmp_path: Path, processes: int) -> None:
     output = tmp_path / "run"
     shared = ("--config", config, "--data_dir", tmp_path / "tasks", "--cache_dir", tmp_path / "cache")
-    done = launch(processes, "scripts/train_amortizer.py", *shared, "--output_dir", output, "--quiet")
+    tracked = ("--output_dir", output, "--quiet", "--with_tracking")
+    done = launch(processes, "scripts/train_amortizer.py", *shared, *tracked)
     assert done.returncode == 0, done.stderr
+    assert list(output.rglob("events.out.tfevents*"))
     record = json.loads((output / "training.json").read_text())
     assert record["step"] == 6
     amortizer = AutoAmortizer.from_pretrained(output)
@@ -71,6 +73,18 @@ def test_two_processes_learn_what_one_learns(config: Path, tmp_path: Path) -> No
         heads.append(AutoAmortizer.from_pretrained(output).head.state_dict())  # type: ignore[attr-defined]
     for name, tensor in heads[0].items():
         torch.testing.assert_close(tensor, heads[1][name], atol=1e-3, rtol=1e-3)
+
+
+def test_mixed_precision_leaves_the_heads_in_float32(config: Path, tmp_path: Path) -> None:
+    shared = ("--config", config, "--data_dir", tmp_path / "tasks", "--cache_dir", tmp_path / "cache", "--quiet")
+    heads = []
+    for precision in ("no", "bf16"):
+        options = ("--output_dir", tmp_path / precision, "--mixed_precision", precision, "--max_train_steps", 3)
+        done = launch(1, "scripts/train_amortizer.py", *shared, *options)
+        assert done.returncode == 0, done.stderr
+        heads.append(AutoAmortizer.from_pretrained(tmp_path / precision).head.state_dict())  # type: ignore[attr-defined]
+    for name, tensor in heads[0].items():
+        torch.testing.assert_close(tensor, heads[1][name])
 
 
 def test_two_processes_adapt_one_stream_to_the_state_of_one(tmp_path: Path, encoder_folder: Path) -> None:

@@ -1,0 +1,79 @@
+"""The comparison: measures every row, goes on where it was cut off, and reports only what it measured."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from baselines import BASELINES
+from compare_report import best_rival, table
+from conftest import examples
+
+ROOT = Path(__file__).parents[2]
+ROWS = ("iterative, untrained", "label names", "prototypes", "logistic regression")
+
+
+@pytest.fixture
+def tasks(tmp_path: Path) -> Path:
+    for name, seed in (("a", 0), ("b", 1)):
+        (tmp_path / "tasks" / name).mkdir(parents=True)
+        for part, count in (("train", 100), ("test", 40)):
+            lines = [json.dumps(row) for row in examples(count, seed=seed + count)]
+            (tmp_path / "tasks" / name / f"{part}.jsonl").write_text("\n".join(lines))
+    return tmp_path / "tasks"
+
+
+def compare(tasks: Path, folder: Path, encoder: Path, *rows: str) -> subprocess.CompletedProcess[str]:
+    options = ["--data_dir", tasks, "--tasks", "a", "b", "--backbone", encoder, "--seeds", "2", "--output", folder]
+    command = [sys.executable, "scripts/compare.py", *map(str, options), "--cache_dir", str(folder / "cache"), "--rows"]
+    return subprocess.run([*command, *rows], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_it_measures_goes_on_and_reports(tasks: Path, tmp_path: Path, encoder_folder: Path) -> None:
+    output = tmp_path / "results"
+    first = compare(tasks, output, encoder_folder, *ROWS[:2])
+    assert first.returncode == 0, first.stderr
+    before = json.loads((output / "results.json").read_text())
+    assert len(before) == 2 * 2 * 2
+    assert [point["examples"] for point in before[0]["curve"]] == [0, 16, 64, 100]
+    assert compare(tasks, output, encoder_folder, *ROWS).returncode == 0
+    after = json.loads((output / "results.json").read_text())
+    assert after[: len(before)] == before
+    assert len(after) == 2 * len(before)
+    report = (output / "results.md").read_text()
+    assert all(row in report for row in ROWS)
+    assert len(list(output.glob("*.png"))) == 2
+
+
+def test_weights_that_are_not_shipped_are_named(tasks: Path, tmp_path: Path, encoder_folder: Path) -> None:
+    done = compare(tasks, tmp_path / "results", encoder_folder, "iterative")
+    assert done.returncode == 2
+    assert "no weights are shipped" in done.stderr
+
+
+def test_the_table_is_the_mean_over_tasks_and_the_rival_is_chosen_task_by_task() -> None:
+    def record(task: str, row: str, accuracy: float) -> dict:  # type: ignore[type-arg]
+        return {"task": task, "row": row, "seed": 0, "curve": [{"examples": 16, "accuracy": accuracy}]}
+
+    records = [
+        record("a", "ridge", 0.2),
+        record("b", "ridge", 0.6),
+        record("a", "prototypes", 0.5),
+        record("b", "prototypes", 0.1),
+    ]
+    assert table(records, "accuracy")["ridge"]["all"] == [pytest.approx(0.4)]
+    assert best_rival(records)["all"] == pytest.approx(0.55)
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_baselines_learn(name: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    names = torch.nn.functional.normalize(torch.randn(3, 16, generator=generator), dim=1)
+    y = torch.randint(3, (90,), generator=generator)
+    x = torch.nn.functional.normalize(names[y] + 0.3 * torch.randn(90, 16, generator=generator), dim=1)
+    found = BASELINES[name](x[:60], y[:60], names)(x[60:]).argmax(1)
+    assert float((found == y[60:]).float().mean()) > 0.7
