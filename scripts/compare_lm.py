@@ -159,6 +159,8 @@ ROWS = (
 def report(records: list[dict[str, Any]], output: Path) -> None:
     """Write results.md."""
     tasks = sorted({record["task"] for record in records})
+    measured = {row: {r["task"] for r in records if r["row"] == row} for row in ROWS}
+    shared = sorted(set(tasks).intersection(*(found for found in measured.values() if found)))
     metrics = {
         "accuracy": ("accuracy, %", 100.0),
         "negative_log_likelihood": ("NLL", 1.0),
@@ -172,9 +174,9 @@ def report(records: list[dict[str, Any]], output: Path) -> None:
     for row in ROWS:
         by_seed: dict[int, dict[str, dict[str, float]]] = {}
         for record in records:
-            if record["row"] == row:
+            if record["row"] == row and record["task"] in shared:
                 by_seed.setdefault(record["seed"], {})[record["task"]] = record["answers"]
-        whole = [found for found in by_seed.values() if len(found) == len(tasks)]
+        whole = [found for found in by_seed.values() if len(found) == len(shared)]
         if whole:
             cells = []
             for metric, (_, scale) in metrics.items():
@@ -183,8 +185,8 @@ def report(records: list[dict[str, Any]], output: Path) -> None:
             lines.append(f"| {row} | {' | '.join(cells)} | {len(whole)} |")
     first = records[0]
     title = (
-        f"{BACKBONE}, {first['examples']:,} examples, {first['queries']} queries; mean over {', '.join(tasks)}, "
-        "± standard error over orders"
+        f"{BACKBONE}, {first['examples']:,} examples, {first['queries']} queries; mean over {', '.join(shared)}, "
+        "± standard error over orders; below, all that was measured"
     )
     lines += ["", f"| | {' | '.join(tasks)} |", f"| --- |{' ---: |' * len(tasks)}"]
     for row in ROWS:
