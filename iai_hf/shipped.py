@@ -26,13 +26,28 @@ def find(method: str, config: Mapping[str, Any], backbone: Backbone) -> str | No
     """The shipped weights of that method and those settings, trained on features of that backbone."""
     wanted = {key: value for key, value in config.items() if key not in DESCRIBES_READING}
     for name in names():
-        values = json.loads((FOLDER / name / CONFIG_FILE).read_text())
+        values = describe(FOLDER / name)
         settings = {key: value for key, value in values["config"].items() if key not in DESCRIBES_READING}
         if (values["method"], settings) != (method, wanted):
             continue
         if values["backbone_fingerprint"] == backbone.fingerprint:
             return name
     return None
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """What `config.json` beside weights says.
+
+    Raises:
+        ConfigError: there is none, or it does not name method and backbone.
+    """
+    try:
+        values = json.loads((folder / CONFIG_FILE).read_text())
+        if not {"method", "config", "backbone_fingerprint", "base_model_name_or_path"} <= set(values):
+            raise ValueError("method or backbone is missing")
+        return values
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"{folder / CONFIG_FILE} does not describe weights ({error}); restore it") from error
 
 
 def folder(source: str) -> Path:

@@ -153,6 +153,12 @@ class FrozenFeatures(Amortizer):
         from safetensors.torch import load_file
 
         path = folder / WEIGHTS_FILE
+        made = shipped.describe(folder)
+        if (made["method"], made["backbone_fingerprint"]) != (self.method, self.backbone.fingerprint):
+            raise ConfigError(
+                f"the weights in {folder} belong to {made['method']!r} on {made['base_model_name_or_path']}, this is "
+                f"{self.method!r} on {self.backbone.name}; use those, or train others (scripts/train_amortizer.py)"
+            )
         try:
             weights = load_file(path)
             unfit = [name for name, tensor in weights.items() if not tensor.isfinite().all()]

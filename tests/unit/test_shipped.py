@@ -48,5 +48,13 @@ def test_another_backbone_gets_the_untrained_head(encoder: Backbone) -> None:
 def test_weights_that_do_not_exist_or_fit_are_named(encoder: Backbone) -> None:
     with pytest.raises(ConfigError, match="no weights 'nowhere'"):
         AutoAmortizer.from_pretrained("iterative", backbone=encoder, config={"weights": "nowhere"})
-    with pytest.raises(ConfigError, match="no weights for 'iterative-explicit'"):
-        AutoAmortizer.from_pretrained("iterative-explicit", backbone=encoder, config={"weights": "minilm-l6-iterative"})
+    with pytest.raises(ConfigError, match="belong to 'iterative' on sentence-transformers"):
+        AutoAmortizer.from_pretrained("iterative", backbone=encoder, config={"weights": "minilm-l6-iterative"})
+
+
+def test_damaged_weights_are_named(encoder: Backbone, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    AutoAmortizer.from_pretrained("iterative", backbone=encoder).save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ConfigError, match="no weights for 'iterative'"):
+        AutoAmortizer.from_pretrained(tmp_path, backbone=encoder)
