@@ -66,8 +66,9 @@ def card(name: str, records: list[dict[str, Any]]) -> str:
         "to a labelled dataset of any length, chunk by chunk, forward only.",
         "```python\nfrom iai_hf import AutoAmortizer\n\n"
         f'amortizer = AutoAmortizer.from_pretrained("{config["method"]}", backbone="{base}")\n'
-        'state = amortizer.adapt([{"input": "a good film", "output": "positive"}, '
-        '{"input": "a dull film", "output": "negative"}])\n'
+        "state = amortizer.adapt(\n"
+        '    [{"input": "a good film", "output": "positive"}, {"input": "a dull film", "output": "negative"}]\n'
+        ")\n"
         'print(amortizer.predict(state, ["a fine film"]).outputs)\n```',
         "## Training",
         f"Greedy meta-training, {training['best_step']} of {training['step']} steps of "
