@@ -14,6 +14,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from baselines import BASELINES
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -109,6 +110,7 @@ def plot(values: Table, rows: Sequence[str], label: str) -> bytes:
     figure = Figure(figsize=(8, 4.8), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
+    axes.set_prop_cycle(color=colormaps["tab20"].colors[::2] + colormaps["tab20"].colors[1::2])  # type: ignore[attr-defined]
     for row, marker in zip(rows, "os^Dv*XP<>phH8d" * 2, strict=False):
         cells = values.get(row, {})
         places = [place for place, where in enumerate(COLUMNS) if where in cells]
