@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -68,9 +69,9 @@ class FrozenFeatures(Amortizer):
             self._load(shipped.folder(source))
             log.info("%s: learned weights of %s", self.method, source)
 
+    @abstractmethod
     def make_head(self) -> Head:
         """The head at its initial value."""
-        raise NotImplementedError
 
     @property
     def feature_size(self) -> int:
