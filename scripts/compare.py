@@ -24,6 +24,7 @@ from huggingface_hub.utils import tqdm
 
 from iai_hf import AutoAmortizer, Chunk, Prediction, TaskSpec, load_backbone, score
 from iai_hf.amortizer import Amortizer
+from iai_hf.amortizers.frozen_features import spoken
 from iai_hf.backbones import Backbone
 from iai_hf.backbones.cached import CachedBackbone
 from iai_hf.errors import ConfigError, IAIError
@@ -117,7 +118,7 @@ def point(task: Task, amortizer: Amortizer, state: Any, spent: float) -> dict[st
 def baseline_points(task: Task, row: str, seed: int, already: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Metrics at the marks, of one baseline fitted anew at each; with all examples the order does not matter."""
     rows = task.rows(seed)
-    names = task.features([label.translate(str.maketrans("_-./", "    ")).strip() or label for label in task.labels])
+    names = task.features([spoken(label) for label in task.labels])
     queries = task.features(task.queries)
     for count in [0, *(mark for mark in MARKS if 0 < mark < len(rows)), len(rows)]:
         same = [old for old in already if old["examples"] == count == len(rows)]
