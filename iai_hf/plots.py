@@ -4,18 +4,37 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
-def curve_plot(runs: Sequence[Mapping[str, Any]], metric: str, title: str) -> bytes:
-    """`metric` against examples seen, one line a run; cost at the end of each line stands in the legend."""
+def blank() -> tuple[Figure, Axes]:
+    """An empty figure, drawn without a display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import NullLocator
 
     figure = Figure(figsize=(8, 4.8), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
+    axes.grid(alpha=0.3)
+    return figure, axes
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG file."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
+
+
+def curve_plot(runs: Sequence[Mapping[str, Any]], metric: str, title: str) -> bytes:
+    """`metric` against examples seen, one line a run; cost at the end of each line stands in the legend."""
+    from matplotlib.ticker import NullLocator
+
+    figure, axes = blank()
     for run, marker in zip(runs, "os^Dv*XP<>" * len(runs), strict=False):
         examples = [point["examples"] for point in run["curve"]]
         cost = (
@@ -29,8 +48,5 @@ def curve_plot(runs: Sequence[Mapping[str, Any]], metric: str, title: str) -> by
     axes.set_xlabel("examples seen")
     axes.set_ylabel(metric.replace("_", " "))
     axes.set_title(title)
-    axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", frameon=False, fontsize=9)
-    file = io.BytesIO()
-    figure.savefig(file, format="png")
-    return file.getvalue()
+    return png(figure)

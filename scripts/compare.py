@@ -91,8 +91,7 @@ def iterative_points(task: Task, row: str, seed: int) -> Iterator[dict[str, Any]
     amortizer = amortizer_of(row, task.backbone)
     state = amortizer.init_state(TaskSpec("classification", task.labels))
     spent = 0.0
-    if 0 in MARKS:
-        yield point(task, amortizer, state, spent)
+    yield point(task, amortizer, state, spent)
     rows = task.rows(seed)
     for chunk in chunks(rows):
         began = time.perf_counter()

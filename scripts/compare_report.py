@@ -5,7 +5,6 @@ python scripts/compare_report.py scripts/results/compare
 
 from __future__ import annotations
 
-import io
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -15,9 +14,8 @@ from typing import Any
 
 from baselines import BASELINES
 from matplotlib import colormaps
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
+from iai_hf.plots import blank, png
 from iai_hf.state import write_whole
 
 COLUMNS = ("0", "16", "64", "256", "1,024", "all")
@@ -107,9 +105,7 @@ def by_task(records: Sequence[Record], rows: Sequence[str], where: str) -> str:
 
 def plot(values: Table, rows: Sequence[str], label: str) -> bytes:
     """Curves over the columns as PNG."""
-    figure = Figure(figsize=(8, 4.8), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    figure, axes = blank()
     axes.set_prop_cycle(color=colormaps["tab20"].colors[::2] + colormaps["tab20"].colors[1::2])  # type: ignore[attr-defined]
     for row, marker in zip(rows, "os^Dv*XP<>phH8d" * 2, strict=False):
         cells = values.get(row, {})
@@ -122,11 +118,8 @@ def plot(values: Table, rows: Sequence[str], label: str) -> bytes:
     axes.set_xticks(range(len(COLUMNS)), COLUMNS)
     axes.set_xlabel("examples seen")
     axes.set_ylabel(label)
-    axes.grid(alpha=0.3)
     figure.legend(loc="outside right center", frameon=False, fontsize=8)
-    file = io.BytesIO()
-    figure.savefig(file, format="png")
-    return file.getvalue()
+    return png(figure)
 
 
 def report(records: Sequence[Record], output: Path) -> None:

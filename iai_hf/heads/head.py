@@ -61,8 +61,8 @@ class Head(nn.Module, ABC):
         for name in self.additive:
             merged[name] = torch.stack([part[name] for part in parts]).sum(0)
         # A state that does not know a class yet has zeros for its name.
-        merged["names"] = torch.stack([part["names"] for part in parts]).abs().argmax(0, keepdim=True)
-        merged["names"] = torch.stack([part["names"] for part in parts]).gather(0, merged["names"])[0]
+        names = torch.stack([part["names"] for part in parts])
+        merged["names"] = names.gather(0, names.abs().argmax(0, keepdim=True))[0]
         return merged
 
     def aligned(self, tensors: Tensors, places: torch.Tensor, classes: int) -> Tensors:

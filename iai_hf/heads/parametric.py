@@ -8,7 +8,8 @@
   steps shrink as 1/n. This is what many classes need, where closed forms fall behind logistic regression.
 
 A chunk moves weights and correction only as far as its classes are mixed (`moments.mixture`). logits = sum of
-weight * expert + D^T [x, 1], a single linear map. At their initial value the learned numbers give equal weights.
+weight * expert + D^T [x, 1], a single linear map. At their initial value the learned numbers
+weigh all experts alike, the frequency apart.
 """
 
 from __future__ import annotations

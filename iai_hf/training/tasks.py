@@ -66,24 +66,16 @@ def task_name(path: Path) -> str:
     return path.parent.name if path.name == TRAIN_FILE else path.stem
 
 
-def load_tasks(
-    files: Sequence[Path], amortizer: FrozenFeatures, max_examples: int, test_file: str | None = None
-) -> list[FeatureTask]:
-    """The classification tasks among the files, with features as `amortizer` sees them; others are left out.
-
-    Args:
-        test_file: take this file beside each, with the labels of the first.
-    """
+def load_tasks(files: Sequence[Path], amortizer: FrozenFeatures, max_examples: int) -> list[FeatureTask]:
+    """The classification tasks among the files, with features as `amortizer` sees them; others are left out."""
     tasks = []
     for path in files:
         stream = open_stream(path)
         if stream.kind() != "classification":
             log.info("%s: answers in free text, left out", task_name(path))
             continue
-        labels = tuple(sorted({record.output for record in stream.records()}))
-        records = list(open_stream(path.with_name(test_file) if test_file else path).records())
-        known = set(labels)
-        records = [record for record in records if record.output in known]
+        records = list(stream.records())
+        labels = tuple(sorted({record.output for record in records}))
         stride = max(len(records) / max_examples, 1.0)
         records = [records[int(i * stride)] for i in range(int(len(records) / stride))]
         numbers = {label: number for number, label in enumerate(labels)}
