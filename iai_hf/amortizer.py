@@ -121,12 +121,42 @@ class Amortizer(ABC):
             StateError: the state belongs to another method or backbone.
             DataError: no query, an empty one, one longer than the context, or fewer than two labels known.
         """
+        self.check_queries(queries)
+        return self.answer(self.prepared(state), state.task, queries)
+
+    def predict_each(self, states: Sequence[TaskState], queries: Sequence[str]) -> list[Prediction]:
+        """Answer `queries[i]` from `states[i]`, in one forward pass where the method can: a prediction a query.
+
+        Raises:
+            StateError, DataError: as `predict`; or as many states as queries were not given.
+        """
+        self.check_queries(queries)
+        if len(states) != len(queries):
+            raise DataError(f"got {len(states)} states for {len(queries)} queries; expected one for each")
+        return self.answer_each([self.prepared(state) for state in states], [state.task for state in states], queries)
+
+    def answer_each(
+        self, prepared: Sequence[Any], tasks: Sequence[TaskSpec], queries: Sequence[str]
+    ) -> list[Prediction]:
+        """Answer each query from what `prepare` made of its own state; here the queries of a state run together."""
+        groups: dict[int, list[int]] = {}
+        for i, made in enumerate(prepared):
+            groups.setdefault(id(made), []).append(i)
+        answers: dict[int, Prediction] = {}
+        for group in groups.values():
+            first = group[0]
+            found = self.answer(prepared[first], tasks[first], [queries[i] for i in group])
+            answers.update({i: found.row(place) for place, i in enumerate(group)})
+        return [answers[i] for i in range(len(queries))]
+
+    def prepared(self, state: TaskState) -> Any:
+        """What `prepare` makes of a state, made once; the state is checked.
+
+        Raises:
+            StateError: the state belongs to another method or backbone.
+            DataError: fewer than two labels are known.
+        """
         self.check(state)
-        for number, query in enumerate(queries):
-            if not isinstance(query, str) or not query.strip():
-                raise DataError(f"query {number} is {query!r}; expected text")
-        if not queries:
-            raise DataError("there are no queries; expected at least one text")
         if state.task.kind == "classification" and len(state.task.labels) < 2:
             raise DataError(
                 f"the state knows {len(state.task.labels)} label(s) {list(state.task.labels)}; expected at least two: "
@@ -134,7 +164,15 @@ class Amortizer(ABC):
             )
         if state not in self._prepared:
             self._prepared[state] = self.prepare(state.tensors, state.task)
-        return self.answer(self._prepared[state], state.task, queries)
+        return self._prepared[state]
+
+    def check_queries(self, queries: Sequence[str]) -> None:
+        """Raise DataError where there is no query, or one that is no text."""
+        if not queries:
+            raise DataError("there are no queries; expected at least one text")
+        for number, query in enumerate(queries):
+            if not isinstance(query, str) or not query.strip():
+                raise DataError(f"query {number} is {query!r}; expected text")
 
     def merge(self, states: Sequence[TaskState]) -> TaskState:
         """One state from those of disjoint parts of a task's data, made by this amortizer; labels are joined.
@@ -171,6 +209,24 @@ class Amortizer(ABC):
         raise ConfigError(
             f"states of {self.method!r} can't be merged; adapt one of them on the other's data instead, or choose "
             "'iterative'"
+        )
+
+    def export(self, state: TaskState, directory: str | Path) -> Path:
+        """Write a state as a genuine PEFT adapter, which `PeftModel.from_pretrained` loads without this package.
+
+        Raises:
+            StateError: the state belongs to another method or backbone, or the folder can't be written.
+            ConfigError: the method's states have no PEFT form.
+        """
+        self.check(state)
+        self.export_peft(state.tensors, state.task, Path(directory))
+        return Path(directory)
+
+    def export_peft(self, tensors: Mapping[str, torch.Tensor], task: TaskSpec, directory: Path) -> None:
+        """Write the adapter's files."""
+        raise ConfigError(
+            f"a state of {self.method!r} is no weight, prompt or prefix of the language model, so it has no PEFT form; "
+            "choose lm-state, lora, prompt-tuning or in-context for one that has, or keep it as it is"
         )
 
     # Streams a dataset of any length through `update`, chunk by chunk.

@@ -132,6 +132,29 @@ def merge(
 
 
 @app.command()
+def export(
+    state_dir: Annotated[Path, typer.Argument(metavar="STATE_DIR", help="Folder with a state.")],
+    peft: Annotated[Path, typer.Option("--peft", help="Folder for the PEFT adapter.")],
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Write a state as a PEFT adapter, which `PeftModel.from_pretrained` loads without this package."""
+    start_logging(quiet)
+    from iai_hf.auto import AutoAmortizer
+    from iai_hf.peft_export import ADAPTER_CONFIG
+    from iai_hf.state import TaskState, check_writable
+
+    if (peft / ADAPTER_CONFIG).is_file():
+        raise StateError(f"{peft} holds an adapter already; choose another folder")
+    state = TaskState.from_pretrained(state_dir)
+    amortizer = AutoAmortizer.for_state(state)
+    check_writable(peft)
+    amortizer.export(state, peft)
+    size = sum(path.stat().st_size for path in peft.iterdir())
+    report({"output": str(peft), "bytes": size}, as_json, f"PEFT adapter of {size / 1000:,.0f} kB at {peft}")
+
+
+@app.command()
 def predict(
     state_dir: Annotated[Path, typer.Argument(metavar="STATE_DIR", help="Folder with a state.")],
     data: DataOption,

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from iai_hf.backbones import Backbone
 
 FOLDER = Path(__file__).parent / "weights"
-DESCRIBES_READING = ("max_tokens", "weights", "budget", "half_life")  # settings that weights do not depend on
+# Settings that weights do not depend on.
+DESCRIBES_READING = ("max_tokens", "weights", "budget", "half_life", "calibrate", "max_new_tokens")
 
 
 def names() -> tuple[str, ...]:

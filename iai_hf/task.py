@@ -51,6 +51,10 @@ class Chunk:
             raise DataError(f"a chunk has {len(self.inputs)} inputs and {len(self.outputs)} outputs; expected as many")
         if not self.inputs:
             raise DataError("a chunk is empty; expected at least one example")
+        for number, (text, output) in enumerate(zip(self.inputs, self.outputs, strict=True)):
+            if not text.strip() or not output.strip():
+                part = "input" if not text.strip() else "output"
+                raise DataError(f"example {number} of a chunk has an empty {part}; expected text: drop it or fill it")
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -75,3 +79,8 @@ class Prediction:
         """Classification from `[queries, labels]` logits of any float dtype."""
         log_probs = logits.float().log_softmax(-1)
         return cls(tuple(labels[i] for i in log_probs.argmax(-1).tolist()), labels, log_probs)
+
+    def row(self, number: int) -> Prediction:
+        """The answer to one query alone."""
+        scores = None if self.log_probs is None else self.log_probs[number : number + 1]
+        return Prediction((self.outputs[number],), self.labels, scores)

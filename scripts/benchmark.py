@@ -27,7 +27,8 @@ from iai_hf import AutoAmortizer, TaskSpec, load_backbone
 from iai_hf.amortizer import Amortizer
 from iai_hf.backbones import Backbone
 from iai_hf.backbones.batching import length_buckets
-from iai_hf.backbones.causal_lm import CausalLM, Row
+from iai_hf.backbones.causal_lm import CausalLM, Condition
+from iai_hf.backbones.packing import Row
 from iai_hf.state import write_whole
 
 ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
@@ -189,7 +190,7 @@ def reread(amortizer: Amortizer, demonstrations: list[int], queries: list[str], 
     """In-context learning without a shared prefix: the whole prompt is read again for each query."""
     prompter = amortizer.prompter  # type: ignore[attr-defined]
     model: CausalLM = prompter.model
-    empty = model.encode_prefix()
+    empty = Condition(model.encode_prefix())
     found = []
     for query in queries:
         row = prompter.row(query, task.labels)

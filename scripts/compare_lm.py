@@ -3,7 +3,7 @@
     python scripts/compare_lm.py --data_dir META_TEST --output scripts/results/compare_lm
 
 Rows: zero-shot; in-context learning with 8, 32 and as many demonstrations as 4,096 tokens hold, and with 16 retrieved
-for each query; prompt tuning and LoRA (PEFT) given 1 and 10 times the seconds that `iterative` takes to read the same
+for each query; prompt tuning and LoRA given 1 and 10 times the seconds that `iterative` takes to read the same
 examples; `iterative` itself. All see the same --examples examples, and answer the same --queries queries. What is in
 OUTPUT/results.json already is not measured again.
 """
@@ -11,7 +11,6 @@ OUTPUT/results.json already is not measured again.
 from __future__ import annotations
 
 import argparse
-import copy
 import itertools
 import json
 import sys
@@ -27,7 +26,6 @@ from compare_report import error
 from huggingface_hub.utils import tqdm
 
 from iai_hf import AutoAmortizer, Chunk, Prediction, TaskSpec, load_backbone, score
-from iai_hf.amortizers.prompting import PromptConfig, Prompter
 from iai_hf.backbones.causal_lm import CausalLM
 from iai_hf.errors import BackboneError, IAIError
 from iai_hf.state import check_writable, write_whole
@@ -36,8 +34,6 @@ BACKBONE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 MAX_TOKENS = 128
 RETRIEVED = 16
 BATCH = 8
-LORA = {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}
-LORA_RATE = 1e-3
 Answers = dict[str, Any]
 
 
@@ -86,8 +82,9 @@ def endless(rows: list[dict[str, str]]) -> Iterator[list[dict[str, str]]]:
             yield [rows[i] for i in order[first : first + BATCH]]
 
 
-def prompt_tuned(model: CausalLM, task: Task, rows: list[dict[str, str]], seconds: float) -> Answers:
-    amortizer = AutoAmortizer.from_pretrained("prompt-tuning", backbone=model, config={"max_tokens": MAX_TOKENS})
+def trained(model: CausalLM, task: Task, rows: list[dict[str, str]], method: str, seconds: float) -> Answers:
+    """A gradient method of the contract, epoch after epoch until its time is up."""
+    amortizer = AutoAmortizer.from_pretrained(method, backbone=model, config={"max_tokens": MAX_TOKENS})
     state = amortizer.init_state(TaskSpec("classification", task.labels))
     began = time.perf_counter()
     for batch in endless(rows):
@@ -96,32 +93,6 @@ def prompt_tuned(model: CausalLM, task: Task, rows: list[dict[str, str]], second
         if time.perf_counter() - began > seconds:
             break
     return answered(task, time.perf_counter() - began, lambda texts: amortizer.predict(state, texts), state.nbytes)
-
-
-def lora(model: CausalLM, task: Task, rows: list[dict[str, str]], seconds: float) -> Answers:
-    """LoRA by PEFT on a copy of the model, Adam, the same prompts."""
-    import peft
-
-    inner = copy.deepcopy(model.model)
-    peft.inject_adapter_in_model(peft.LoraConfig(**LORA), inner)  # type: ignore[arg-type]
-    tuned = CausalLM(model.name, model.revision, model.tokenizer, inner)
-    weights = {name: weight for name, weight in inner.named_parameters() if "lora_" in name}
-    for weight in weights.values():
-        weight.data = weight.data.float()
-        weight.requires_grad_(True)
-    prompter = Prompter(tuned, PromptConfig(max_tokens=MAX_TOKENS))
-    adam = torch.optim.Adam(weights.values(), lr=LORA_RATE)
-    nothing = torch.zeros(0, tuned.hidden_size)
-    began = time.perf_counter()
-    for batch in endless(rows):
-        adam.zero_grad()
-        tuned.loss(nothing, [prompter.row(row["input"], [row["output"]]) for row in batch]).backward()
-        adam.step()
-        if time.perf_counter() - began > seconds:
-            break
-    spec = TaskSpec("classification", task.labels)
-    spent, size = time.perf_counter() - began, sum(weight.nbytes for weight in weights.values())
-    return answered(task, spent, lambda texts: prompter.predict(tuned.encode_prefix(), spec, texts), size)
 
 
 def measure(row: str, model: CausalLM, task: Task, rows: list[dict[str, str]], unit: float) -> Answers:
@@ -134,10 +105,10 @@ def measure(row: str, model: CausalLM, task: Task, rows: list[dict[str, str]], u
         "iterative": lambda: adapted(model, task, rows, "iterative", {}),
         "zero-shot": lambda: adapted(model, task, [], "in-context", {}),
         "in-context retrieved": lambda: retrieved(model, task, rows),
-        "prompt tuning 1x": lambda: prompt_tuned(model, task, rows, unit),
-        "prompt tuning 10x": lambda: prompt_tuned(model, task, rows, 10 * unit),
-        "LoRA 1x": lambda: lora(model, task, rows, unit),
-        "LoRA 10x": lambda: lora(model, task, rows, 10 * unit),
+        "prompt tuning 1x": lambda: trained(model, task, rows, "prompt-tuning", unit),
+        "prompt tuning 10x": lambda: trained(model, task, rows, "prompt-tuning", 10 * unit),
+        "LoRA 1x": lambda: trained(model, task, rows, "lora", unit),
+        "LoRA 10x": lambda: trained(model, task, rows, "lora", 10 * unit),
     }
     return rows_of[row]()
 

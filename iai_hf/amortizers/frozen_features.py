@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-import logging
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from iai_hf import shipped
-from iai_hf.amortizer import Amortizer
-from iai_hf.backbones import Backbone
+from iai_hf.amortizers.learned import AUTO, Learned
 from iai_hf.config import require
-from iai_hf.errors import ConfigError
 from iai_hf.heads import TEMPLATES, Head
-from iai_hf.state import WEIGHTS_FILE, write_whole
 from iai_hf.task import Chunk, Prediction, TaskSpec
 
 if TYPE_CHECKING:
     import torch
-
-log = logging.getLogger(__name__)
-AUTO = "auto"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,27 +40,20 @@ class FrozenFeaturesConfig:
         require(self.max_features > 0, f"max_features is {self.max_features}; expected 1 or more")
 
 
-class FrozenFeatures(Amortizer):
+class FrozenFeatures(Learned):
     """Base class: a subclass names its `regime` and makes its head."""
 
     kinds = ("classification",)
     config_class: ClassVar[type] = FrozenFeaturesConfig
     default_backbone = "sentence-transformers/all-MiniLM-L6-v2"
 
-    def __init__(self, backbone: Backbone, config: Any = None) -> None:
-        super().__init__(backbone, config)
-        self.head = self.make_head().requires_grad_(False)
-        source = self.config.weights
-        if source == AUTO:
-            source = shipped.find(self.method, dataclasses.asdict(self.config), backbone)
-            self.config = dataclasses.replace(self.config, weights=source)
-        if source is not None:
-            self._load(shipped.folder(source))
-            log.info("%s: learned weights of %s", self.method, source)
-
     @abstractmethod
-    def make_head(self) -> Head:
+    def make_module(self) -> Head:
         """The head at its initial value."""
+
+    @property
+    def head(self) -> Head:
+        return cast("Head", self.module)
 
     @property
     def feature_size(self) -> int:
@@ -130,46 +112,6 @@ class FrozenFeatures(Amortizer):
         ]
         with torch.no_grad():
             return self.head.merge(aligned)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Digest of method, configuration and the head's weights; where these came from does not matter."""
-        values = {key: value for key, value in dataclasses.asdict(self.config).items() if key != "weights"}
-        digest = hashlib.sha256(json.dumps([self.method, values], sort_keys=True).encode())
-        for name, tensor in sorted(self.head.state_dict().items()):
-            digest.update(name.encode() + tensor.numpy().tobytes())
-        return digest.hexdigest()[:32]
-
-    def save_pretrained(self, directory: str | Path) -> Path:
-        """Write `config.json` and the head's weights, `model.safetensors`; never the backbone's."""
-        from safetensors.torch import save
-
-        folder = super().save_pretrained(directory)
-        write_whole(folder / WEIGHTS_FILE, save(self.head.state_dict(), {"format": "pt"}))
-        return folder
-
-    def _load(self, folder: Path) -> None:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        path = folder / WEIGHTS_FILE
-        made = shipped.describe(folder)
-        if (made["method"], made["backbone_fingerprint"]) != (self.method, self.backbone.fingerprint):
-            raise ConfigError(
-                f"the weights in {folder} belong to {made['method']!r} on {made['base_model_name_or_path']}, this is "
-                f"{self.method!r} on {self.backbone.name}; use those, or train others (scripts/train_amortizer.py)"
-            )
-        try:
-            weights = load_file(path)
-            unfit = [name for name, tensor in weights.items() if not tensor.isfinite().all()]
-            if unfit:
-                raise ConfigError(f"{path}: {', '.join(unfit)} is not finite; restore it from a copy, or train anew")
-            self.head.load_state_dict(weights)
-        except (OSError, SafetensorError, RuntimeError) as error:
-            raise ConfigError(
-                f"{path} holds no weights for {self.method!r} ({str(error).splitlines()[0]}); expected a folder "
-                "written by scripts/train_amortizer.py with the same method and settings"
-            ) from error
 
     def _grown(self, tensors: Mapping[str, torch.Tensor], task: TaskSpec) -> Mapping[str, torch.Tensor]:
         import torch

@@ -7,18 +7,18 @@ import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from iai_hf.amortizer import Amortizer
-from iai_hf.amortizers.prompting import PromptConfig, Prompter
+from iai_hf.amortizers.prompted import Prompted
+from iai_hf.amortizers.prompting import PromptConfig
 from iai_hf.config import require
-from iai_hf.task import Chunk, Prediction, TaskSpec
+from iai_hf.task import Chunk, TaskSpec
 
 if TYPE_CHECKING:
     import torch
 
-    from iai_hf.backbones.causal_lm import Prefix
+    from iai_hf.backbones.causal_lm import Condition
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class InContextConfig(PromptConfig):
         require(self.budget > 0, f"budget is {self.budget}; expected 1 or more tokens")
 
 
-class InContext(Amortizer):
+class InContext(Prompted):
     """Keeps as many demonstrations as `budget` tokens hold, and encodes them once for all queries.
 
     When the budget is full, the oldest demonstration of the output that has most of them leaves, so that classes stay
@@ -49,12 +49,7 @@ class InContext(Amortizer):
     method = "in-context"
     regime = "implicit"
     config_class = InContextConfig
-    default_backbone = "HuggingFaceTB/SmolLM2-135M-Instruct"
     chunk_free = True
-
-    @cached_property
-    def prompter(self) -> Prompter:
-        return Prompter(self.backbone, self.config)
 
     def initial(self, task: TaskSpec) -> Mapping[str, torch.Tensor]:
         return self._tensors([], [])
@@ -85,11 +80,15 @@ class InContext(Amortizer):
         counts = {"demonstrations_left_out": left_out} | ({"texts_cut": cuts} if self.config.max_tokens else {})
         return self._tensors(kept, outputs), counts
 
-    def prepare(self, tensors: Mapping[str, torch.Tensor], task: TaskSpec) -> Prefix:
-        return self.prompter.model.encode_prefix(tensors["tokens"].tolist())
+    def prepare(self, tensors: Mapping[str, torch.Tensor], task: TaskSpec) -> Condition:
+        from iai_hf.backbones.causal_lm import Condition
 
-    def answer(self, prepared: Prefix, task: TaskSpec, queries: Sequence[str]) -> Prediction:
-        return self.prompter.predict(prepared, task, queries)
+        return Condition(self.prompter.model.encode_prefix(tensors["tokens"].tolist()))
+
+    def export_peft(self, tensors: Mapping[str, torch.Tensor], task: TaskSpec, directory: Path) -> None:
+        from iai_hf.peft_export import write_prefix
+
+        write_prefix(self.prepare(tensors, task).prefix, self.prompter.model, directory)
 
     def _tensors(self, kept: Sequence[tuple[int, ...]], outputs: Sequence[int]) -> Mapping[str, torch.Tensor]:
         """All demonstrations' `tokens` in a row, int32; their `lengths` int32 and `outputs` (CRC-32) int64."""

@@ -48,7 +48,7 @@ class Iterative(FrozenFeatures):
     regime = "parametric"
     config_class = IterativeConfig
 
-    def make_head(self) -> Head:
+    def make_module(self) -> Head:
         return ParametricHead(self.config.signal)
 
 
@@ -58,7 +58,7 @@ class IterativeExplicit(FrozenFeatures):
     method = "iterative-explicit"
     regime = "explicit"
 
-    def make_head(self) -> Head:
+    def make_module(self) -> Head:
         return ExplicitHead()
 
 
@@ -69,5 +69,5 @@ class IterativeImplicit(FrozenFeatures):
     regime = "implicit"
     config_class = IterativeImplicitConfig
 
-    def make_head(self) -> Head:
+    def make_module(self) -> Head:
         return ImplicitHead(self.config.budget)

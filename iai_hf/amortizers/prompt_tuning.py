@@ -1,61 +1,55 @@
-"""prompt-tuning: a soft prompt trained by gradient steps on each chunk. Explicit regime, g = SGD on the prompt."""
+"""prompt-tuning: a soft prompt trained by a gradient step a batch. Explicit regime, g = Adam on the prompt."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from iai_hf.amortizer import Amortizer
-from iai_hf.amortizers.prompting import PromptConfig, Prompter
+from iai_hf.amortizers.gradient import Gradient, GradientConfig
 from iai_hf.config import require
-from iai_hf.task import Chunk, Prediction, TaskSpec
+from iai_hf.task import TaskSpec
 
 if TYPE_CHECKING:
     import torch
 
-    from iai_hf.backbones.causal_lm import Prefix
+    from iai_hf.backbones.causal_lm import Condition, Losses
+    from iai_hf.backbones.packing import Row
+    from iai_hf.learners import Learner
 
 
 @dataclass(frozen=True)
-class PromptTuningConfig(PromptConfig):
+class PromptTuningConfig(GradientConfig):
     """Settings of `prompt-tuning`.
 
     Attributes:
         num_virtual_tokens: length of the soft prompt.
-        learning_rate: of Adam.
-        batch_size: examples a gradient step; a chunk is gone through once.
         seed: of the vocabulary sample that the prompt starts from.
     """
 
-    num_virtual_tokens: int = 16
     learning_rate: float = 0.03
-    batch_size: int = 8
+    num_virtual_tokens: int = 16
     seed: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("num_virtual_tokens", "learning_rate", "batch_size"):
-            require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; expected more than 0")
+        require(self.num_virtual_tokens > 0, f"num_virtual_tokens is {self.num_virtual_tokens}; expected more than 0")
 
 
-class PromptTuning(Amortizer):
-    """Lester et al. 2021, on PEFT's prompt tuning; the state is the prompt and Adam's moments."""
+class PromptTuning(Gradient):
+    """Lester et al. 2021, starting as PEFT's prompt tuning does; the state is the prompt and Adam's moments."""
 
     method = "prompt-tuning"
     regime = "explicit"
     config_class = PromptTuningConfig
-    default_backbone = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
-    @cached_property
-    def prompter(self) -> Prompter:
-        return Prompter(self.backbone, self.config)
-
-    def initial(self, task: TaskSpec) -> Mapping[str, torch.Tensor]:
+    def make_module(self) -> Learner:
         import peft
         import torch
         from peft.tuners.prompt_tuning import PromptEmbedding
+
+        from iai_hf.learners import Learner
 
         model = self.prompter.model
         settings = peft.PromptTuningConfig(
@@ -68,46 +62,21 @@ class PromptTuning(Amortizer):
         with torch.random.fork_rng(devices=[]):  # PEFT draws the vocabulary sample from the global generator
             torch.manual_seed(self.config.seed)
             encoder = PromptEmbedding(settings, model.model.get_input_embeddings())
-        prompt = encoder.embedding.weight.detach().float().cpu().clone()
-        return {"prompt": prompt, "mean": torch.zeros_like(prompt), "square": torch.zeros_like(prompt)} | {
-            "steps": torch.zeros((), dtype=torch.int64)
-        }
+        start = {"prompt": encoder.embedding.weight.detach().float().cpu().clone()}
+        return Learner(start, {}, self.config.learning_rate, "per_weight")
 
-    def refine(
-        self, tensors: Mapping[str, torch.Tensor], task: TaskSpec, chunk: Chunk, examples: int
-    ) -> tuple[Mapping[str, torch.Tensor], Mapping[str, int]]:
-        import torch
+    def losses(
+        self, own: Mapping[str, torch.Tensor], shared: Mapping[str, torch.Tensor], rows: Sequence[Row]
+    ) -> Losses:
+        return self.prompter.model.losses(rows, prompt=own["prompt"])
 
-        model, config = self.prompter.model, self.config
-        prompt = torch.nn.Parameter(tensors["prompt"].to(model.device, copy=True))
-        adam = torch.optim.Adam([prompt], lr=config.learning_rate)
-        adam.state[prompt] = {
-            "step": tensors["steps"].float(),
-            "exp_avg": tensors["mean"].to(model.device, copy=True),
-            "exp_avg_sq": tensors["square"].to(model.device, copy=True),
-        }
-        empty = model.encode_prefix()
-        for first in range(0, len(chunk), config.batch_size):
-            batch = slice(first, first + config.batch_size)
-            examples_in = zip(chunk.inputs[batch], chunk.outputs[batch], strict=True)
-            rows = [self.prompter.row(text, [output]) for text, output in examples_in]
-            for row in rows:
-                model.check_room(empty, config.num_virtual_tokens + len(row))
-            adam.zero_grad()
-            model.loss(prompt, rows).backward()
-            adam.step()
-        moments = adam.state[prompt]
-        refined = {
-            "prompt": prompt.detach().cpu(),
-            "mean": moments["exp_avg"].cpu(),
-            "square": moments["exp_avg_sq"].cpu(),
-            "steps": moments["step"].to(torch.int64),
-        }
-        cuts = sum(self.prompter.query(text)[1] for text in chunk.inputs) if config.max_tokens else 0
-        return refined, {"texts_cut": cuts} if config.max_tokens else {}
+    def prepare(self, tensors: Mapping[str, torch.Tensor], task: TaskSpec) -> Condition:
+        from iai_hf.backbones.causal_lm import Condition
 
-    def prepare(self, tensors: Mapping[str, torch.Tensor], task: TaskSpec) -> Prefix:
-        return self.prompter.model.encode_prefix(embeddings=tensors["prompt"].to(self.backbone.device))
+        prompt = self.learner.own(tensors)["prompt"]
+        return Condition(self.prompter.model.encode_prefix(embeddings=prompt.to(self.backbone.device)))
 
-    def answer(self, prepared: Prefix, task: TaskSpec, queries: Sequence[str]) -> Prediction:
-        return self.prompter.predict(prepared, task, queries)
+    def export_peft(self, tensors: Mapping[str, torch.Tensor], task: TaskSpec, directory: Path) -> None:
+        from iai_hf.peft_export import write_prompt
+
+        write_prompt(self.learner.own(tensors)["prompt"], self.prompter.model, directory)

@@ -1,4 +1,4 @@
-"""Prompts: how examples, queries and answers are worded, and how a language model answers behind a prefix."""
+"""Prompts: how examples, queries and answers are worded, and how a language model is asked under a condition."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from iai_hf.backbones import Backbone
 from iai_hf.config import require
 from iai_hf.errors import BackboneError
-from iai_hf.task import Prediction, TaskSpec
 
 if TYPE_CHECKING:
     import torch
 
-    from iai_hf.backbones.causal_lm import CausalLM, Prefix, Row
+    from iai_hf.backbones.causal_lm import CausalLM, Condition, Sampling
+    from iai_hf.backbones.packing import Row
 
 CONTENT_FREE = "N/A"
 STOP = "\n"
@@ -73,23 +73,26 @@ class Prompter:
         query, cut = self.query(text)
         return query + self.answer(output) + self.model.tokens(STOP), cut
 
-    def row(self, text: str, answers: Sequence[str]) -> Row:
+    def row(self, text: str, answers: Sequence[str] = (), member: int = 0) -> Row:
         """A query with candidate answers."""
-        from iai_hf.backbones.causal_lm import Row
+        from iai_hf.backbones.packing import Row
 
-        return Row(self.query(text)[0], tuple(self.answer(answer) for answer in answers))
+        return Row(self.query(text)[0], tuple(self.answer(answer) for answer in answers), member)
 
-    def predict(self, prefix: Prefix, task: TaskSpec, queries: Sequence[str]) -> Prediction:
-        """Label scores where the task is classification, generated text otherwise."""
-        import torch
+    def scores(
+        self, condition: Condition, labels: Sequence[Sequence[str]], queries: Sequence[Row]
+    ) -> list[torch.Tensor]:
+        """Scores of each query's own labels, float32 `[labels]` a query, calibrated where that is set."""
+        scores = self.model.score(condition, queries)
+        if not self.config.calibrate:
+            return scores
+        asked = dict.fromkeys((row.member, tuple(names)) for row, names in zip(queries, labels, strict=True))
+        empty = self.model.score(condition, [self.row(CONTENT_FREE, names, member) for member, names in asked])
+        base = dict(zip(asked, empty, strict=True))
+        return [
+            found - base[row.member, tuple(names)] for found, row, names in zip(scores, queries, labels, strict=True)
+        ]
 
-        if task.kind == "generation":
-            texts = [self.query(query)[0] for query in queries]
-            return Prediction(tuple(self.model.generate(prefix, texts, self.config.max_new_tokens, STOP)))
-        scores = torch.stack(self.model.score(prefix, [self.row(query, task.labels) for query in queries]))
-        if self.config.calibrate:
-            scores = scores - self._content_free(prefix, task)
-        return Prediction.from_logits(scores.cpu(), task.labels)
-
-    def _content_free(self, prefix: Prefix, task: TaskSpec) -> torch.Tensor:
-        return self.model.score(prefix, [self.row(CONTENT_FREE, task.labels)])[0]
+    def generate(self, condition: Condition, queries: Sequence[Row], sampling: Sampling | None = None) -> list[str]:
+        """Answers in free text, up to the end of their line."""
+        return self.model.generate(condition, queries, self.config.max_new_tokens, STOP, sampling)

@@ -8,13 +8,16 @@ count go through the language-model head.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from iai_hf.backbones.backbone import Backbone
-from iai_hf.backbones.batching import BATCH_TOKENS
+from iai_hf.backbones.batching import length_buckets
+from iai_hf.backbones.low_rank import LowRank, applied
+from iai_hf.backbones.packing import Packed, Row, packs
 from iai_hf.errors import BackboneError, DataError
 
 if TYPE_CHECKING:
@@ -40,15 +43,40 @@ class Prefix:
         return DynamicCache([tuple(part.expand(copies, -1, -1, -1) for part in layer) for layer in self.layers])
 
 
+NO_PREFIX = Prefix((), 0)
+
+
+@dataclass(frozen=True, eq=False)
+class Condition:
+    """What the frozen model answers under.
+
+    Attributes:
+        prefix: before every query; where it is empty, start-of-text is.
+        weights: low-rank weights beside its layers: none, one for all rows, or one for each `Row.member`.
+    """
+
+    prefix: Prefix
+    weights: tuple[LowRank, ...] = ()
+
+
 @dataclass(frozen=True)
-class Row:
-    """A query with its candidate answers, as token ids."""
+class Sampling:
+    """How tokens are drawn where an answer is not the likeliest one; from `seed` alone."""
 
-    query: tuple[int, ...]
-    answers: tuple[tuple[int, ...], ...]
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int = 0
 
-    def __len__(self) -> int:
-        return len(self.query) + sum(map(len, self.answers))
+
+class Losses(NamedTuple):
+    """Of the first answer of each row: summed negative log-likelihood, tokens, and whether every token was likeliest.
+
+    All float32 `[rows]`.
+    """
+
+    sums: torch.Tensor
+    tokens: torch.Tensor
+    exact: torch.Tensor
 
 
 class CausalLM(Backbone):
@@ -91,7 +119,7 @@ class CausalLM(Backbone):
         if embeddings is not None:
             inputs = torch.cat([inputs, embeddings.to(inputs)])
         if len(inputs) == 0:
-            return Prefix((), 0)
+            return NO_PREFIX
         if len(inputs) > self.context:
             raise DataError(f"the prefix has {len(inputs)} tokens; the context of {self.name} is {self.context}")
         with torch.inference_mode():
@@ -102,7 +130,7 @@ class CausalLM(Backbone):
         layers: list[Any] = cache.layers
         return Prefix(tuple((layer.keys, layer.values) for layer in layers), len(inputs))
 
-    def score(self, prefix: Prefix, rows: Sequence[Row]) -> list[torch.Tensor]:
+    def score(self, condition: Condition, rows: Sequence[Row]) -> list[torch.Tensor]:
         """Log-probability of each answer of each row, summed over its tokens: float32 `[answers]` a row.
 
         Raises:
@@ -110,61 +138,96 @@ class CausalLM(Backbone):
         """
         import torch
 
+        rows = self._started(condition, rows)
         for row in rows:
-            self.check_room(prefix, len(row.query) + max(map(len, row.answers)))
+            self.check_room(condition.prefix.length, len(row.query) + max(map(len, row.answers)))
         scores: list[torch.Tensor] = []
         with torch.inference_mode():
-            for first, last in _packs([len(row) for row in rows]):
-                packed = _Packed.of(rows[first:last], self.device)
-                logits = self._forward(packed, prefix)
-                scores += packed.scores(logits)
+            for first, last in packs([len(row) for row in rows]):
+                packed = Packed.of(rows[first:last], self.device)
+                with applied(self.model, condition.weights, packed.members[None]):
+                    scores += packed.scores(self._forward(packed, condition.prefix))
         return scores
 
-    def loss(self, embeddings: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
-        """Mean negative log-likelihood a row of the first answers behind a soft prompt `[length, hidden]`.
+    def losses(self, rows: Sequence[Row], prompt: torch.Tensor | None = None, weights: LowRank | None = None) -> Losses:
+        """Losses of the first answers, in one forward pass, differentiable in a soft prompt and in low-rank weights.
 
-        Differentiable in `embeddings`; the model is frozen.
+        Args:
+            prompt: `[length, hidden]`, before every row.
+            weights: beside the layers.
+
+        Raises:
+            DataError: a row that does not fit the context.
         """
         import torch
 
-        start = torch.tensor(self.special_tokens[0], dtype=torch.long, device=self.device)
-        embed = self.model.get_input_embeddings()
-        prompt = torch.cat([embed(start), embeddings.to(self.dtype)])
-        packed = _Packed.of(rows, self.device)
-        logits = self._forward(packed, prompt)
-        return -torch.stack([score[0] for score in packed.scores(logits)]).mean()
+        start = self.special_tokens[0]
+        length = 0 if prompt is None else len(prompt)
+        for row in rows:
+            self.check_room(length, len(start) + len(row))
+        before: torch.Tensor | Prefix = NO_PREFIX
+        if prompt is None:
+            rows = self._started(Condition(NO_PREFIX), rows)
+        else:
+            first = self.model.get_input_embeddings()(torch.tensor(start, dtype=torch.long, device=self.device))
+            before = torch.cat([first, prompt.to(self.dtype)])
+        packed = Packed.of(rows, self.device)
+        with applied(self.model, () if weights is None else (weights,)):
+            logits = self._forward(packed, before)
+        return Losses(*packed.losses(logits))
 
-    def generate(self, prefix: Prefix, queries: Sequence[tuple[int, ...]], max_new_tokens: int, stop: str) -> list[str]:
-        """Greedy answers, cut at `stop`; queries of like length run together."""
+    def generate(
+        self,
+        condition: Condition,
+        rows: Sequence[Row],
+        max_new_tokens: int,
+        stop: str,
+        sampling: Sampling | None = None,
+    ) -> list[str]:
+        """An answer to each query, greedy or sampled, cut at `stop`; queries of like length run together."""
         import torch
 
-        from iai_hf.backbones.batching import length_buckets
-
-        for query in queries:
-            self.check_room(prefix, len(query) + max_new_tokens)
-        answers = [""] * len(queries)
-        for group in length_buckets([len(query) + max_new_tokens for query in queries]):
-            longest = max(len(queries[i]) for i in group)
-            pads = [longest - len(queries[i]) for i in group]
-            # Positions of the prefix are in the cache; the ids there only fill the place.
-            ids = [
-                [self._pad_id] * (prefix.length + pad) + list(queries[i]) for i, pad in zip(group, pads, strict=True)
-            ]
-            mask = [[1] * prefix.length + [0] * pad + [1] * (longest - pad) for pad in pads]
-            with torch.inference_mode():
-                output = self.model.generate(
-                    input_ids=torch.tensor(ids, device=self.device),
-                    attention_mask=torch.tensor(mask, device=self.device),
-                    past_key_values=prefix.cache(len(group)) if prefix.length else None,
-                    max_new_tokens=max_new_tokens,
-                    do_sample=False,
-                    pad_token_id=self._pad_id,
-                    eos_token_id=self._ends(stop),
-                )
-            texts = self.tokenizer.batch_decode(output[:, prefix.length + longest :], skip_special_tokens=True)
-            for i, text in zip(group, texts, strict=True):
-                answers[i] = text.split(stop)[0].strip()
+        rows, prefix = self._started(condition, rows), condition.prefix
+        for row in rows:
+            self.check_room(prefix.length, len(row.query) + max_new_tokens)
+        drawn: dict[str, Any] = {"do_sample": False}
+        if sampling is not None:
+            drawn = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+        answers = [""] * len(rows)
+        with torch.inference_mode(), torch.random.fork_rng(enabled=sampling is not None):
+            if sampling is not None:
+                torch.manual_seed(sampling.seed)
+            for group in length_buckets([len(row.query) + max_new_tokens for row in rows]):
+                longest = max(len(rows[i].query) for i in group)
+                pads = [longest - len(rows[i].query) for i in group]
+                # Positions of the prefix are in the cache; the ids there only fill the place.
+                ids = [
+                    [self._pad_id] * (prefix.length + pad) + list(rows[i].query)
+                    for i, pad in zip(group, pads, strict=True)
+                ]
+                mask = [[1] * prefix.length + [0] * pad + [1] * (longest - pad) for pad in pads]
+                members = torch.tensor([[rows[i].member] for i in group], device=self.device)
+                with applied(self.model, condition.weights, members):
+                    output = self.model.generate(
+                        input_ids=torch.tensor(ids, device=self.device),
+                        attention_mask=torch.tensor(mask, device=self.device),
+                        past_key_values=prefix.cache(len(group)) if prefix.length else None,
+                        max_new_tokens=max_new_tokens,
+                        pad_token_id=self._pad_id,
+                        eos_token_id=self._ends(stop),
+                        **drawn,
+                    )
+                texts = self.tokenizer.batch_decode(output[:, prefix.length + longest :], skip_special_tokens=True)
+                for i, text in zip(group, texts, strict=True):
+                    answers[i] = text.split(stop)[0].strip()
         return answers
+
+    def _started(self, condition: Condition, rows: Sequence[Row]) -> Sequence[Row]:
+        """The rows behind start-of-text, unless a prefix has it already."""
+        start = tuple(self.special_tokens[0])
+        if condition.prefix.length or not start:
+            return rows
+        return [dataclasses.replace(row, query=start + row.query) for row in rows]
 
     def _ends(self, stop: str) -> list[int]:
         """Ids of all tokens that end an answer: the model's own, and those with `stop` in their text."""
@@ -179,15 +242,15 @@ class CausalLM(Backbone):
     def _stops(self) -> dict[str, list[int]]:
         return {}
 
-    def check_room(self, prefix: Prefix, tokens: int) -> None:
-        """Raise DataError where a query of `tokens` tokens does not fit behind the prefix."""
-        if prefix.length + tokens > self.context:
+    def check_room(self, prefix: int, tokens: int) -> None:
+        """Raise DataError where a query of `tokens` tokens does not fit behind a prefix of so many."""
+        if prefix + tokens > self.context:
             raise DataError(
-                f"a query and its answer have {tokens} tokens, the prefix {prefix.length}; the context of {self.name} "
+                f"a query and its answer have {tokens} tokens, the prefix {prefix}; the context of {self.name} "
                 f"is {self.context}: shorten the query or lower the token budget of the prefix"
             )
 
-    def _forward(self, packed: _Packed, before: Prefix | torch.Tensor) -> torch.Tensor:
+    def _forward(self, packed: Packed, before: Prefix | torch.Tensor) -> torch.Tensor:
         """Logits `[scored positions, vocabulary]` of a pack behind a cached prefix or a prompt that is trained."""
         import torch
 
@@ -215,77 +278,3 @@ class CausalLM(Backbone):
             use_cache=cache is not None,
             logits_to_keep=packed.scored + shift,
         ).logits[0]
-
-
-@dataclass(frozen=True, eq=False)
-class _Packed:
-    """Rows in one sequence. Answer token `targets[i]` is predicted at position `scored[i]`, for answer `owner[i]`."""
-
-    ids: torch.Tensor
-    positions: torch.Tensor
-    visible: torch.Tensor
-    scored: torch.Tensor
-    targets: torch.Tensor
-    owner: torch.Tensor
-    answers: tuple[int, ...]  # answers a row
-
-    @classmethod
-    def of(cls, rows: Sequence[Row], device: torch.device) -> _Packed:
-        import torch
-
-        ids: list[int] = []
-        positions: list[int] = []
-        query_of: list[int] = []  # row of each token
-        branch_of: list[int] = []  # answer of each token, -1 in a query
-        scored: list[int] = []
-        targets: list[int] = []
-        owner: list[int] = []
-        answer = 0
-        for number, row in enumerate(rows):
-            ids += row.query
-            positions += range(len(row.query))
-            query_of += [number] * len(row.query)
-            branch_of += [-1] * len(row.query)
-            last = len(ids) - 1
-            for tokens in row.answers:
-                # The last token of an answer is predicted, never read.
-                scored += [last, *range(len(ids), len(ids) + len(tokens) - 1)]
-                targets += tokens
-                owner += [answer] * len(tokens)
-                ids += tokens[:-1]
-                positions += range(len(row.query), len(row.query) + len(tokens) - 1)
-                query_of += [number] * (len(tokens) - 1)
-                branch_of += [answer] * (len(tokens) - 1)
-                answer += 1
-        query, branch = torch.tensor(query_of), torch.tensor(branch_of)
-        same = query[:, None] == query[None]
-        visible = (same & ((branch[None] == -1) | (branch[:, None] == branch[None]))).tril()
-        return cls(
-            ids=torch.tensor(ids, device=device),
-            positions=torch.tensor(positions, device=device),
-            visible=visible.to(device),
-            scored=torch.tensor(scored, device=device),
-            targets=torch.tensor(targets, device=device),
-            owner=torch.tensor(owner, device=device),
-            answers=tuple(len(row.answers) for row in rows),
-        )
-
-    def scores(self, logits: torch.Tensor) -> list[torch.Tensor]:
-        """Summed log-probability of each answer, float32 `[answers]` a row."""
-        import torch
-
-        picked = logits.float().log_softmax(-1).gather(1, self.targets[:, None])[:, 0]
-        sums = torch.zeros(sum(self.answers), device=logits.device).index_add(0, self.owner, picked)
-        return list(sums.split(list(self.answers)))
-
-
-def _packs(lengths: Sequence[int]) -> list[tuple[int, int]]:
-    """Consecutive rows that fit into one forward pass, as `(first, last)` bounds."""
-    packs: list[tuple[int, int]] = []
-    first = total = 0
-    for i, length in enumerate(lengths):
-        if total and total + length > BATCH_TOKENS:
-            packs.append((first, i))
-            first, total = i, 0
-        total += length
-    return [*packs, (first, len(lengths))] if lengths else []

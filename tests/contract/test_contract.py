@@ -26,6 +26,8 @@ METHODS = {
     "in-context": ("in-context", "causal", {"budget": 200}),
     "in-context/calibrated": ("in-context", "causal", {"budget": 200, "calibrate": True}),
     "prompt-tuning": ("prompt-tuning", "causal", {"num_virtual_tokens": 4}),
+    "lora": ("lora", "causal", {"rank": 2}),
+    "lm-state": ("lm-state", "causal", {"rank": 2, "layers": 1}),
 }
 TASK = TaskSpec("classification", LABELS)
 QUERIES = [row["input"] for row in examples(20, seed=9)]

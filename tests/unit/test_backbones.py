@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from iai_hf.backbones import Backbone, load_backbone
 from iai_hf.backbones.batching import length_buckets, split_windows
-from iai_hf.backbones.causal_lm import CausalLM, Row
+from iai_hf.backbones.causal_lm import CausalLM, Condition
+from iai_hf.backbones.packing import Row
 from iai_hf.errors import BackboneError, DataError
 
 TEXTS = [row["input"] for row in examples(12)]
@@ -98,13 +99,13 @@ def rows_of(model: CausalLM) -> list[Row]:
 
 def test_packed_scores_equal_one_pass_an_answer(model: CausalLM) -> None:
     before = model.tokens(" ".join(TEXTS[:3]))
-    packed = model.score(model.encode_prefix(before), rows_of(model))
+    packed = model.score(Condition(model.encode_prefix(before)), rows_of(model))
     expected = torch.tensor([plain_scores(model, before, row) for row in rows_of(model)])
     torch.testing.assert_close(torch.stack(packed), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_no_prefix_is_a_prefix(model: CausalLM) -> None:
-    packed = model.score(model.encode_prefix(), rows_of(model))
+    packed = model.score(Condition(model.encode_prefix()), rows_of(model))
     expected = torch.tensor([plain_scores(model, [], row) for row in rows_of(model)])
     torch.testing.assert_close(torch.stack(packed), expected, atol=1e-4, rtol=1e-4)
 
@@ -112,17 +113,17 @@ def test_no_prefix_is_a_prefix(model: CausalLM) -> None:
 def test_a_soft_prompt_of_word_embeddings_equals_the_words(model: CausalLM) -> None:
     words = model.tokens(TEXTS[0])
     soft = model.embedding_weight[list(words)]
-    by_words = model.score(model.encode_prefix(words), rows_of(model))
-    by_soft = model.score(model.encode_prefix(embeddings=soft), rows_of(model))
+    by_words = model.score(Condition(model.encode_prefix(words)), rows_of(model))
+    by_soft = model.score(Condition(model.encode_prefix(embeddings=soft)), rows_of(model))
     torch.testing.assert_close(by_words, by_soft, atol=1e-4, rtol=1e-4)
-    loss = model.loss(soft, [Row(row.query, row.answers[:1]) for row in rows_of(model)])
-    torch.testing.assert_close(loss, -torch.stack(by_words)[:, 0].mean(), atol=1e-4, rtol=1e-4)
+    losses = model.losses([Row(row.query, row.answers[:1]) for row in rows_of(model)], prompt=soft)
+    torch.testing.assert_close(losses.sums, -torch.stack(by_words)[:, 0], atol=1e-4, rtol=1e-4)
 
 
 def test_generation_behind_a_prefix_equals_generation_from_the_whole_prompt(model: CausalLM) -> None:
     before = model.tokens(" ".join(TEXTS[:3]))
     queries = [model.tokens(text) for text in (TEXTS[0], TEXTS[1] + " ball", "soup")]
-    found = model.generate(model.encode_prefix(before), queries, 6, "\n")
+    found = model.generate(Condition(model.encode_prefix(before)), [Row(query) for query in queries], 6, "\n")
     for query, answer in zip(queries, found, strict=True):
         ids = torch.tensor([[*before, *query]])
         output = model.model.generate(input_ids=ids, max_new_tokens=6, do_sample=False, pad_token_id=0)
@@ -132,9 +133,9 @@ def test_generation_behind_a_prefix_equals_generation_from_the_whole_prompt(mode
 
 def test_a_query_longer_than_the_context_is_refused(model: CausalLM) -> None:
     with pytest.raises(DataError, match="context"):
-        model.score(model.encode_prefix(), [Row((5,) * 600, ((6,),))])
+        model.score(Condition(model.encode_prefix()), [Row((5,) * 600, ((6,),))])
     with pytest.raises(DataError, match="context"):
-        model.generate(model.encode_prefix(), [(5,) * 510], 8, "\n")
+        model.generate(Condition(model.encode_prefix()), [Row((5,) * 510)], 8, "\n")
     with pytest.raises(DataError, match="context"):
         model.encode_prefix([5] * 600)
 
@@ -155,5 +156,5 @@ def test_the_language_model_knows_a_capital(smollm: Backbone) -> None:
     assert isinstance(smollm, CausalLM)
     prefix = smollm.encode_prefix(smollm.tokens("The capital of Spain is Madrid.\nThe capital of Italy is Rome.\n"))
     answers = tuple(smollm.tokens(f" {city}.") for city in ("Paris", "Tokyo", "Boston"))
-    scores = smollm.score(prefix, [Row(smollm.tokens("The capital of France is"), answers)])[0]
+    scores = smollm.score(Condition(prefix), [Row(smollm.tokens("The capital of France is"), answers)])[0]
     assert int(scores.argmax()) == 0

@@ -1,0 +1,103 @@
+"""Gradient: base of the methods whose update is a step along the loss gradient of a chunk, from a learned start."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, cast
+
+from iai_hf.amortizers.learned import Learned
+from iai_hf.amortizers.prompted import Prompted
+from iai_hf.amortizers.prompting import PromptConfig
+from iai_hf.backbones.batching import BATCH_TOKENS
+from iai_hf.config import require
+from iai_hf.errors import DataError
+from iai_hf.task import Chunk, TaskSpec
+
+if TYPE_CHECKING:
+    import torch
+
+    from iai_hf.backbones.causal_lm import Losses
+    from iai_hf.backbones.packing import Row
+    from iai_hf.learners import Learner
+
+
+@dataclass(frozen=True)
+class GradientConfig(PromptConfig):
+    """Settings that all gradient methods share.
+
+    Attributes:
+        learning_rate: step size before meta-training; learned weights have their own.
+        batch_size: examples a gradient step; a chunk is gone through once, in its order.
+        weights: learned start and step sizes: the name of shipped ones, or a folder; None for the plain method; "auto"
+            for the shipped ones that belong to the backbone, where there are any.
+    """
+
+    learning_rate: float = 1e-3
+    batch_size: int = 8
+    weights: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("learning_rate", "batch_size"):
+            require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; expected more than 0")
+
+
+class Gradient(Prompted, Learned):
+    """A subclass makes the learner and says how a task's own weights enter the model."""
+
+    config_class: ClassVar[type] = GradientConfig
+
+    @property
+    def learner(self) -> Learner:
+        return cast("Learner", self.module)
+
+    @abstractmethod
+    def make_module(self) -> Learner:
+        """The learner at its initial value."""
+
+    @abstractmethod
+    def losses(
+        self, own: Mapping[str, torch.Tensor], shared: Mapping[str, torch.Tensor], rows: Sequence[Row]
+    ) -> Losses:
+        """Losses of rows with one answer each, differentiable in the task's own and the shared weights."""
+
+    def initial(self, task: TaskSpec) -> Mapping[str, torch.Tensor]:
+        return self.learner.initial()
+
+    def refine(
+        self, tensors: Mapping[str, torch.Tensor], task: TaskSpec, chunk: Chunk, examples: int
+    ) -> tuple[Mapping[str, torch.Tensor], Mapping[str, int]]:
+        import torch
+
+        limit = self.config.max_tokens
+        cuts = sum(self.prompter.query(text)[1] for text in chunk.inputs) if limit else 0
+        shared = self.learner.common()
+        for rows in self.batches(chunk):
+            own = {name: own.to(self.backbone.device) for name, own in self.learner.own(tensors).items()}
+            leaves = {name: tensor.detach().requires_grad_() for name, tensor in own.items()}
+            with torch.enable_grad():
+                losses = self.losses(leaves, shared, rows)
+                loss = (losses.sums / losses.tokens).mean()
+            if not loss.isfinite():
+                raise DataError(
+                    f"the loss is {float(loss)} on a batch behind example {examples}; the state is as it was before "
+                    "the chunk: look at its texts, or lower learning_rate"
+                )
+            gradients = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+            cpu = {name: gradient.cpu() for name, gradient in gradients.items()}
+            tensors = self.learner.refined(tensors, cpu, len(rows) / self.config.batch_size)
+        return tensors, {"texts_cut": cuts} if limit else {}
+
+    def batches(self, chunk: Chunk) -> Iterator[list[Row]]:
+        """Rows of a chunk in its order, as many as make one gradient step; long ones in smaller batches."""
+        batch: list[Row] = []
+        for text, output in zip(chunk.inputs, chunk.outputs, strict=True):
+            row = self.prompter.row(text, [output])
+            full = len(batch) == self.config.batch_size or sum(map(len, batch)) + len(row) > BATCH_TOKENS
+            if batch and full:
+                yield batch
+                batch = []
+            batch.append(row)
+        yield batch

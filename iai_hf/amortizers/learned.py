@@ -1,0 +1,87 @@
+"""Learned: base of the methods with meta-learned numbers, which come from shipped weights or a run's folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+from abc import abstractmethod
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from iai_hf import shipped
+from iai_hf.amortizer import Amortizer
+from iai_hf.backbones import Backbone
+from iai_hf.errors import ConfigError
+from iai_hf.state import WEIGHTS_FILE, write_whole
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+AUTO = "auto"
+
+
+class Learned(Amortizer):
+    """A subclass makes its `module`; its configuration has `weights`.
+
+    `weights` is the name of shipped ones, or a folder; None for the module at its initial value, a known solver;
+    "auto" for the shipped ones that belong to the backbone, where there are any.
+    """
+
+    def __init__(self, backbone: Backbone, config: Any = None) -> None:
+        super().__init__(backbone, config)
+        self.module = self.make_module().requires_grad_(False)
+        source = self.config.weights
+        if source == AUTO:
+            source = shipped.find(self.method, dataclasses.asdict(self.config), backbone)
+            self.config = dataclasses.replace(self.config, weights=source)
+        if source is not None:
+            self._load(shipped.folder(source))
+            log.info("%s: learned weights of %s", self.method, source)
+
+    @abstractmethod
+    def make_module(self) -> torch.nn.Module:
+        """What is learned, at its initial value."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of method, configuration and the learned weights; where these came from does not matter."""
+        values = {key: value for key, value in dataclasses.asdict(self.config).items() if key != "weights"}
+        digest = hashlib.sha256(json.dumps([self.method, values], sort_keys=True).encode())
+        for name, tensor in sorted(self.module.state_dict().items()):
+            digest.update(name.encode() + tensor.numpy().tobytes())
+        return digest.hexdigest()[:32]
+
+    def save_pretrained(self, directory: str | Path) -> Path:
+        """Write `config.json` and the learned weights, `model.safetensors`; never the backbone's."""
+        from safetensors.torch import save
+
+        folder = super().save_pretrained(directory)
+        write_whole(folder / WEIGHTS_FILE, save(self.module.state_dict(), {"format": "pt"}))
+        return folder
+
+    def _load(self, folder: Path) -> None:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        path = folder / WEIGHTS_FILE
+        made = shipped.describe(folder)
+        if (made["method"], made["backbone_fingerprint"]) != (self.method, self.backbone.fingerprint):
+            raise ConfigError(
+                f"the weights in {folder} belong to {made['method']!r} on {made['base_model_name_or_path']}, this is "
+                f"{self.method!r} on {self.backbone.name}; use those, or train others (scripts/train_amortizer.py)"
+            )
+        try:
+            weights = load_file(path)
+            unfit = [name for name, tensor in weights.items() if not tensor.isfinite().all()]
+            if unfit:
+                raise ConfigError(f"{path}: {', '.join(unfit)} is not finite; restore it from a copy, or train anew")
+            self.module.load_state_dict(weights)
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise ConfigError(
+                f"{path} holds no weights for {self.method!r} ({str(error).splitlines()[0]}); expected a folder "
+                "written by scripts/train_amortizer.py with the same method and settings"
+            ) from error

@@ -1,0 +1,133 @@
+"""lora: low-rank weights trained by a gradient step a batch. Parametric regime, g = Adam from a (learned) start."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from iai_hf.amortizers.gradient import Gradient, GradientConfig
+from iai_hf.config import require
+from iai_hf.errors import BackboneError
+from iai_hf.task import TaskSpec
+
+if TYPE_CHECKING:
+    import torch
+
+    from iai_hf.backbones.causal_lm import Condition, Losses
+    from iai_hf.backbones.low_rank import LowRank
+    from iai_hf.backbones.packing import Row
+    from iai_hf.learners import Learner
+
+
+@dataclass(frozen=True)
+class LoRAConfig(GradientConfig):
+    """Settings of `lora`.
+
+    Attributes:
+        rank, alpha: of the low-rank weights; they are scaled by alpha / rank.
+        target_modules: linear layers that get them, by the last part of their name.
+        layers: adapt only so many of the model's last layers; None adapts all.
+        seed: of the random down projections.
+    """
+
+    rank: int = 8
+    alpha: int = 16
+    target_modules: list = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
+    layers: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.rank > 0, f"rank is {self.rank}; expected 1 or more")
+        require(self.alpha > 0, f"alpha is {self.alpha}; expected 1 or more")
+        require(self.layers is None or self.layers > 0, f"layers is {self.layers}; expected 1 or more")
+        names = bool(self.target_modules) and all(isinstance(name, str) for name in self.target_modules)
+        require(names, f"target_modules is {self.target_modules}; expected names of linear layers")
+
+
+class LoRA(Gradient):
+    """Hu et al. 2021, chunk by chunk; the state is both projections of each layer and Adam's moments."""
+
+    method = "lora"
+    regime = "parametric"
+    config_class = LoRAConfig
+    rule: ClassVar[str] = "per_weight"
+    shares_down: ClassVar[bool] = False
+
+    def make_module(self) -> Learner:
+        import torch
+
+        from iai_hf.learners import Learner
+
+        generator = torch.Generator().manual_seed(self.config.seed)
+        down, up = {}, {}
+        for name, layer in self.targets.items():
+            size = (self.config.rank, layer.in_features)
+            down[f"down.{name}"] = torch.randn(size, generator=generator) / math.sqrt(layer.in_features)
+            up[f"up.{name}"] = torch.zeros(layer.out_features, self.config.rank)
+        start, shared = (up, down) if self.shares_down else (up | down, {})
+        return Learner(start, shared, self.config.learning_rate, self.rule)
+
+    @cached_property
+    def targets(self) -> dict[str, torch.nn.Linear]:
+        """The linear layers that get low-rank weights, by their names in the model.
+
+        Raises:
+            BackboneError: the model has none of that name.
+        """
+        from torch import nn
+
+        model = self.prompter.model.model
+        depth = int(model.config.num_hidden_layers)
+        first = 0 if self.config.layers is None else max(depth - self.config.layers, 0)
+        found = {}
+        for name, module in model.named_modules():
+            parts = name.split(".")
+            place = next((int(part) for part in parts if part.isdecimal()), -1)
+            if isinstance(module, nn.Linear) and parts[-1] in self.config.target_modules and place >= first:
+                found[name] = module
+        if not found:
+            linear = {name.split(".")[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+            raise BackboneError(
+                f"{self.backbone.name} has no linear layers called {', '.join(self.config.target_modules)}; it has "
+                f"{', '.join(sorted(linear))}: name some of them with target_modules"
+            )
+        return found
+
+    def losses(
+        self, own: Mapping[str, torch.Tensor], shared: Mapping[str, torch.Tensor], rows: Sequence[Row]
+    ) -> Losses:
+        return self.prompter.model.losses(rows, weights=self.low_rank(own, shared))
+
+    def prepare(self, tensors: Mapping[str, torch.Tensor], task: TaskSpec) -> Condition:
+        from iai_hf.backbones.causal_lm import NO_PREFIX, Condition
+
+        weights = self.low_rank(self.learner.own(tensors), self.learner.common())
+        return Condition(NO_PREFIX, (weights,))
+
+    def low_rank(self, own: Mapping[str, torch.Tensor], shared: Mapping[str, torch.Tensor]) -> LowRank:
+        """The weights as the model takes them, in its precision and on its device."""
+        from iai_hf.backbones.low_rank import LowRank
+
+        device, dtype = self.backbone.device, self.backbone.dtype
+        whole = {name: tensor.to(device, dtype) for name, tensor in {**shared, **own}.items()}
+        return LowRank(
+            {name: whole[f"down.{name}"] for name in self.targets},
+            {name: whole[f"up.{name}"] for name in self.targets},
+            self.config.alpha / self.config.rank,
+        )
+
+    def export_peft(self, tensors: Mapping[str, torch.Tensor], task: TaskSpec, directory: Path) -> None:
+        from iai_hf.peft_export import write_lora
+
+        write_lora(
+            self.low_rank(self.learner.own(tensors), self.learner.common()),
+            self.config.rank,
+            self.config.alpha,
+            self.backbone,
+            directory,
+        )

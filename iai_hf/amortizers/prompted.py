@@ -1,0 +1,80 @@
+"""Prompted: base of the methods whose queries are answered by the language model itself, under a condition."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from iai_hf.amortizer import Amortizer
+from iai_hf.amortizers.prompting import Prompter
+from iai_hf.task import Prediction, TaskSpec
+
+if TYPE_CHECKING:
+    import torch
+
+    from iai_hf.backbones.causal_lm import Condition, Sampling
+    from iai_hf.state import TaskState
+
+
+class Prompted(Amortizer):
+    """A subclass says what condition a state puts the model under; its `config_class` is a `PromptConfig`."""
+
+    default_backbone = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+    @cached_property
+    def prompter(self) -> Prompter:
+        return Prompter(self.backbone, self.config)
+
+    @abstractmethod
+    def prepare(self, tensors: Mapping[str, torch.Tensor], task: TaskSpec) -> Condition:
+        """What the model answers under."""
+
+    def answer(self, prepared: Condition, task: TaskSpec, queries: Sequence[str]) -> Prediction:
+        import torch
+
+        if task.kind == "generation":
+            return Prediction(tuple(self.prompter.generate(prepared, [self.prompter.row(text) for text in queries])))
+        rows = [self.prompter.row(text, task.labels) for text in queries]
+        scores = self.prompter.scores(prepared, [task.labels] * len(rows), rows)
+        return Prediction.from_logits(torch.stack(scores).cpu(), task.labels)
+
+    def answer_each(
+        self, prepared: Sequence[Condition], tasks: Sequence[TaskSpec], queries: Sequence[str]
+    ) -> list[Prediction]:
+        """One forward pass for all states that differ in their low-rank weights alone."""
+        from iai_hf.backbones.causal_lm import Condition
+
+        answers: dict[int, Prediction] = {}
+        groups: dict[tuple[int, str], list[int]] = {}
+        for i, (condition, task) in enumerate(zip(prepared, tasks, strict=True)):
+            groups.setdefault((id(condition.prefix), task.kind), []).append(i)
+        for (_, kind), group in groups.items():
+            members = {id(condition): condition for condition in (prepared[i] for i in group)}
+            number = {key: place for place, key in enumerate(members)}
+            mixed = Condition(
+                prepared[group[0]].prefix, tuple(weights for member in members.values() for weights in member.weights)
+            )
+            labels = [tasks[i].labels if kind == "classification" else () for i in group]
+            rows = [
+                self.prompter.row(queries[i], names, number[id(prepared[i])])
+                for i, names in zip(group, labels, strict=True)
+            ]
+            if kind == "generation":
+                found = [Prediction((text,)) for text in self.prompter.generate(mixed, rows)]
+            else:
+                scores = self.prompter.scores(mixed, labels, rows)
+                both = zip(scores, labels, strict=True)
+                found = [Prediction.from_logits(score[None].cpu(), names) for score, names in both]
+            answers.update(zip(group, found, strict=True))
+        return [answers[i] for i in range(len(queries))]
+
+    def generate(self, state: TaskState, queries: Sequence[str], sampling: Sampling | None = None) -> list[str]:
+        """Free text for each query, whatever the kind of task: greedy, or sampled.
+
+        Raises:
+            StateError, DataError: as `predict`.
+        """
+        self.check_queries(queries)
+        return self.prompter.generate(self.prepared(state), [self.prompter.row(text) for text in queries], sampling)

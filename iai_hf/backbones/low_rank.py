@@ -1,0 +1,68 @@
+"""Low-rank weights beside the linear layers of a frozen model (LoRA, Hu et al. 2021), without touching the model.
+
+Forward hooks add them for the length of a `with` block, so a state is swapped without a copy of the backbone, and
+rows of one batch may each have weights of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """For each linear layer by its name in the model, `scale * up @ down` is added to its weight.
+
+    Attributes:
+        down: `[rank, in]` a layer.
+        up: `[out, rank]` a layer.
+    """
+
+    down: Mapping[str, torch.Tensor]
+    up: Mapping[str, torch.Tensor]
+    scale: float = 1.0
+
+
+@contextmanager
+def applied(model: torch.nn.Module, weights: Sequence[LowRank], members: torch.Tensor | None = None) -> Iterator[None]:
+    """Add low-rank weights to `model` inside the block.
+
+    Args:
+        weights: of one layout: the same layers, ranks and scale.
+        members: which of the weights each token is read with, int64 `[batch or 1, tokens or 1]`; None where there are
+            no several.
+    """
+    import torch
+
+    handles = []
+    try:
+        for name in weights[0].down if weights else ():
+            # All members' ranks side by side; a token sees its own through the mask.
+            down = torch.cat([member.down[name] for member in weights])
+            up = weights[0].scale * torch.cat([member.up[name] for member in weights], dim=1)
+            mask = None
+            if len(weights) > 1 and members is not None:
+                rank = len(weights[0].down[name])
+                mask = members[..., None] == torch.arange(len(weights), device=down.device).repeat_interleave(rank)
+            hook = partial(_add, down=down, up=up, mask=mask)
+            handles.append(model.get_submodule(name).register_forward_hook(hook))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _add(
+    module: torch.nn.Module, inputs: Any, output: torch.Tensor, *, down: torch.Tensor, up: torch.Tensor, mask: Any
+) -> torch.Tensor:
+    inner = inputs[0].to(down.dtype) @ down.T
+    if mask is not None:
+        inner = inner * mask
+    return output + (inner @ up.T).to(output.dtype)

@@ -1,0 +1,116 @@
+"""Packing: many queries with their answers in one sequence, each seeing only what belongs to it; nothing is padded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from iai_hf.backbones.batching import BATCH_TOKENS
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Row:
+    """A query with its candidate answers, as token ids.
+
+    Attributes:
+        member: which of a condition's low-rank weights it is read with, where there are several.
+    """
+
+    query: tuple[int, ...]
+    answers: tuple[tuple[int, ...], ...] = ()
+    member: int = 0
+
+    def __len__(self) -> int:
+        return len(self.query) + sum(map(len, self.answers))
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """Rows in one sequence. Answer token `targets[i]` is predicted at position `scored[i]`, for answer `owner[i]`."""
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    visible: torch.Tensor
+    scored: torch.Tensor
+    targets: torch.Tensor
+    owner: torch.Tensor
+    members: torch.Tensor  # of each token's row
+    answers: tuple[int, ...]  # answers a row
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], device: torch.device) -> Packed:
+        import torch
+
+        ids: list[int] = []
+        positions: list[int] = []
+        query_of: list[int] = []  # row of each token
+        branch_of: list[int] = []  # answer of each token, -1 in a query
+        scored: list[int] = []
+        targets: list[int] = []
+        owner: list[int] = []
+        answer = 0
+        for number, row in enumerate(rows):
+            ids += row.query
+            positions += range(len(row.query))
+            query_of += [number] * len(row.query)
+            branch_of += [-1] * len(row.query)
+            last = len(ids) - 1
+            for tokens in row.answers:
+                # The last token of an answer is predicted, never read.
+                scored += [last, *range(len(ids), len(ids) + len(tokens) - 1)]
+                targets += tokens
+                owner += [answer] * len(tokens)
+                ids += tokens[:-1]
+                positions += range(len(row.query), len(row.query) + len(tokens) - 1)
+                query_of += [number] * (len(tokens) - 1)
+                branch_of += [answer] * (len(tokens) - 1)
+                answer += 1
+        query, branch = torch.tensor(query_of), torch.tensor(branch_of)
+        same = query[:, None] == query[None]
+        visible = (same & ((branch[None] == -1) | (branch[:, None] == branch[None]))).tril()
+        return cls(
+            ids=torch.tensor(ids, device=device),
+            positions=torch.tensor(positions, device=device),
+            visible=visible.to(device),
+            scored=torch.tensor(scored, device=device),
+            targets=torch.tensor(targets, device=device),
+            owner=torch.tensor(owner, device=device),
+            members=torch.tensor([row.member for row in rows])[query].to(device),
+            answers=tuple(len(row.answers) for row in rows),
+        )
+
+    def scores(self, logits: torch.Tensor) -> list[torch.Tensor]:
+        """Summed log-probability of each answer, float32 `[answers]` a row."""
+
+        picked = logits.float().log_softmax(-1).gather(1, self.targets[:, None])[:, 0]
+        return list(self._sums(picked).split(list(self.answers)))
+
+    def losses(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Of each answer, float32 `[answers]`: negative log-likelihood, tokens, 1 where all are the likeliest."""
+        import torch
+
+        losses = torch.nn.functional.cross_entropy(logits.float(), self.targets, reduction="none")
+        missed = self._sums((logits.argmax(1) != self.targets).float())
+        return self._sums(losses), self._sums(torch.ones_like(losses)), (missed == 0).float()
+
+    def _sums(self, values: torch.Tensor) -> torch.Tensor:
+        """Sums over the tokens of each answer."""
+        import torch
+
+        return torch.zeros(sum(self.answers), device=values.device).index_add(0, self.owner, values)
+
+
+def packs(lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """Consecutive rows that fit into one forward pass, as `(first, last)` bounds."""
+    packs: list[tuple[int, int]] = []
+    first = total = 0
+    for i, length in enumerate(lengths):
+        if total and total + length > BATCH_TOKENS:
+            packs.append((first, i))
+            first, total = i, 0
+        total += length
+    return [*packs, (first, len(lengths))] if lengths else []

@@ -1,0 +1,80 @@
+"""Learner: the initial value of a task's own weights and the steps that refine them, both meta-learned.
+
+    theta[0] = start,    theta[i+1] = theta[i] - rate * (1 + i)^decay * direction(gradient)
+
+MAML with learned step sizes (Finn et al. 2017; Li et al. 2017, "Meta-SGD"), as a learned optimizer in the parametric
+regime of Mittal et al. 2025. At their initial value the learned numbers make it plain gradient descent with the rule.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from iai_hf.learners.rules import RULES
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+class Learner(nn.Module):
+    """Learned numbers, and the pure functions of a state's tensors that use them.
+
+    Args:
+        start: a task's own weights before any example, by name.
+        shared: weights of the same model that all tasks share: meta-learned, never adapted.
+        rate: step size to begin with.
+        rule: name of one of `RULES`.
+    """
+
+    def __init__(self, start: Tensors, shared: Tensors, rate: float, rule: str) -> None:
+        super().__init__()
+        self.start = nn.ParameterDict({_key(name): nn.Parameter(tensor) for name, tensor in start.items()})
+        self.shared = nn.ParameterDict({_key(name): nn.Parameter(tensor) for name, tensor in shared.items()})
+        self.rates = nn.Parameter(torch.full((len(start),), math.log(rate)))
+        self.decays = nn.Parameter(torch.zeros(len(start)))
+        self.rule = rule
+
+    def initial(self) -> Tensors:
+        """Tensors of a state before any example: `start.NAME`, its moments `mean.NAME` and `square.NAME`, `steps`."""
+        tensors = {"steps": torch.zeros((), dtype=torch.int64)}
+        for key, start in self.start.items():
+            name, start = _name(key), start.detach().cpu().clone()
+            square = torch.zeros_like(start) if self.rule == "per_weight" else torch.zeros(())
+            tensors |= {f"own.{name}": start, f"mean.{name}": torch.zeros_like(start), f"square.{name}": square}
+        return tensors
+
+    def refined(self, tensors: Tensors, gradients: Tensors, share: float = 1.0) -> Tensors:
+        """Tensors after one step.
+
+        Args:
+            gradients: of the task's own weights, by name.
+            share: of a full batch that the gradient comes from; a smaller one makes a smaller step.
+        """
+        step = int(tensors["steps"]) + 1
+        refined = {"steps": torch.tensor(step)}
+        for number, (name, own) in enumerate(self.own(tensors).items()):
+            moments = (tensors[f"mean.{name}"].to(own), tensors[f"square.{name}"].to(own))
+            direction, (mean, square) = RULES[self.rule](gradients[name].to(own), moments, step)
+            size = share * math.exp(float(self.rates[number]) + float(self.decays[number]) * math.log(step))
+            refined |= {f"own.{name}": own - size * direction, f"mean.{name}": mean, f"square.{name}": square}
+        return refined
+
+    def own(self, tensors: Tensors) -> dict[str, torch.Tensor]:
+        """The task's own weights among a state's tensors, by name."""
+        return {_name(key): tensors[f"own.{_name(key)}"] for key in self.start}
+
+    def common(self) -> dict[str, torch.Tensor]:
+        """The shared weights, by name."""
+        return {_name(key): parameter for key, parameter in self.shared.items()}
+
+
+def _key(name: str) -> str:
+    """Parameters can't have dots in their names."""
+    return name.replace(".", "/")
+
+
+def _name(key: str) -> str:
+    return key.replace("/", ".")

@@ -1,0 +1,114 @@
+"""Task states as genuine PEFT adapters: `PeftModel.from_pretrained` loads them without this package.
+
+Texts must be given to the PEFT model as `Prompter` words them, without special tokens where the adapter is a prompt
+or a prefix: start-of-text is a part of it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from iai_hf.errors import StateError
+from iai_hf.state import write_whole
+
+if TYPE_CHECKING:
+    import torch
+
+    from iai_hf.backbones import Backbone
+    from iai_hf.backbones.causal_lm import CausalLM, Prefix
+    from iai_hf.backbones.low_rank import LowRank
+
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def write_lora(weights: LowRank, rank: int, alpha: int, backbone: Backbone, directory: Path) -> None:
+    """A LoRA adapter: `lora_A` is `down` [rank, in], `lora_B` is `up` [out, rank]; also vLLM's adapter format."""
+    import peft
+
+    tensors = {}
+    for name in weights.down:
+        tensors[f"base_model.model.{name}.lora_A.weight"] = weights.down[name]
+        tensors[f"base_model.model.{name}.lora_B.weight"] = weights.up[name]
+    layers = sorted({int(part) for name in weights.down for part in name.split(".") if part.isdecimal()})
+    everywhere = layers == list(range(int(backbone.model.config.num_hidden_layers)))
+    config = peft.LoraConfig(
+        task_type=peft.TaskType.CAUSAL_LM,
+        r=rank,
+        lora_alpha=alpha,
+        target_modules=sorted({name.split(".")[-1] for name in weights.down}),
+        layers_to_transform=None if everywhere else layers,
+        **_base(backbone),
+    )
+    _write(config, tensors, directory)
+
+
+def write_prompt(prompt: torch.Tensor, model: CausalLM, directory: Path) -> None:
+    """A prompt-tuning adapter of `prompt`, `[length, hidden]`, behind start-of-text."""
+    import peft
+    import torch
+
+    start = model.embedding_weight[torch.tensor(model.special_tokens[0], dtype=torch.long)]
+    whole = torch.cat([start.cpu(), prompt.cpu().to(start.dtype)])
+    config = peft.PromptTuningConfig(
+        task_type=peft.TaskType.CAUSAL_LM,
+        num_virtual_tokens=len(whole),
+        token_dim=model.hidden_size,
+        num_transformer_submodules=1,
+        num_layers=int(model.model.config.num_hidden_layers),
+        num_attention_heads=int(model.model.config.num_attention_heads),
+        **_base(model),
+    )
+    _write(config, {"prompt_embeddings": whole}, directory)
+
+
+def write_prefix(prefix: Prefix, model: CausalLM, directory: Path) -> None:
+    """A prefix-tuning adapter of a prefix's keys and values.
+
+    Raises:
+        StateError: the prefix is empty.
+    """
+    import peft
+    import torch
+
+    if not prefix.length:
+        raise StateError("the state has no demonstration yet, so it is no prefix; adapt it on data first")
+    heads, size = prefix.layers[0][0].shape[1], prefix.layers[0][0].shape[3]
+    # PEFT reads [length, layers * 2, heads, head size], each layer's keys before its values.
+    whole = torch.stack([part[0].transpose(0, 1) for layer in prefix.layers for part in layer], dim=1)
+    config = peft.PrefixTuningConfig(
+        task_type=peft.TaskType.CAUSAL_LM,
+        num_virtual_tokens=prefix.length,
+        token_dim=heads * size,
+        num_transformer_submodules=1,
+        num_layers=len(prefix.layers),
+        num_attention_heads=heads,
+        **_base(model),
+    )
+    _write(config, {"prompt_embeddings": whole.flatten(1)}, directory)
+
+
+def _base(backbone: Backbone) -> dict[str, Any]:
+    return {"base_model_name_or_path": backbone.name, "revision": backbone.revision, "inference_mode": True}
+
+
+def _write(config: Any, tensors: dict[str, torch.Tensor], directory: Path) -> None:
+    """Both files, the weights first: a folder with a configuration is complete."""
+    from safetensors.torch import save
+
+    values = config.to_dict() | {"peft_version": _peft_version()}
+    plain = {key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}
+    content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, {"format": "pt"})
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        write_whole(directory / ADAPTER_WEIGHTS, content)
+        write_whole(directory / ADAPTER_CONFIG, json.dumps(plain, indent=2, default=str).encode())
+    except OSError as error:
+        raise StateError(f"can't write the adapter to {directory}: {error.strerror or error}") from error
+
+
+def _peft_version() -> str:
+    import peft
+
+    return peft.__version__

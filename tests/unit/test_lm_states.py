@@ -1,0 +1,166 @@
+"""States inside the language model: rows of several tasks together, export to PEFT, sampling."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import LABELS, examples
+
+from iai_hf import AutoAmortizer, Chunk, TaskSpec, TaskState
+from iai_hf.amortizers.prompted import Prompted
+from iai_hf.backbones import Backbone
+from iai_hf.backbones.causal_lm import CausalLM, Sampling
+from iai_hf.errors import ConfigError, DataError, StateError
+from iai_hf.peft_export import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+
+WORDS = TaskSpec("generation")
+TEXTS = ["the match was won", "shares fell", "rain is expected in the north today"]
+ADAPTED = {
+    "lora": {"rank": 2, "learning_rate": 0.03},
+    "lm-state": {"rank": 2, "layers": 1, "learning_rate": 0.1},
+    "prompt-tuning": {"num_virtual_tokens": 3, "learning_rate": 0.3},
+    "in-context": {"budget": 64},
+}
+
+
+def adapted(method: str, backbone: Backbone, seed: int = 0, task: TaskSpec = WORDS) -> tuple[Prompted, TaskState]:
+    amortizer = AutoAmortizer.from_pretrained(method, backbone=backbone, config=ADAPTED[method])
+    assert isinstance(amortizer, Prompted)
+    state = amortizer.init_state(task)
+    rows = examples(16, seed=seed)
+    chunk = Chunk(tuple(row["input"] for row in rows), tuple(row["output"] for row in rows))
+    for _ in range(3):
+        state = amortizer.update(state, chunk)
+    return amortizer, state
+
+
+def plain_logits(model: torch.nn.Module, ids: tuple[int, ...]) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([ids])).logits[0, -1].float()
+
+
+@pytest.mark.parametrize("method", ADAPTED)
+def test_an_exported_state_is_a_peft_adapter_with_the_same_logits(
+    method: str, causal: CausalLM, causal_folder: Path, tmp_path: Path
+) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    amortizer, state = adapted(method, causal)
+    amortizer.export(state, tmp_path / "adapter")
+    base = AutoModelForCausalLM.from_pretrained(causal_folder, dtype=torch.float32)
+    row = amortizer.prompter.row(TEXTS[0], ["music"])
+    before = plain_logits(base, row.query)
+    loaded = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    after = plain_logits(loaded, row.query)
+    expected = amortizer.prompter.model.score(amortizer.prepared(state), [row])[0]
+    with torch.no_grad():
+        whole = loaded(input_ids=torch.tensor([row.query + row.answers[0]])).logits[0].log_softmax(-1)
+    answer = row.answers[0]
+    first = len(whole) - len(answer) - 1
+    found = sum(whole[first + i, token] for i, token in enumerate(answer))
+    torch.testing.assert_close(found, expected[0], rtol=1e-4, atol=1e-4)
+    assert (after - before).abs().max() > 1e-3, "the adapter changes nothing, so that its equality says nothing"
+
+
+def test_a_lora_export_has_the_names_that_vllm_reads(causal: CausalLM, tmp_path: Path) -> None:
+    import json
+
+    from safetensors.torch import load_file
+
+    amortizer, state = adapted("lm-state", causal)
+    amortizer.export(state, tmp_path)
+    config = json.loads((tmp_path / ADAPTER_CONFIG).read_text())
+    assert config["peft_type"] == "LORA" and config["r"] == 2 and config["lora_alpha"] == 16
+    assert config["bias"] == "none" and not config["modules_to_save"] and not config["use_dora"]
+    assert set(config["target_modules"]) == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    name = re.compile(r"base_model\.model\.model\.layers\.(\d+)\.self_attn\.[qkvo]_proj\.lora_[AB]\.weight")
+    tensors = load_file(tmp_path / ADAPTER_WEIGHTS)
+    assert {match.group(1) for match in map(name.fullmatch, tensors) if match} == {"1"}
+    assert all(map(name.fullmatch, tensors))
+    assert all(tensor.shape[0 if "lora_A" in key else 1] == 2 for key, tensor in tensors.items())
+
+
+def test_a_state_that_is_no_adapter_is_not_exported(encoder: Backbone, causal: CausalLM, tmp_path: Path) -> None:
+    amortizer = AutoAmortizer.from_pretrained("iterative", backbone=encoder)
+    with pytest.raises(ConfigError, match="PEFT form"):
+        amortizer.export(amortizer.init_state(TaskSpec("classification", LABELS)), tmp_path / "adapter")
+    empty = AutoAmortizer.from_pretrained("in-context", backbone=causal)
+    with pytest.raises(StateError, match="demonstration"):
+        empty.export(empty.init_state(WORDS), tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+
+
+@pytest.mark.parametrize("method", ["lora", "lm-state", "prompt-tuning"])
+@pytest.mark.parametrize("kind", ["classification", "generation"])
+def test_rows_of_several_tasks_are_answered_as_each_alone(method: str, kind: str, causal: CausalLM) -> None:
+    task = TaskSpec(kind, LABELS if kind == "classification" else ())  # type: ignore[arg-type]
+    amortizer, one = adapted(method, causal, 0, task)
+    other = adapted(method, causal, 1, task)[1]
+    found = amortizer.predict_each([one, other, one], TEXTS)
+    for state, text, answer in zip([one, other, one], TEXTS, found, strict=True):
+        alone = amortizer.predict(state, [text])
+        assert answer.outputs == alone.outputs
+        if kind == "classification":
+            torch.testing.assert_close(answer.log_probs, alone.log_probs, rtol=1e-4, atol=1e-4)
+
+
+def test_rows_of_several_tasks_run_in_one_forward_pass(causal: CausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = TaskSpec("classification", LABELS)
+    amortizer, one = adapted("lm-state", causal, 0, task)
+    states = [one, adapted("lm-state", causal, 1, task)[1], one]
+    passes = []
+    forward = CausalLM._forward
+    monkeypatch.setattr(CausalLM, "_forward", lambda *given: passes.append(1) or forward(*given))
+    amortizer.predict_each(states, TEXTS)
+    assert len(passes) == 1
+    with pytest.raises(DataError, match="one for each"):
+        amortizer.predict_each(states[:2], TEXTS)
+
+
+def test_adapting_and_answering_leave_the_backbone_as_it_was(causal: CausalLM) -> None:
+    before = {name: tensor.clone() for name, tensor in causal.model.state_dict().items()}
+    amortizer, state = adapted("lm-state", causal)
+    amortizer.predict(state, TEXTS)
+    after = causal.model.state_dict()
+    assert list(before) == list(after)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not any(module._forward_hooks for module in causal.model.modules())
+
+
+def test_an_untrained_lm_state_without_examples_is_the_plain_model(causal: CausalLM) -> None:
+    task = TaskSpec("classification", LABELS)
+    amortizer = AutoAmortizer.from_pretrained("lm-state", backbone=causal, config=ADAPTED["lm-state"])
+    plain = AutoAmortizer.from_pretrained("in-context", backbone=causal)
+    found = amortizer.predict(amortizer.init_state(task), TEXTS).log_probs
+    torch.testing.assert_close(found, plain.predict(plain.init_state(task), TEXTS).log_probs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ADAPTED)
+def test_sampling_follows_from_its_seed(method: str, causal: CausalLM) -> None:
+    amortizer, state = adapted(method, causal)
+    draws = [amortizer.generate(state, TEXTS, Sampling(temperature=3.0, seed=seed)) for seed in (0, 0, 1)]
+    assert draws[0] == draws[1] != draws[2]
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    amortizer.generate(state, TEXTS, Sampling(seed=0))
+    assert torch.equal(torch.rand(1), expected), "sampling must leave the global generator alone"
+    assert amortizer.generate(state, TEXTS) == list(amortizer.predict(state, TEXTS).outputs)
+
+
+def test_a_linear_layer_that_the_model_lacks_is_named(causal: CausalLM) -> None:
+    with pytest.raises(Exception, match="it has .*q_proj"):
+        AutoAmortizer.from_pretrained("lora", backbone=causal, config={"target_modules": ["query"]})
+
+
+def test_long_rows_are_split_over_batches_and_never_cut(causal: CausalLM) -> None:
+    amortizer, state = adapted("lora", causal)
+    long = " ".join(["rain"] * 300)
+    refined = amortizer.update(state, Chunk((long, long, long, long), ("a", "b", "c", "d")))
+    assert int(refined.tensors["steps"]) == int(state.tensors["steps"]) + 2
+    with pytest.raises(DataError, match="context"):
+        amortizer.update(state, Chunk((" ".join(["rain"] * 600),), ("a",)))
