@@ -13,7 +13,7 @@ from iai_hf import AutoAmortizer, Chunk, TaskSpec, TaskState
 from iai_hf.amortizers.prompted import Prompted
 from iai_hf.backbones import Backbone
 from iai_hf.backbones.causal_lm import CausalLM, Sampling
-from iai_hf.errors import ConfigError, DataError, StateError
+from iai_hf.errors import BackboneError, ConfigError, DataError, StateError
 from iai_hf.peft_export import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 WORDS = TaskSpec("generation")
@@ -74,8 +74,9 @@ def test_a_lora_export_has_the_names_that_vllm_reads(causal: CausalLM, tmp_path:
     amortizer, state = adapted("lm-state", causal)
     amortizer.export(state, tmp_path)
     config = json.loads((tmp_path / ADAPTER_CONFIG).read_text())
-    assert config["peft_type"] == "LORA" and config["r"] == 2 and config["lora_alpha"] == 16
-    assert config["bias"] == "none" and not config["modules_to_save"] and not config["use_dora"]
+    expected = {"peft_type": "LORA", "r": 2, "lora_alpha": 16, "bias": "none", "modules_to_save": None}
+    assert expected.items() <= config.items()
+    assert not config["use_dora"]
     assert set(config["target_modules"]) == {"q_proj", "k_proj", "v_proj", "o_proj"}
     name = re.compile(r"base_model\.model\.model\.layers\.(\d+)\.self_attn\.[qkvo]_proj\.lora_[AB]\.weight")
     tensors = load_file(tmp_path / ADAPTER_WEIGHTS)
@@ -153,7 +154,7 @@ def test_sampling_follows_from_its_seed(method: str, causal: CausalLM) -> None:
 
 
 def test_a_linear_layer_that_the_model_lacks_is_named(causal: CausalLM) -> None:
-    with pytest.raises(Exception, match="it has .*q_proj"):
+    with pytest.raises(BackboneError, match="q_proj"):
         AutoAmortizer.from_pretrained("lora", backbone=causal, config={"target_modules": ["query"]})
 
 
