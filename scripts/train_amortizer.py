@@ -1,14 +1,14 @@
-"""Meta-train the head of an amortizer on frozen features, with accelerate.
+"""Meta-train what an amortizer has to learn, with accelerate: a head on frozen features, or a start inside the LM.
 
     python scripts/prepare_data.py --output demo/data
     accelerate launch scripts/train_amortizer.py --config scripts/configs/minilm-l6-iterative.json \
         --data_dir TASKS --output_dir runs/minilm-l6-iterative
 
 TASKS is what `{data}` in the configuration stands for: a folder of tasks, each a folder with train.jsonl of
-{"input", "output"}. Features are computed once and kept in --cache_dir. One process, several, or a GPU run the same
-command; a run that was cut off goes on with --resume_from_checkpoint. The output folder is then an amortizer:
-`iai adapt runs/minilm-l6-iterative --data ...`. The heads compute in float32 whatever --mixed_precision says, as their
-closed forms need it; the backbone's features are computed in bfloat16 where the processor has it.
+{"input", "output"}. Features, where the method has them, are computed once and kept in --cache_dir. One process,
+several, or a GPU run the same command; a run that was cut off goes on with --resume_from_checkpoint. The output folder
+is then an amortizer: `iai adapt runs/minilm-l6-iterative --data ...`. The heads compute in float32 whatever
+--mixed_precision says, as their closed forms need it; the backbone computes in bfloat16 where the processor has it.
 """
 
 from __future__ import annotations
@@ -24,13 +24,18 @@ from accelerate import Accelerator
 
 from iai_hf import AutoAmortizer, load_backbone
 from iai_hf.amortizers.frozen_features import FrozenFeatures
+from iai_hf.amortizers.gradient import Gradient
+from iai_hf.amortizers.learned import Learned
 from iai_hf.auto import amortizer_class
 from iai_hf.backbones.cached import CachedBackbone
+from iai_hf.data import open_stream
 from iai_hf.errors import ConfigError, IAIError
 from iai_hf.state import check_writable, write_whole
 from iai_hf.training import train
-from iai_hf.training.config import read_training_config
-from iai_hf.training.tasks import load_tasks, task_files
+from iai_hf.training.config import TrainingConfig, read_training_config
+from iai_hf.training.curriculum import Curriculum, task_files
+from iai_hf.training.features import FeatureCurriculum, load_tasks
+from iai_hf.training.texts import TextCurriculum, load_text_tasks
 
 
 def arguments() -> argparse.Namespace:
@@ -48,6 +53,27 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def prepare(
+    config: TrainingConfig, data_dir: Path, cache_dir: Path, accelerator: Accelerator
+) -> tuple[Learned, Curriculum]:
+    """The untrained amortizer, and what it is to learn from."""
+    kind = amortizer_class(config.method)
+    if not issubclass(kind, Learned):
+        raise ConfigError(f"method {config.method!r} has nothing to learn; expected e.g. iterative or lm-state")
+    files = task_files(config.tasks, data_dir)
+    backbone = load_backbone(config.backbone, device=None if issubclass(kind, FrozenFeatures) else accelerator.device)
+    if issubclass(kind, FrozenFeatures):
+        backbone = CachedBackbone(backbone, cache_dir)
+    settings = {**config.settings, "weights": None}
+    amortizer = AutoAmortizer.from_pretrained(config.method, backbone=backbone, config=settings)
+    if isinstance(amortizer, FrozenFeatures):
+        return amortizer, FeatureCurriculum(amortizer, load_tasks(files, amortizer, config.max_task_examples), config)
+    assert isinstance(amortizer, Gradient)
+    texts = [record.input for path in task_files(config.unrelated, data_dir) for record in open_stream(path).records()]
+    tasks = load_text_tasks(files, config.max_task_examples)
+    return amortizer, TextCurriculum(amortizer, tasks, texts, config)
+
+
 def main() -> None:
     args = arguments()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
@@ -62,22 +88,14 @@ def main() -> None:
     )
     if not accelerator.is_main_process:
         logging.getLogger("iai_hf").setLevel(logging.WARNING)
-    if not issubclass(amortizer_class(config.method), FrozenFeatures):
-        raise ConfigError(f"method {config.method!r} has no head to train; expected iterative or one of its regimes")
     check_writable(args.output_dir)
-    files = task_files(config.tasks, args.data_dir)
-    backbone = CachedBackbone(load_backbone(config.backbone), args.cache_dir)
-    amortizer = AutoAmortizer.from_pretrained(
-        config.method, backbone=backbone, config={**config.settings, "weights": None}
-    )
-    assert isinstance(amortizer, FrozenFeatures)
     with accelerator.main_process_first():
-        tasks = load_tasks(files, amortizer, config.max_task_examples)
+        amortizer, curriculum = prepare(config, args.data_dir, args.cache_dir, accelerator)
     if args.with_tracking:
         accelerator.init_trackers("iai_hf")
     progress = train(
         amortizer,
-        tasks,
+        curriculum,
         config,
         accelerator,
         args.output_dir,

@@ -18,7 +18,7 @@ from iai_hf.task import Chunk, TaskSpec
 if TYPE_CHECKING:
     import torch
 
-    from iai_hf.backbones.causal_lm import Losses
+    from iai_hf.backbones.causal_lm import Entering, Losses
     from iai_hf.backbones.packing import Row
     from iai_hf.learners import Learner
 
@@ -28,13 +28,14 @@ class GradientConfig(PromptConfig):
     """Settings that all gradient methods share.
 
     Attributes:
-        learning_rate: step size before meta-training; learned weights have their own.
+        learning_rate, decay: step size before meta-training, in step i times i ** decay; learned weights have theirs.
         batch_size: examples a gradient step; a chunk is gone through once, in its order.
         weights: learned start and step sizes: the name of shipped ones, or a folder; None for the plain method; "auto"
             for the shipped ones that belong to the backbone, where there are any.
     """
 
     learning_rate: float = 1e-3
+    decay: float = 0.0
     batch_size: int = 8
     weights: str | None = None
 
@@ -42,6 +43,7 @@ class GradientConfig(PromptConfig):
         super().__post_init__()
         for name in ("learning_rate", "batch_size"):
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; expected more than 0")
+        require(self.decay <= 0, f"decay is {self.decay}; expected 0 or less")
 
 
 class Gradient(Prompted, Learned):
@@ -58,10 +60,31 @@ class Gradient(Prompted, Learned):
         """The learner at its initial value."""
 
     @abstractmethod
+    def entering(self, own: Mapping[str, torch.Tensor], shared: Mapping[str, torch.Tensor]) -> Entering:
+        """How the task's own weights and the shared ones enter the model, differentiable in both."""
+
     def losses(
         self, own: Mapping[str, torch.Tensor], shared: Mapping[str, torch.Tensor], rows: Sequence[Row]
     ) -> Losses:
         """Losses of rows with one answer each, differentiable in the task's own and the shared weights."""
+        return self.prompter.model.losses(rows, self.entering(own, shared))
+
+    def divergence(
+        self,
+        own: Mapping[str, torch.Tensor],
+        shared: Mapping[str, torch.Tensor],
+        texts: Sequence[str],
+        length: int,
+    ) -> torch.Tensor:
+        """Mean divergence KL(plain || under the state) of the next token on the beginnings of texts, in nats."""
+        import torch
+
+        model = self.prompter.model
+        ids = [model.tokens(text[: 20 * length])[:length] for text in texts]
+        with torch.no_grad():
+            plain = model.next_tokens(ids)
+        found = model.next_tokens(ids, self.entering(own, shared))
+        return (plain.exp() * (plain - found)).sum(-1).mean()
 
     def initial(self, task: TaskSpec) -> Mapping[str, torch.Tensor]:
         return self.learner.initial()

@@ -14,6 +14,7 @@ class LMStateConfig(LoRAConfig):
 
     layers: int | None = 12
     learning_rate: float = 3e-3
+    decay: float = -0.3
     weights: str | None = AUTO
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,9 +17,8 @@ from iai_hf.task import TaskSpec
 if TYPE_CHECKING:
     import torch
 
-    from iai_hf.backbones.causal_lm import Condition, Losses
+    from iai_hf.backbones.causal_lm import Condition, Entering
     from iai_hf.backbones.low_rank import LowRank
-    from iai_hf.backbones.packing import Row
     from iai_hf.learners import Learner
 
 
@@ -70,7 +69,7 @@ class LoRA(Gradient):
             down[f"down.{name}"] = torch.randn(size, generator=generator) / math.sqrt(layer.in_features)
             up[f"up.{name}"] = torch.zeros(layer.out_features, self.config.rank)
         start, shared = (up, down) if self.shares_down else (up | down, {})
-        return Learner(start, shared, self.config.learning_rate, self.rule)
+        return Learner(start, shared, self.config.learning_rate, self.config.decay, self.rule)
 
     @cached_property
     def targets(self) -> dict[str, torch.nn.Linear]:
@@ -98,10 +97,10 @@ class LoRA(Gradient):
             )
         return found
 
-    def losses(
-        self, own: Mapping[str, torch.Tensor], shared: Mapping[str, torch.Tensor], rows: Sequence[Row]
-    ) -> Losses:
-        return self.prompter.model.losses(rows, weights=self.low_rank(own, shared))
+    def entering(self, own: Mapping[str, torch.Tensor], shared: Mapping[str, torch.Tensor]) -> Entering:
+        from iai_hf.backbones.causal_lm import Entering
+
+        return Entering(weights=self.low_rank(own, shared))
 
     def prepare(self, tensors: Mapping[str, torch.Tensor], task: TaskSpec) -> Condition:
         from iai_hf.backbones.causal_lm import NO_PREFIX, Condition

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,8 +14,7 @@ from iai_hf.task import TaskSpec
 if TYPE_CHECKING:
     import torch
 
-    from iai_hf.backbones.causal_lm import Condition, Losses
-    from iai_hf.backbones.packing import Row
+    from iai_hf.backbones.causal_lm import Condition, Entering
     from iai_hf.learners import Learner
 
 
@@ -63,12 +62,12 @@ class PromptTuning(Gradient):
             torch.manual_seed(self.config.seed)
             encoder = PromptEmbedding(settings, model.model.get_input_embeddings())
         start = {"prompt": encoder.embedding.weight.detach().float().cpu().clone()}
-        return Learner(start, {}, self.config.learning_rate, "per_weight")
+        return Learner(start, {}, self.config.learning_rate, self.config.decay, "per_weight")
 
-    def losses(
-        self, own: Mapping[str, torch.Tensor], shared: Mapping[str, torch.Tensor], rows: Sequence[Row]
-    ) -> Losses:
-        return self.prompter.model.losses(rows, prompt=own["prompt"])
+    def entering(self, own: Mapping[str, torch.Tensor], shared: Mapping[str, torch.Tensor]) -> Entering:
+        from iai_hf.backbones.causal_lm import Entering
+
+        return Entering(prompt=own["prompt"])
 
     def prepare(self, tensors: Mapping[str, torch.Tensor], task: TaskSpec) -> Condition:
         from iai_hf.backbones.causal_lm import Condition

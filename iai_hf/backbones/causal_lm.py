@@ -68,6 +68,14 @@ class Sampling:
     seed: int = 0
 
 
+@dataclass(frozen=True, eq=False)
+class Entering:
+    """What enters the model while it is trained: a soft prompt `[length, hidden]`, or low-rank weights."""
+
+    prompt: torch.Tensor | None = None
+    weights: LowRank | None = None
+
+
 class Losses(NamedTuple):
     """Of the first answer of each row: summed negative log-likelihood, tokens, and whether every token was likeliest.
 
@@ -149,32 +157,39 @@ class CausalLM(Backbone):
                     scores += packed.scores(self._forward(packed, condition.prefix))
         return scores
 
-    def losses(self, rows: Sequence[Row], prompt: torch.Tensor | None = None, weights: LowRank | None = None) -> Losses:
-        """Losses of the first answers, in one forward pass, differentiable in a soft prompt and in low-rank weights.
-
-        Args:
-            prompt: `[length, hidden]`, before every row.
-            weights: beside the layers.
+    def losses(self, rows: Sequence[Row], entering: Entering) -> Losses:
+        """Losses of the first answers, in one forward pass, differentiable in what enters.
 
         Raises:
             DataError: a row that does not fit the context.
         """
-        import torch
-
-        start = self.special_tokens[0]
-        length = 0 if prompt is None else len(prompt)
+        prompt = entering.prompt
+        before: torch.Tensor | Prefix = NO_PREFIX if prompt is None else self._started_prompt(prompt)
+        rows = rows if prompt is not None else self._started(Condition(NO_PREFIX), rows)
         for row in rows:
-            self.check_room(length, len(start) + len(row))
-        before: torch.Tensor | Prefix = NO_PREFIX
-        if prompt is None:
-            rows = self._started(Condition(NO_PREFIX), rows)
-        else:
-            first = self.model.get_input_embeddings()(torch.tensor(start, dtype=torch.long, device=self.device))
-            before = torch.cat([first, prompt.to(self.dtype)])
+            self.check_room(0 if isinstance(before, Prefix) else len(before), len(row))
         packed = Packed.of(rows, self.device)
-        with applied(self.model, () if weights is None else (weights,)):
+        with applied(self.model, () if entering.weights is None else (entering.weights,)):
             logits = self._forward(packed, before)
         return Losses(*packed.losses(logits))
+
+    def next_tokens(self, texts: Sequence[Sequence[int]], entering: Entering | None = None) -> torch.Tensor:
+        """Log-probabilities of the token behind each one of the texts, float32 `[tokens, vocabulary]`."""
+        import torch
+
+        entering = entering or Entering()
+        batch, mask = self._pad(texts)
+        inputs = self.model.get_input_embeddings()(batch)
+        mask = torch.ones_like(batch) if mask is None else mask
+        length = 0
+        if entering.prompt is not None:
+            prompt = self._started_prompt(entering.prompt)
+            length = len(prompt)
+            inputs = torch.cat([prompt.expand(len(batch), -1, -1), inputs], dim=1)
+        whole = torch.cat([torch.ones(len(batch), length, dtype=mask.dtype, device=mask.device), mask], dim=1)
+        with applied(self.model, () if entering.weights is None else (entering.weights,)):
+            logits = self.model(inputs_embeds=inputs, attention_mask=whole).logits
+        return logits[:, length:][mask.bool()].float().log_softmax(-1)
 
     def generate(
         self,
@@ -221,6 +236,13 @@ class CausalLM(Backbone):
                 for i, text in zip(group, texts, strict=True):
                     answers[i] = text.split(stop)[0].strip()
         return answers
+
+    def _started_prompt(self, prompt: torch.Tensor) -> torch.Tensor:
+        """A soft prompt behind start-of-text, `[length, hidden]` in the model's precision."""
+        import torch
+
+        start = torch.tensor(self.special_tokens[0], dtype=torch.long, device=self.device)
+        return torch.cat([self.model.get_input_embeddings()(start), prompt.to(self.dtype)])
 
     def _started(self, condition: Condition, rows: Sequence[Row]) -> Sequence[Row]:
         """The rows behind start-of-text, unless a prefix has it already."""

@@ -25,16 +25,16 @@ class Learner(nn.Module):
     Args:
         start: a task's own weights before any example, by name.
         shared: weights of the same model that all tasks share: meta-learned, never adapted.
-        rate: step size to begin with.
+        rate, decay: step size to begin with, and its exponent in the number of the step.
         rule: name of one of `RULES`.
     """
 
-    def __init__(self, start: Tensors, shared: Tensors, rate: float, rule: str) -> None:
+    def __init__(self, start: Tensors, shared: Tensors, rate: float, decay: float, rule: str) -> None:
         super().__init__()
         self.start = nn.ParameterDict({_key(name): nn.Parameter(tensor) for name, tensor in start.items()})
         self.shared = nn.ParameterDict({_key(name): nn.Parameter(tensor) for name, tensor in shared.items()})
         self.rates = nn.Parameter(torch.full((len(start),), math.log(rate)))
-        self.decays = nn.Parameter(torch.zeros(len(start)))
+        self.decays = nn.Parameter(torch.full((len(start),), decay))
         self.rule = rule
 
     def initial(self) -> Tensors:
@@ -54,11 +54,12 @@ class Learner(nn.Module):
             share: of a full batch that the gradient comes from; a smaller one makes a smaller step.
         """
         step = int(tensors["steps"]) + 1
+        rates, decays = self.rates.tolist(), self.decays.tolist()
         refined = {"steps": torch.tensor(step)}
         for number, (name, own) in enumerate(self.own(tensors).items()):
             moments = (tensors[f"mean.{name}"].to(own), tensors[f"square.{name}"].to(own))
             direction, (mean, square) = RULES[self.rule](gradients[name].to(own), moments, step)
-            size = share * math.exp(float(self.rates[number]) + float(self.decays[number]) * math.log(step))
+            size = share * math.exp(rates[number] + decays[number] * math.log(step))
             refined |= {f"own.{name}": own - size * direction, f"mean.{name}": mean, f"square.{name}": square}
         return refined
 

@@ -1,4 +1,4 @@
-"""Greedy meta-training of heads: tasks as cached features, episodes, the objective, the loop on accelerate."""
+"""Greedy meta-training: one loop on accelerate, and a curriculum each for features and for texts."""
 
 from iai_hf.training.config import TrainingConfig
 from iai_hf.training.trainer import train

@@ -16,7 +16,7 @@ class TrainingConfig:
     """One run.
 
     Attributes:
-        method: registered name of an amortizer on frozen features.
+        method: registered name of an amortizer that has something to learn.
         backbone: Hub id or folder.
         tasks: folders with `train.jsonl`, files, or patterns of them; `{data}` stands for --data_dir.
         validation: names of the tasks among them that choose the weights and are never trained on.
@@ -30,8 +30,12 @@ class TrainingConfig:
         shortest, longest: stream lengths, drawn log-uniformly.
         chunk_sizes: drawn log-uniformly between the two.
         most_steps: chunks of a stream; where there would be more, they are made larger.
-        subset, merge, imbalance, hidden_names: shares of episodes with a random subset of the classes, with classes
-            merged into new ones, with uneven class frequencies, and with label names that mean nothing.
+        hidden_names: share of episodes with label names that mean nothing.
+        subset, merge, imbalance: on features: shares of episodes with a random subset of the classes, with classes
+            merged into new ones, and with uneven class frequencies.
+        permuted_names, swap: on texts: shares of episodes with labels permuted, and with inputs and outputs swapped.
+        unrelated, unrelated_weight: on texts: files of other texts, on which a state should change nothing, and the
+            weight of the divergence there.
         evaluate_every: steps between evaluations on the validation tasks, each also a checkpoint.
         regularisation: weight decay towards the initial value.
         seed: of everything.
@@ -57,6 +61,10 @@ class TrainingConfig:
     merge: float = 0.2
     imbalance: float = 0.3
     hidden_names: float = 0.1
+    permuted_names: float = 0.0
+    swap: float = 0.0
+    unrelated: list = field(default_factory=list)
+    unrelated_weight: float = 0.0
     evaluate_every: int = 50
     regularisation: float = 0.0
     seed: int = 0
@@ -76,9 +84,10 @@ class TrainingConfig:
             require(value > 0, f"{name} is {value}; expected 1 or more")
         require(0 < self.shortest <= self.longest, f"shortest is {self.shortest}; expected 1 to {self.longest}")
         sizes = self.chunk_sizes
+        require(self.unrelated_weight >= 0, f"unrelated_weight is {self.unrelated_weight}; expected 0 or more")
         fits = len(sizes) == 2 and all(type(size) is int for size in sizes) and 0 < sizes[0] <= sizes[1]
         require(fits, f"chunk_sizes is {sizes}; expected [least, most]")
-        for name in ("subset", "merge", "imbalance", "hidden_names"):
+        for name in ("subset", "merge", "imbalance", "hidden_names", "permuted_names", "swap"):
             value = getattr(self, name)
             require(0 <= value <= 1, f"{name} is {value}; expected 0 to 1")
 

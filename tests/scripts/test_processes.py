@@ -48,6 +48,27 @@ def config(tmp_path: Path, encoder_folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("processes", [1, 2])
+def test_a_state_inside_the_language_model_is_trained_by_the_same_script(
+    config: Path, tmp_path: Path, causal_folder: Path, processes: int
+) -> None:
+    values = json.loads(config.read_text()) | {
+        "method": "lm-state",
+        "backbone": str(causal_folder),
+        "settings": {"rank": 2, "layers": 1},
+        "unrelated": ["{data}/b"],
+        "unrelated_weight": 0.1,
+    }
+    config.write_text(json.dumps(values))
+    output = tmp_path / "run"
+    shared = ("--config", config, "--data_dir", tmp_path / "tasks", "--output_dir", output, "--quiet")
+    done = launch(processes, "scripts/train_amortizer.py", *shared)
+    assert done.returncode == 0, done.stderr
+    amortizer = AutoAmortizer.from_pretrained(output)
+    state = amortizer.adapt(examples(40), chunk_size=16)
+    assert len(amortizer.predict(state, ["the match was won"]).outputs) == 1
+
+
+@pytest.mark.parametrize("processes", [1, 2])
 def test_training_makes_an_amortizer(config: Path, tmp_path: Path, processes: int) -> None:
     output = tmp_path / "run"
     shared = ("--config", config, "--data_dir", tmp_path / "tasks", "--cache_dir", tmp_path / "cache")
@@ -107,7 +128,7 @@ def test_two_processes_adapt_one_stream_to_the_state_of_one(tmp_path: Path, enco
     [
         ({"colour": 1}, "colour"),
         ({"tasks": ["{data}/none"]}, "no task at"),
-        ({"method": "in-context"}, "no head to train"),
+        ({"method": "in-context"}, "nothing to learn"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_two(config: Path, tmp_path: Path, change: dict, words: str) -> None:  # type: ignore[type-arg]

@@ -19,9 +19,10 @@ from iai_hf.heads import ParametricHead
 from iai_hf.training import TrainingConfig, train
 from iai_hf.training.checkpoint import CHECKPOINT_FILE
 from iai_hf.training.config import read_training_config
-from iai_hf.training.episodes import draw, whole
-from iai_hf.training.objective import GreedyObjective
-from iai_hf.training.tasks import FeatureTask, load_tasks, task_files
+from iai_hf.training.curriculum import task_files
+from iai_hf.training.features import FeatureCurriculum, FeatureTask, load_tasks
+from iai_hf.training.features.episodes import draw, whole
+from iai_hf.training.features.objective import GreedyObjective
 
 CONFIG = TrainingConfig(
     method="iterative",
@@ -56,7 +57,8 @@ def run(amortizer: FrozenFeatures, tasks: list[FeatureTask], output: Path, **cha
     output.mkdir(exist_ok=True)
     resume = bool(changes.pop("resume", False))
     config = dataclasses.replace(CONFIG, **changes)  # type: ignore[arg-type]
-    return train(amortizer, tasks, config, Accelerator(cpu=True), output, resume=resume, progress_bar=False)
+    curriculum = FeatureCurriculum(amortizer, tasks, config)
+    return train(amortizer, curriculum, config, Accelerator(cpu=True), output, resume=resume, progress_bar=False)
 
 
 def test_tasks_are_read_as_features(tasks: list[FeatureTask]) -> None:
@@ -140,7 +142,7 @@ def test_a_resumed_run_ends_as_one_that_was_not_cut_off(encoder, tasks, tmp_path
     first.log = log  # type: ignore[method-assign]
     (tmp_path / "broken").mkdir()
     with pytest.raises(Cut):
-        train(broken, tasks, CONFIG, first, tmp_path / "broken", progress_bar=False)
+        train(broken, FeatureCurriculum(broken, tasks, CONFIG), CONFIG, first, tmp_path / "broken", progress_bar=False)
     again = fresh()
     run(again, tasks, tmp_path / "broken", resume=True)
     for name, tensor in straight.head.state_dict().items():

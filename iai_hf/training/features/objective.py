@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from iai_hf.heads import Head, Tensors
-from iai_hf.training.episodes import Episode
+from iai_hf.training.features.episodes import Episode
 
 
 class GreedyObjective(nn.Module):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,13 +11,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from iai_hf.data import open_stream
-from iai_hf.errors import DataError
+from iai_hf.training.curriculum import task_name
 
 if TYPE_CHECKING:
     from iai_hf.amortizers.frozen_features import FrozenFeatures
 
 log = logging.getLogger(__name__)
-TRAIN_FILE = "train.jsonl"
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,29 +39,6 @@ class FeatureTask:
 
     def __len__(self) -> int:
         return len(self.targets)
-
-
-def task_files(patterns: Sequence[str], data_dir: str | Path) -> list[Path]:
-    """Files that the patterns name, each once; a folder stands for its train.jsonl.
-
-    Raises:
-        DataError: a pattern matches nothing.
-    """
-    found: dict[Path, None] = {}
-    for pattern in patterns:
-        full = pattern.replace("{data}", str(data_dir))
-        matches = [Path(path) for path in sorted(glob.glob(full))]
-        files = [path / TRAIN_FILE if path.is_dir() else path for path in matches]
-        files = [path for path in files if path.is_file()]
-        if not files:
-            raise DataError(f"no task at {full}; expected a folder with {TRAIN_FILE}, or a file: check --data_dir")
-        found.update(dict.fromkeys(files))
-    return list(found)
-
-
-def task_name(path: Path) -> str:
-    """`sst2` of `sst2/train.jsonl`, `reuters` of `reuters.jsonl`."""
-    return path.parent.name if path.name == TRAIN_FILE else path.stem
 
 
 def load_tasks(files: Sequence[Path], amortizer: FrozenFeatures, max_examples: int) -> list[FeatureTask]:

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import torch
 
 from iai_hf.training.config import TrainingConfig
-from iai_hf.training.tasks import FeatureTask
+from iai_hf.training.curriculum import FEWEST_EXAMPLES
+from iai_hf.training.features.tasks import FeatureTask
 
-FEWEST_EXAMPLES = 12  # a task with fewer can't be split into a stream and queries
 FREQUENCY_SPREAD = 1.0  # standard deviation of log class frequencies, in episodes with uneven ones
 
 

@@ -1,0 +1,96 @@
+"""Curriculum: what a run trains on. The loop knows nothing of features or texts; a curriculum does."""
+
+from __future__ import annotations
+
+import glob
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import torch
+from torch import nn
+
+from iai_hf.errors import DataError
+from iai_hf.training.config import TrainingConfig
+
+TRAIN_FILE = "train.jsonl"
+FEWEST_EXAMPLES = 12  # a task with fewer can't be split into a stream and queries
+
+
+class Evaluation(NamedTuple):
+    """On the validation tasks: loss in units that are alike for all tasks, and share of right answers."""
+
+    loss: float
+    accuracy: float
+
+
+class Curriculum(ABC):
+    """Episodes, their loss, and the validation tasks.
+
+    Attributes:
+        objective: `objective(episode)` is the loss to go down; its parameters are what is learned.
+    """
+
+    objective: nn.Module
+
+    @abstractmethod
+    def draw(self, number: int, device: torch.device) -> Any:
+        """Episode `number` of the run, which follows from the seed and its number alone."""
+
+    @abstractmethod
+    def describe(self, episode: Any) -> str:
+        """Where an episode comes from, for a message."""
+
+    @abstractmethod
+    def evaluate(self) -> Evaluation | None:
+        """The validation tasks as they stand; None where there are none."""
+
+
+class Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    def __len__(self) -> int: ...
+
+
+Task = TypeVar("Task", bound=Named)
+
+
+def split(tasks: Sequence[Task], config: TrainingConfig) -> tuple[list[Task], list[Task]]:
+    """Tasks to train on, and those that choose the weights.
+
+    Raises:
+        DataError: a validation task is unknown, or no task is left to train on.
+    """
+    unknown = sorted(set(config.validation) - {task.name for task in tasks})
+    if unknown:
+        raise DataError(f"no task is called {', '.join(unknown)}; the tasks are {', '.join(t.name for t in tasks)}")
+    usable = [task for task in tasks if len(task) >= FEWEST_EXAMPLES]
+    training = [task for task in usable if task.name not in config.validation]
+    if not training:
+        raise DataError(f"no task is left to train on; expected one with at least {FEWEST_EXAMPLES} examples")
+    return training, [task for task in tasks if task.name in config.validation]
+
+
+def task_files(patterns: Sequence[str], data_dir: str | Path) -> list[Path]:
+    """Files that the patterns name, each once; a folder stands for its train.jsonl.
+
+    Raises:
+        DataError: a pattern matches nothing.
+    """
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        full = pattern.replace("{data}", str(data_dir))
+        matches = [Path(path) for path in sorted(glob.glob(full))]
+        files = [path / TRAIN_FILE if path.is_dir() else path for path in matches]
+        files = [path for path in files if path.is_file()]
+        if not files:
+            raise DataError(f"no task at {full}; expected a folder with {TRAIN_FILE}, or a file: check --data_dir")
+        found.update(dict.fromkeys(files))
+    return list(found)
+
+
+def task_name(path: Path) -> str:
+    """`sst2` of `sst2/train.jsonl`, `reuters` of `reuters.jsonl`."""
+    return path.parent.name if path.name == TRAIN_FILE else path.stem

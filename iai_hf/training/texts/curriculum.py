@@ -1,0 +1,67 @@
+"""TextCurriculum: tasks of either kind as texts, for the learners inside the language model."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from iai_hf.task import Chunk, TaskSpec
+from iai_hf.training.config import TrainingConfig
+from iai_hf.training.curriculum import Curriculum, Evaluation, split
+from iai_hf.training.texts.episodes import TextEpisode, chunks_of, draw
+from iai_hf.training.texts.objective import PrequentialObjective
+from iai_hf.training.texts.tasks import TextTask
+
+if TYPE_CHECKING:
+    from iai_hf.amortizers.gradient import Gradient
+
+VALIDATION_CHUNK = 64
+
+
+class TextCurriculum(Curriculum):
+    """Episodes of `tasks` for the amortizer's learner.
+
+    Args:
+        unrelated: texts on which a state should change nothing.
+
+    Raises:
+        DataError: no task is left to train on, or a validation task is unknown.
+    """
+
+    def __init__(
+        self, amortizer: Gradient, tasks: list[TextTask], unrelated: Sequence[str], config: TrainingConfig
+    ) -> None:
+        self.training, self.validation = split(tasks, config)
+        self.amortizer, self.unrelated, self.config = amortizer, unrelated, config
+        self.objective = PrequentialObjective(amortizer, config.unrelated_weight)
+
+    def draw(self, number: int, device: torch.device) -> TextEpisode:
+        return draw(self.training, self.unrelated, self.config, number)
+
+    def describe(self, episode: TextEpisode) -> str:
+        return f"task {episode.task!r} ({sum(map(len, episode.chunks))} examples)"
+
+    def evaluate(self) -> Evaluation | None:
+        """Loss a token and exact match (teacher-forced) on held-out queries, after up to `longest` examples."""
+        losses, hits = [], []
+        for task in self.validation:
+            records = random.Random(f"{self.config.seed} {task.name}").sample(task.records, len(task.records))
+            queries = records[: min(self.config.queries, len(records) // 3)]
+            stream = records[len(queries) :][: self.config.longest]
+            tensors = self.amortizer.learner.initial()
+            for chunk in chunks_of(stream, VALIDATION_CHUNK):
+                tensors, _ = self.amortizer.refine(tensors, TaskSpec("generation"), chunk, 0)
+            with torch.no_grad():
+                own, shared = self.amortizer.learner.own(tensors), self.amortizer.learner.common()
+                for rows in self.amortizer.batches(_as_chunk(queries)):
+                    found = self.amortizer.losses(own, shared, rows)
+                    losses += (found.sums / found.tokens).tolist()
+                    hits += found.exact.tolist()
+        return Evaluation(sum(losses) / len(losses), sum(hits) / len(hits)) if losses else None
+
+
+def _as_chunk(records: Sequence[tuple[str, str]]) -> Chunk:
+    return Chunk(tuple(text for text, _ in records), tuple(output for _, output in records))

@@ -1,0 +1,118 @@
+"""The greedy objective for learners: every chunk is first a test of the state before it, then refines it.
+
+So the loss is paid after every chunk, on examples that the state has not seen, for one forward and one backward pass a
+chunk. The gradient is stopped between steps: an inner gradient counts as data (first-order MAML), and the start, the
+step sizes and the shared weights get their gradients from where they enter each later loss.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from iai_hf.learners import Learner, Tensors
+from iai_hf.training.texts.episodes import TextEpisode
+
+if TYPE_CHECKING:
+    from iai_hf.amortizers.gradient import Gradient
+
+UNRELATED_TOKENS = 48
+
+
+class PrequentialObjective(nn.Module):
+    """Loss of an amortizer's learner on an episode.
+
+    Args:
+        unrelated_weight: of the divergence from the plain model on unrelated texts, after the last chunk.
+    """
+
+    def __init__(self, amortizer: Gradient, unrelated_weight: float) -> None:
+        super().__init__()
+        self.learner: Learner = amortizer.learner
+        self.amortizer, self.unrelated_weight = amortizer, unrelated_weight
+
+    def forward(self, episode: TextEpisode) -> torch.Tensor:
+        """Mean negative log-likelihood a token over all chunks, each under the state before it."""
+        device = self.learner.rates.device
+        tensors: Tensors = {name: tensor.to(device) for name, tensor in self.learner.initial().items()}
+        paid = _Paid(self.learner)
+        steps = [rows for chunk in episode.chunks for rows in self.amortizer.batches(chunk)]
+        for rows in steps:
+            own, shared = self._leaves(tensors)
+            losses = self.amortizer.losses(own, shared, rows)
+            loss = (losses.sums / losses.tokens).mean()
+            gradients = paid.add(loss, own, shared, 1 / len(steps))
+            refined = self.learner.refined(tensors, gradients, len(rows) / self.amortizer.config.batch_size)
+            paid.moved(tensors, refined)
+            tensors = refined
+        if self.unrelated_weight and episode.unrelated:
+            own, shared = self._leaves(tensors)
+            divergence = self.amortizer.divergence(own, shared, episode.unrelated, UNRELATED_TOKENS)
+            paid.add(divergence, own, shared, self.unrelated_weight)
+        return paid.total()
+
+    def _leaves(self, tensors: Tensors) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        own = {name: tensor.detach().requires_grad_() for name, tensor in self.learner.own(tensors).items()}
+        shared = {name: tensor.detach().requires_grad_() for name, tensor in self.learner.common().items()}
+        return own, shared
+
+
+class _Paid:
+    """Sums the losses paid, with their gradients, into one value whose backward pass is nearly free.
+
+    With theta[i] = start - sum of moves, and each move proportional to exp(rate) * step^decay, a loss with gradient g
+    in theta[i] has the gradients g in start, -<g, moves> in rate and -<g, log(step) * moves> in decay.
+    """
+
+    def __init__(self, learner: Learner) -> None:
+        self.learner = learner
+        self.value = torch.zeros((), device=learner.rates.device)
+        self.moves = {name: torch.zeros_like(own) for name, own in learner.own(learner.initial()).items()}
+        self.moves = {name: move.to(self.value.device) for name, move in self.moves.items()}
+        self.late = {name: torch.zeros_like(move) for name, move in self.moves.items()}
+        self.start = {name: torch.zeros_like(move) for name, move in self.moves.items()}
+        self.shared = {name: torch.zeros_like(weight) for name, weight in learner.common().items()}
+        self.rates, self.decays = torch.zeros_like(learner.rates), torch.zeros_like(learner.decays)
+
+    def add(
+        self, loss: torch.Tensor, own: dict[str, torch.Tensor], shared: dict[str, torch.Tensor], weight: float
+    ) -> dict[str, torch.Tensor]:
+        """Pay `weight * loss`; the gradients of the loss in the task's own weights are returned."""
+        leaves = {**own, **shared}
+        found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+        gradients = {
+            name: torch.zeros_like(leaf) if gradient is None else gradient
+            for (name, leaf), gradient in zip(leaves.items(), found, strict=True)
+        }
+        self.value = self.value + weight * loss.detach()
+        for number, name in enumerate(own):
+            gradient = weight * gradients[name]
+            self.start[name] += gradient
+            self.rates[number] -= (gradient * self.moves[name]).sum()
+            self.decays[number] -= (gradient * self.late[name]).sum()
+        for name in shared:
+            self.shared[name] += weight * gradients[name]
+        return {name: gradients[name] for name in own}
+
+    def moved(self, before: Tensors, after: Tensors) -> None:
+        """Remember a step."""
+        lateness = math.log(int(after["steps"]))
+        for name, old in self.learner.own(before).items():
+            move = old - after[f"own.{name}"]
+            self.moves[name] += move
+            self.late[name] += lateness * move
+
+    def total(self) -> torch.Tensor:
+        """The value, with these gradients in the learned numbers."""
+        learner = self.learner
+        pairs = [(learner.rates, self.rates), (learner.decays, self.decays)]
+        pairs += [
+            (learner.start[key], gradient) for key, gradient in zip(learner.start, self.start.values(), strict=True)
+        ]
+        pairs += [
+            (learner.shared[key], gradient) for key, gradient in zip(learner.shared, self.shared.values(), strict=True)
+        ]
+        return self.value + sum((((weight - weight.detach()) * gradient).sum() for weight, gradient in pairs))
