@@ -87,7 +87,7 @@ class Gradient(Prompted, Learned):
         return (plain.exp() * (plain - found)).sum(-1).mean()
 
     def initial(self, task: TaskSpec) -> Mapping[str, torch.Tensor]:
-        return self.learner.initial()
+        return self.learner.stored(self.learner.initial())
 
     def refine(
         self, tensors: Mapping[str, torch.Tensor], task: TaskSpec, chunk: Chunk, examples: int
@@ -96,10 +96,10 @@ class Gradient(Prompted, Learned):
 
         limit = self.config.max_tokens
         cuts = sum(self.prompter.query(text)[1] for text in chunk.inputs) if limit else 0
-        shared = self.learner.common()
+        device, shared = self.backbone.device, self.learner.common()
+        moved: Mapping[str, torch.Tensor] = {name: tensor.to(device) for name, tensor in tensors.items()}
         for rows in self.batches(chunk):
-            own = {name: own.to(self.backbone.device) for name, own in self.learner.own(tensors).items()}
-            leaves = {name: tensor.detach().requires_grad_() for name, tensor in own.items()}
+            leaves = {name: own.detach().requires_grad_() for name, own in self.learner.own(moved).items()}
             with torch.enable_grad():
                 losses = self.losses(leaves, shared, rows)
                 loss = (losses.sums / losses.tokens).mean()
@@ -109,9 +109,8 @@ class Gradient(Prompted, Learned):
                     "the chunk: look at its texts, or lower learning_rate"
                 )
             gradients = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
-            cpu = {name: gradient.cpu() for name, gradient in gradients.items()}
-            tensors = self.learner.refined(tensors, cpu, len(rows) / self.config.batch_size)
-        return tensors, {"texts_cut": cuts} if limit else {}
+            moved = self.learner.refined(moved, gradients, len(rows) / self.config.batch_size)
+        return self.learner.stored(moved), {"texts_cut": cuts} if limit else {}
 
     def batches(self, chunk: Chunk) -> Iterator[list[Row]]:
         """Rows of a chunk in its order, as many as make one gradient step; long ones in smaller batches."""

@@ -38,7 +38,7 @@ class Learner(nn.Module):
         self.rule = rule
 
     def initial(self) -> Tensors:
-        """Tensors of a state before any example: `start.NAME`, its moments `mean.NAME` and `square.NAME`, `steps`."""
+        """Tensors of a state before any example: `own.NAME`, its moments `mean.NAME` and `square.NAME`, `steps`."""
         tensors = {"steps": torch.zeros((), dtype=torch.int64)}
         for key, start in self.start.items():
             name, start = _name(key), start.detach().cpu().clone()
@@ -46,8 +46,17 @@ class Learner(nn.Module):
             tensors |= {f"own.{name}": start, f"mean.{name}": torch.zeros_like(start), f"square.{name}": square}
         return tensors
 
+    def stored(self, tensors: Tensors) -> Tensors:
+        """The tensors as a state keeps them, on the CPU; with the rule for small states in half the bytes."""
+        kept = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+        if self.rule == "per_tensor":
+            # Gradients are too small for float16, weights too finely stepped for bfloat16.
+            halves = {"own": torch.float16, "mean": torch.bfloat16}
+            kept = {name: tensor.to(halves.get(name.split(".")[0], tensor.dtype)) for name, tensor in kept.items()}
+        return kept
+
     def refined(self, tensors: Tensors, gradients: Tensors, share: float = 1.0) -> Tensors:
-        """Tensors after one step.
+        """Tensors after one step, float32.
 
         Args:
             gradients: of the task's own weights, by name.
@@ -64,8 +73,8 @@ class Learner(nn.Module):
         return refined
 
     def own(self, tensors: Tensors) -> dict[str, torch.Tensor]:
-        """The task's own weights among a state's tensors, by name."""
-        return {_name(key): tensors[f"own.{_name(key)}"] for key in self.start}
+        """The task's own weights among a state's tensors, float32, by name."""
+        return {_name(key): tensors[f"own.{_name(key)}"].float() for key in self.start}
 
     def common(self) -> dict[str, torch.Tensor]:
         """The shared weights, by name."""

@@ -1,0 +1,238 @@
+"""Tasks that are answered in words: the state inside the language model beside in-context learning and fine-tuning.
+
+    python scripts/compare_words.py --data_dir META_TEST --output scripts/results/compare_words
+
+Rows: `lm-state` with its shipped weights and untrained, also after 8 times as many examples as its training saw, epoch
+after epoch; zero-shot; in-context learning with more and more demonstrations; prompt tuning and LoRA given 1 and 10
+times the seconds that `lm-state` takes. Exact match of generated answers. For `lm-state` also: how much next-token
+accuracy on unrelated texts (--unrelated) changes under its state. What is in OUTPUT/results.json already is not
+measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from compare import Task
+from compare_lm import endless
+from compare_report import error
+from huggingface_hub.utils import tqdm
+
+from iai_hf import AutoAmortizer, Chunk, TaskSpec, TaskState, load_backbone, score
+from iai_hf.amortizer import Amortizer
+from iai_hf.amortizers.gradient import Gradient
+from iai_hf.amortizers.prompted import Prompted
+from iai_hf.backbones.causal_lm import CausalLM
+from iai_hf.data import open_stream
+from iai_hf.errors import BackboneError, IAIError
+from iai_hf.state import check_writable, write_whole
+
+BACKBONE = "HuggingFaceTB/SmolLM2-135M-Instruct"
+TASKS = tuple(f"fv_{name}" for name in (
+    "antonym", "country_capital", "present_past", "english_german", "landmark_country", "fruit_v_animal_5",
+))  # fmt: skip
+SHOTS = ("8", "32", "96", "4,096 tokens")
+ROWS = (
+    "lm-state",
+    "lm-state, 8 times as long",
+    "lm-state, untrained",
+    "zero-shot",
+    *(f"in-context, {shots}" for shots in SHOTS),
+    "LoRA 1x",
+    "LoRA 10x",
+    "prompt tuning 1x",
+    "prompt tuning 10x",
+)
+CHUNK = 64
+TIMES = 8
+UNRELATED_TEXTS, UNRELATED_TOKENS = 60, 64
+Rows = list[dict[str, str]]
+Answers = dict[str, Any]
+
+
+def chunk_of(rows: Rows) -> Chunk:
+    return Chunk(tuple(row["input"] for row in rows), tuple(row["output"] for row in rows))
+
+
+def read(amortizer: Amortizer, rows: Rows, state: TaskState | None = None) -> TaskState:
+    state = state or amortizer.init_state(TaskSpec("generation"))
+    for first in range(0, len(rows), CHUNK):
+        state = amortizer.update(state, chunk_of(rows[first : first + CHUNK]))
+    return state
+
+
+def answered(amortizer: Amortizer, state: TaskState, task: Task, seconds: float) -> Answers:
+    began = time.perf_counter()
+    prediction = amortizer.predict(state, task.queries)
+    cost = 1000 * (time.perf_counter() - began) / len(task.queries)
+    answers = {**score(prediction, task.answers), "seconds": seconds, "ms_per_query": cost, "state_bytes": state.nbytes}
+    if isinstance(amortizer, Prompted):
+        answers["cache_bytes"] = amortizer.prepared(state).prefix.nbytes
+    return answers
+
+
+def in_one_pass(model: CausalLM, task: Task, rows: Rows, method: str, settings: dict[str, Any]) -> Answers:
+    amortizer = AutoAmortizer.from_pretrained(method, backbone=model, config=settings)
+    began = time.perf_counter()
+    state = read(amortizer, rows)
+    return answered(amortizer, state, task, time.perf_counter() - began)
+
+
+def for_seconds(model: CausalLM, task: Task, rows: Rows, method: str, seconds: float) -> Answers:
+    """A gradient method, epoch after epoch until its time is up; its last step may end later."""
+    amortizer = AutoAmortizer.from_pretrained(method, backbone=model)
+    state = amortizer.init_state(TaskSpec("generation"))
+    began = time.perf_counter()
+    for batch in endless(rows):
+        state = amortizer.update(state, chunk_of(batch))
+        if time.perf_counter() - began > seconds:
+            break
+    return answered(amortizer, state, task, time.perf_counter() - began)
+
+
+def far_past_the_horizon(model: CausalLM, task: Task, rows: Rows, horizon: int, unrelated: list[str]) -> Answers:
+    amortizer = AutoAmortizer.from_pretrained("lm-state", backbone=model)
+    assert isinstance(amortizer, Gradient)
+    began = time.perf_counter()
+    longer = list(itertools.islice(itertools.cycle(rows), TIMES * horizon))
+    state = read(amortizer, longer)
+    answers = answered(amortizer, state, task, time.perf_counter() - began)
+    return answers | harm(amortizer, state, unrelated)
+
+
+def harm(amortizer: Gradient, state: TaskState, texts: list[str]) -> Answers:
+    """Relative change of next-token accuracy and likelihood on unrelated texts under a state."""
+    model = amortizer.prompter.model
+    ids = [model.tokens(text[: 20 * UNRELATED_TOKENS])[:UNRELATED_TOKENS] for text in texts]
+    learner = amortizer.learner
+    entering = amortizer.entering(learner.own(state.tensors), learner.common())
+    found = []
+    for under in (None, entering):
+        hits, likelihoods = [], []
+        for text in ids:
+            with torch.inference_mode():
+                scores = model.next_tokens([text], under)[:-1]
+            after = torch.tensor(text[1:])
+            hits.append((scores.argmax(1) == after).float())
+            likelihoods.append(scores.gather(1, after[:, None])[:, 0])
+        found.append((float(torch.cat(hits).mean()), float(torch.cat(likelihoods).mean())))
+    (plain_hits, plain), (hits_under, under_state) = found
+    return {"unrelated_accuracy": hits_under / plain_hits - 1, "unrelated_likelihood": under_state - plain}
+
+
+def measure(row: str, model: CausalLM, task: Task, rows: Rows, unit: float, unrelated: list[str]) -> Answers:
+    """One row; `unit` is the seconds that `lm-state` took."""
+    if row.startswith("in-context, "):
+        shots = row.removeprefix("in-context, ")
+        shown = rows if shots == SHOTS[-1] else rows[: int(shots)]
+        return in_one_pass(model, task, shown, "in-context", {"budget": 4096})
+
+    def lm_state() -> Answers:
+        amortizer = AutoAmortizer.from_pretrained("lm-state", backbone=model)
+        assert isinstance(amortizer, Gradient)
+        began = time.perf_counter()
+        state = read(amortizer, rows)
+        found = answered(amortizer, state, task, time.perf_counter() - began)
+        return found | harm(amortizer, state, unrelated)
+
+    rows_of: dict[str, Callable[[], Answers]] = {
+        "lm-state": lm_state,
+        "lm-state, 8 times as long": lambda: far_past_the_horizon(model, task, rows, len(rows), unrelated),
+        "lm-state, untrained": lambda: in_one_pass(model, task, rows, "lm-state", {"weights": None}),
+        "zero-shot": lambda: in_one_pass(model, task, [], "in-context", {}),
+        "LoRA 1x": lambda: for_seconds(model, task, rows, "lora", unit),
+        "LoRA 10x": lambda: for_seconds(model, task, rows, "lora", 10 * unit),
+        "prompt tuning 1x": lambda: for_seconds(model, task, rows, "prompt-tuning", unit),
+        "prompt tuning 10x": lambda: for_seconds(model, task, rows, "prompt-tuning", 10 * unit),
+    }
+    return rows_of[row]()
+
+
+def report(records: list[dict[str, Any]], output: Path) -> None:
+    """Write results.md: means over tasks with standard errors over orders, then exact match by task."""
+    tasks = [task for task in TASKS if any(record["task"] == task for record in records)]
+    columns = {
+        "exact_match": ("exact match, %", 100.0),
+        "seconds": ("seconds to adapt", 1.0),
+        "ms_per_query": ("ms a query", 1.0),
+        "state_bytes": ("state, kB", 0.001),
+        "cache_bytes": ("keys and values, kB", 0.001),
+        "unrelated_accuracy": ("unrelated, % relative", 100.0),
+    }
+    lines = [f"| | {' | '.join(title for title, _ in columns.values())} | orders |"]
+    lines.append(f"| --- |{' ---: |' * (len(columns) + 1)}")
+    by_task = [f"| exact match, % | {' | '.join(tasks)} |", f"| --- |{' ---: |' * len(tasks)}"]
+    for row in ROWS:
+        mine = [record for record in records if record["row"] == row]
+        seeds = sorted({record["seed"] for record in mine})
+        whole = [
+            [record["answers"] for record in mine if record["seed"] == seed]
+            for seed in seeds
+            if sum(record["seed"] == seed for record in mine) == len(tasks)
+        ]
+        if not whole:
+            continue
+        cells = []
+        for column, (_, scale) in columns.items():
+            values = [scale * mean(answers.get(column, 0.0) for answers in found) for found in whole]
+            known = all(column in answers for found in whole for answers in found)
+            cells.append(f"{mean(values):.1f} ± {error(values):.1f}" if known else "")
+        lines.append(f"| {row} | {' | '.join(cells)} | {len(whole)} |")
+        means = [mean(r["answers"]["exact_match"] for r in mine if r["task"] == task) for task in tasks]
+        by_task.append(f"| {row} | {' | '.join(f'{100 * value:.1f}' for value in means)} |")
+    first = records[0]
+    title = (
+        f"{BACKBONE}, up to {first['examples']:,} examples, up to {first['queries']} queries; mean over "
+        f"{len(tasks)} tasks, ± standard error over orders."
+    )
+    write_whole(output / "results.md", ("\n".join([title, "", *lines, "", *by_task]) + "\n").encode())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", default=TASKS)
+    parser.add_argument("--data_dir", type=Path, required=True, help="folder of tasks with train.jsonl and test.jsonl")
+    parser.add_argument("--unrelated", type=Path, default=Path("demo/data/reuters-r8-test.jsonl"))
+    parser.add_argument("--rows", nargs="+", default=ROWS, choices=ROWS)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--examples", type=int, default=256)
+    parser.add_argument("--queries", type=int, default=100)
+    parser.add_argument("--output", type=Path, default=Path("scripts/results/compare_words"))
+    args = parser.parse_args()
+    check_writable(args.output)
+    path = args.output / "results.json"
+    records: list[dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else []
+    model = load_backbone(BACKBONE)
+    if not isinstance(model, CausalLM):
+        raise BackboneError(f"{BACKBONE} is no causal language model")
+    texts = [record.input for record in itertools.islice(open_stream(args.unrelated).records(), UNRELATED_TEXTS)]
+    jobs = [(seed, name, row) for seed in range(args.seeds) for name in args.tasks for row in args.rows]
+    for seed, name, row in tqdm(jobs, desc="compare", unit=" runs"):
+        mine = {r["row"]: r["answers"] for r in records if (r["seed"], r["task"]) == (seed, name)}
+        if row in mine:
+            continue
+        task = Task(args.data_dir / name, model)
+        task.queries, task.answers = task.queries[: args.queries], task.answers[: args.queries]
+        unit = mine.get("lm-state", {}).get("seconds", 0.0)
+        answers = measure(row, model, task, task.rows(seed)[: args.examples], unit, texts)
+        place = {"seed": seed, "task": name, "row": row, "examples": args.examples, "queries": args.queries}
+        records.append({**place, "answers": answers})
+        write_whole(path, json.dumps(records, indent=1).encode())
+        report(records, args.output)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except IAIError as error_:
+        print(f"error: {error_}", file=sys.stderr)
+        raise SystemExit(2) from None
