@@ -75,6 +75,25 @@ def test_adapt_evaluate_predict_info(encoder_folder, data, test_data, tmp_path, 
     assert "sports" in out
 
 
+def test_a_state_leaves_as_a_peft_adapter(causal_folder, encoder_folder, data, tmp_path, capsys) -> None:  # type: ignore[no-untyped-def]
+    state, adapter = tmp_path / "state", tmp_path / "adapter"
+    options = ("--backbone", causal_folder, "--data", data, "--output", state, "--set", "layers=1", "--quiet")
+    assert iai(capsys, "adapt", "lm-state", *options)[0] == 0
+    status, out, _ = iai(capsys, "export", state, "--peft", adapter, "--json")
+    assert status == 0
+    assert json.loads(out)["bytes"] == sum(path.stat().st_size for path in adapter.iterdir())
+    assert json.loads((adapter / "adapter_config.json").read_text())["peft_type"] == "LORA"
+    before = (adapter / "adapter_model.safetensors").read_bytes()
+    status, _, err = iai(capsys, "export", state, "--peft", adapter)
+    assert (status, "holds an adapter already" in err) == (2, True)
+    assert (adapter / "adapter_model.safetensors").read_bytes() == before
+    iai(capsys, *adapt(encoder_folder, data, tmp_path / "features"))
+    status, _, err = iai(capsys, "export", tmp_path / "features", "--peft", tmp_path / "other")
+    assert (status, "no PEFT form" in err) == (2, True)
+    status, _, err = iai(capsys, "export", tmp_path / "nowhere", "--peft", tmp_path / "other")
+    assert (status, "no task state" in err) == (2, True)
+
+
 def test_a_state_goes_on_with_more_data(encoder_folder, data, test_data, tmp_path, capsys) -> None:  # type: ignore[no-untyped-def]
     iai(capsys, *adapt(encoder_folder, data, tmp_path / "one"))
     command = ("adapt", tmp_path / "one", "--data", test_data, "--output", tmp_path / "two", "--quiet")

@@ -12,6 +12,7 @@ from conftest import LABELS, examples
 from iai_hf import AutoAmortizer, Chunk, TaskSpec, TaskState
 from iai_hf.amortizer import Amortizer
 from iai_hf.amortizers.frozen_features import FrozenFeatures
+from iai_hf.amortizers.prompted import Prompted
 from iai_hf.auto import methods
 from iai_hf.backbones import Backbone
 from iai_hf.errors import ConfigError, DataError, StateError
@@ -125,6 +126,33 @@ def test_prepared_answers_equal_fresh_ones(amortizer: Amortizer, tmp_path: Path)
     copy = TaskState(dict(state.tensors), state.header)
     assert torch.equal(first, again)
     assert torch.equal(first, log_probs(amortizer, copy))
+
+
+def test_queries_of_several_states_are_answered_as_each_alone(amortizer: Amortizer) -> None:
+    one = amortizer.adapt(examples(16), chunk_size=8, progress=False)
+    other = amortizer.adapt(examples(16, seed=1), chunk_size=8, progress=False)
+    states, queries = [one, other, one, other], QUERIES[:4]
+    for state, query, answer in zip(states, queries, amortizer.predict_each(states, queries), strict=True):
+        alone = amortizer.predict(state, [query])
+        torch.testing.assert_close(answer.log_probs, alone.log_probs, rtol=1e-3, atol=1e-3)
+    with pytest.raises(DataError, match="one for each"):
+        amortizer.predict_each([one], [QUERIES[0]] * 2)
+
+
+def test_an_export_is_a_peft_adapter_or_refused_by_name(amortizer: Amortizer, tmp_path: Path) -> None:
+    state = amortizer.adapt(examples(16), chunk_size=8, progress=False)
+    if isinstance(amortizer, Prompted):
+        amortizer.export(state, tmp_path / "adapter")
+        assert (tmp_path / "adapter" / "adapter_config.json").is_file()
+    else:
+        with pytest.raises(ConfigError, match=f"{amortizer.method!r} .* no PEFT form"):
+            amortizer.export(state, tmp_path / "adapter")
+        assert not (tmp_path / "adapter").exists()
+
+
+def test_an_empty_output_is_named(amortizer: Amortizer) -> None:
+    with pytest.raises(DataError, match="example 1 of a chunk has an empty output"):
+        amortizer.update(amortizer.init_state(TASK), Chunk(("a", "b"), ("music", " ")))
 
 
 def test_answers_do_not_depend_on_the_other_queries(amortizer: Amortizer) -> None:
