@@ -24,13 +24,13 @@ ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetens
 
 
 def write_lora(weights: LowRank, rank: int, alpha: int, backbone: Backbone, directory: Path) -> None:
-    """A LoRA adapter: `lora_A` is `down` [rank, in], `lora_B` is `up` [out, rank]; also vLLM's adapter format."""
+    """A LoRA adapter: `lora_A` is `down` [rank, in], `lora_B` times alpha / rank is `up` [out, rank]; also vLLM's."""
     import peft
 
     tensors = {}
     for name in weights.down:
         tensors[f"base_model.model.{name}.lora_A.weight"] = weights.down[name]
-        tensors[f"base_model.model.{name}.lora_B.weight"] = weights.up[name]
+        tensors[f"base_model.model.{name}.lora_B.weight"] = weights.up[name] * (rank / alpha)
     layers = sorted({int(part) for name in weights.down for part in name.split(".") if part.isdecimal()})
     everywhere = layers == list(range(int(backbone.model.config.num_hidden_layers)))
     config = peft.LoraConfig(

@@ -28,5 +28,5 @@ class LMState(LoRA):
 
     method = "lm-state"
     config_class = LMStateConfig
-    rule = "per_tensor"
+    rule = "per_group"
     shares_down = True

@@ -64,12 +64,21 @@ class LoRA(Gradient):
 
         generator = torch.Generator().manual_seed(self.config.seed)
         down, up = {}, {}
-        for name, layer in self.targets.items():
-            size = (self.config.rank, layer.in_features)
-            down[f"down.{name}"] = torch.randn(size, generator=generator) / math.sqrt(layer.in_features)
-            up[f"up.{name}"] = torch.zeros(layer.out_features, self.config.rank)
+        for group, names in self.groups.items():
+            layer = self.targets[names[0]]
+            size = (len(names), self.config.rank, layer.in_features)
+            down[f"down_{group}"] = torch.randn(size, generator=generator) / math.sqrt(layer.in_features)
+            up[f"up_{group}"] = torch.zeros(len(names), layer.out_features, self.config.rank)
         start, shared = (up, down) if self.shares_down else (up | down, {})
         return Learner(start, shared, self.config.learning_rate, self.config.decay, self.rule)
+
+    @cached_property
+    def groups(self) -> dict[str, list[str]]:
+        """Targets of one kind and size, which are kept in one tensor each, e.g. "q_proj_576x576"."""
+        found: dict[str, list[str]] = {}
+        for name, layer in self.targets.items():
+            found.setdefault(f"{name.split('.')[-1]}_{layer.out_features}x{layer.in_features}", []).append(name)
+        return found
 
     @cached_property
     def targets(self) -> dict[str, torch.nn.Linear]:
@@ -114,11 +123,16 @@ class LoRA(Gradient):
 
         device, dtype = self.backbone.device, self.backbone.dtype
         whole = {name: tensor.to(device, dtype) for name, tensor in {**shared, **own}.items()}
-        return LowRank(
-            {name: whole[f"down.{name}"] for name in self.targets},
-            {name: whole[f"up.{name}"] for name in self.targets},
-            self.config.alpha / self.config.rank,
-        )
+        down: dict[str, torch.Tensor] = {}
+        up: dict[str, torch.Tensor] = {}
+        for group, names in self.groups.items():
+            down |= zip(names, whole[f"down_{group}"].unbind(), strict=True)
+            up |= zip(names, (self.scale * whole[f"up_{group}"]).unbind(), strict=True)
+        return LowRank(down, up)
+
+    @property
+    def scale(self) -> float:
+        return self.config.alpha / self.config.rank
 
     def export_peft(self, tensors: Mapping[str, torch.Tensor], task: TaskSpec, directory: Path) -> None:
         from iai_hf.peft_export import write_lora

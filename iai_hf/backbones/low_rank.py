@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class LowRank:
-    """For each linear layer by its name in the model, `scale * up @ down` is added to its weight.
+    """For each linear layer by its name in the model, `up @ down` is added to its weight.
 
     Attributes:
         down: `[rank, in]` a layer.
@@ -27,7 +27,6 @@ class LowRank:
 
     down: Mapping[str, torch.Tensor]
     up: Mapping[str, torch.Tensor]
-    scale: float = 1.0
 
 
 @contextmanager
@@ -35,7 +34,7 @@ def applied(model: torch.nn.Module, weights: Sequence[LowRank], members: torch.T
     """Add low-rank weights to `model` inside the block.
 
     Args:
-        weights: of one layout: the same layers, ranks and scale.
+        weights: of one layout: the same layers and ranks.
         members: which of the weights each token is read with, int64 `[batch or 1, tokens or 1]`; None where there are
             no several.
     """
@@ -45,10 +44,11 @@ def applied(model: torch.nn.Module, weights: Sequence[LowRank], members: torch.T
     try:
         for name in weights[0].down if weights else ():
             # All members' ranks side by side; a token sees its own through the mask.
-            down = torch.cat([member.down[name] for member in weights])
-            up = weights[0].scale * torch.cat([member.up[name] for member in weights], dim=1)
+            several = len(weights) > 1
+            down = torch.cat([member.down[name] for member in weights]) if several else weights[0].down[name]
+            up = torch.cat([member.up[name] for member in weights], dim=1) if several else weights[0].up[name]
             mask = None
-            if len(weights) > 1 and members is not None:
+            if several and members is not None:
                 rank = len(weights[0].down[name])
                 mask = members[..., None] == torch.arange(len(weights), device=down.device).repeat_interleave(rank)
             hook = partial(_add, down=down, up=up, mask=mask)
@@ -62,7 +62,7 @@ def applied(model: torch.nn.Module, weights: Sequence[LowRank], members: torch.T
 def _add(
     module: torch.nn.Module, inputs: Any, output: torch.Tensor, *, down: torch.Tensor, up: torch.Tensor, mask: Any
 ) -> torch.Tensor:
-    inner = inputs[0].to(down.dtype) @ down.T
-    if mask is not None:
-        inner = inner * mask
-    return output + (inner @ up.T).to(output.dtype)
+    from torch.nn.functional import linear
+
+    inner = linear(inputs[0], down)
+    return output + linear(inner if mask is None else inner * mask, up)

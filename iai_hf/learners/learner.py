@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from iai_hf.learners.rules import RULES
+from iai_hf.learners.rules import RULES, group_shape
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -22,8 +22,10 @@ Tensors = Mapping[str, torch.Tensor]
 class Learner(nn.Module):
     """Learned numbers, and the pure functions of a state's tensors that use them.
 
+    The first dimension of each tensor counts its groups (layers, say): each group has a step size of its own.
+
     Args:
-        start: a task's own weights before any example, by name.
+        start: a task's own weights before any example, by name, `[groups, ...]`.
         shared: weights of the same model that all tasks share: meta-learned, never adapted.
         rate, decay: step size to begin with, and its exponent in the number of the step.
         rule: name of one of `RULES`.
@@ -31,25 +33,25 @@ class Learner(nn.Module):
 
     def __init__(self, start: Tensors, shared: Tensors, rate: float, decay: float, rule: str) -> None:
         super().__init__()
-        self.start = nn.ParameterDict({_key(name): nn.Parameter(tensor) for name, tensor in start.items()})
-        self.shared = nn.ParameterDict({_key(name): nn.Parameter(tensor) for name, tensor in shared.items()})
-        self.rates = nn.Parameter(torch.full((len(start),), math.log(rate)))
-        self.decays = nn.Parameter(torch.full((len(start),), decay))
+        self.start = nn.ParameterDict({name: nn.Parameter(tensor) for name, tensor in start.items()})
+        self.shared = nn.ParameterDict({name: nn.Parameter(tensor) for name, tensor in shared.items()})
+        self.rates = nn.ParameterDict({name: torch.full((len(start[name]),), math.log(rate)) for name in start})
+        self.decays = nn.ParameterDict({name: torch.full((len(start[name]),), decay) for name in start})
         self.rule = rule
 
     def initial(self) -> Tensors:
         """Tensors of a state before any example: `own.NAME`, its moments `mean.NAME` and `square.NAME`, `steps`."""
         tensors = {"steps": torch.zeros((), dtype=torch.int64)}
-        for key, start in self.start.items():
-            name, start = _name(key), start.detach().cpu().clone()
-            square = torch.zeros_like(start) if self.rule == "per_weight" else torch.zeros(())
+        for name, parameter in self.start.items():
+            start = parameter.detach().cpu().clone()
+            square = torch.zeros(start.shape if self.rule == "per_weight" else group_shape(start))
             tensors |= {f"own.{name}": start, f"mean.{name}": torch.zeros_like(start), f"square.{name}": square}
         return tensors
 
     def stored(self, tensors: Tensors) -> Tensors:
         """The tensors as a state keeps them, on the CPU; with the rule for small states in half the bytes."""
         kept = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
-        if self.rule == "per_tensor":
+        if self.rule == "per_group":
             # Gradients are too small for float16, weights too finely stepped for bfloat16.
             halves = {"own": torch.float16, "mean": torch.bfloat16}
             kept = {name: tensor.to(halves.get(name.split(".")[0], tensor.dtype)) for name, tensor in kept.items()}
@@ -63,28 +65,19 @@ class Learner(nn.Module):
             share: of a full batch that the gradient comes from; a smaller one makes a smaller step.
         """
         step = int(tensors["steps"]) + 1
-        rates, decays = self.rates.tolist(), self.decays.tolist()
         refined = {"steps": torch.tensor(step)}
-        for number, (name, own) in enumerate(self.own(tensors).items()):
+        for name, own in self.own(tensors).items():
             moments = (tensors[f"mean.{name}"].to(own), tensors[f"square.{name}"].to(own))
             direction, (mean, square) = RULES[self.rule](gradients[name].to(own), moments, step)
-            size = share * math.exp(rates[number] + decays[number] * math.log(step))
-            refined |= {f"own.{name}": own - size * direction, f"mean.{name}": mean, f"square.{name}": square}
+            rates = (self.rates[name] + self.decays[name] * math.log(step)).detach().exp()
+            moved = own - share * rates.view(group_shape(own)) * direction
+            refined |= {f"own.{name}": moved, f"mean.{name}": mean, f"square.{name}": square}
         return refined
 
     def own(self, tensors: Tensors) -> dict[str, torch.Tensor]:
         """The task's own weights among a state's tensors, float32, by name."""
-        return {_name(key): tensors[f"own.{_name(key)}"].float() for key in self.start}
+        return {name: tensors[f"own.{name}"].float() for name in self.start}
 
     def common(self) -> dict[str, torch.Tensor]:
         """The shared weights, by name."""
-        return {_name(key): parameter for key, parameter in self.shared.items()}
-
-
-def _key(name: str) -> str:
-    """Parameters can't have dots in their names."""
-    return name.replace(".", "/")
-
-
-def _name(key: str) -> str:
-    return key.replace("/", ".")
+        return dict(self.shared.items())

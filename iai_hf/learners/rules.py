@@ -15,14 +15,19 @@ Moments = tuple[torch.Tensor, torch.Tensor]
 Rule = Callable[[torch.Tensor, Moments, int], tuple[torch.Tensor, Moments]]
 
 
+def group_shape(tensor: torch.Tensor) -> list[int]:
+    """`[groups, 1, ...]`: what broadcasts over all but the first dimension."""
+    return [len(tensor), *[1] * (tensor.dim() - 1)]
+
+
 def per_weight(gradient: torch.Tensor, moments: Moments, step: int) -> tuple[torch.Tensor, Moments]:
     """Adam (Kingma and Ba 2015): running mean over the root of the running square, weight by weight."""
     return _direction(gradient, moments, step, gradient.square())
 
 
-def per_tensor(gradient: torch.Tensor, moments: Moments, step: int) -> tuple[torch.Tensor, Moments]:
-    """The same with one running square for a whole tensor, which a small state can afford."""
-    return _direction(gradient, moments, step, gradient.square().mean())
+def per_group(gradient: torch.Tensor, moments: Moments, step: int) -> tuple[torch.Tensor, Moments]:
+    """The same with one running square for each index of the first dimension, which a small state can afford."""
+    return _direction(gradient, moments, step, gradient.square().flatten(1).mean(1).view(group_shape(gradient)))
 
 
 def _direction(
@@ -34,4 +39,4 @@ def _direction(
     return mean / (1 - MEAN_DECAY**step) / unbiased, (mean, squares)
 
 
-RULES: dict[str, Rule] = {"per_weight": per_weight, "per_tensor": per_tensor}
+RULES: dict[str, Rule] = {"per_weight": per_weight, "per_group": per_group}

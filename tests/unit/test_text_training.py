@@ -91,13 +91,15 @@ def test_the_gradient_of_a_step_size_is_that_of_the_next_loss(method: str, causa
     objective = PrequentialObjective(amortizer, 0.0)
     episode = dataclasses.replace(draw(tasks, [], CONFIG, 1), chunks=chunks_of(tasks[0].records[:16], 8))
     objective(episode).backward()
-    rates = amortizer.learner.rates
-    found = float(rates.grad.sum())  # type: ignore[union-attr]
+    rates = list(amortizer.learner.rates.values())
+    found = float(sum(rate.grad.sum() for rate in rates))
     losses = []
     for change in (0.01, -0.01):
-        rates.data += change
+        for rate in rates:
+            rate.data += change
         losses.append(objective(episode).item())
-        rates.data -= change
+        for rate in rates:
+            rate.data -= change
     expected = (losses[0] - losses[1]) / 0.02
     assert abs(found - expected) < 0.02 * abs(expected) + 1e-5
     start = next(iter(amortizer.learner.start.values()))

@@ -16,6 +16,7 @@ from iai_hf.task import Chunk
 from iai_hf.training.config import TrainingConfig
 from iai_hf.training.texts.tasks import TextTask
 
+UNRELATED_TEXTS = 3
 MOST_LABELS = 20  # of a task with more, an episode has a random subset
 LONGEST_SWAPPED = 80  # characters: longer inputs make no sense as outputs
 
@@ -39,7 +40,7 @@ def draw(tasks: Sequence[TextTask], unrelated: Sequence[str], config: TrainingCo
     least, most = config.chunk_sizes
     size = int(math.exp(chance.uniform(math.log(least), math.log(most + 1))))
     return TextEpisode(
-        chunks_of(records, min(size, most)), tuple(chance.sample(unrelated, min(4, len(unrelated)))), task.name
+        chunks_of(records, min(size, most)), tuple(chance.sample(unrelated, min(UNRELATED_TEXTS, len(unrelated)))), task.name
     )
 
 

@@ -19,7 +19,7 @@ from iai_hf.training.texts.episodes import TextEpisode
 if TYPE_CHECKING:
     from iai_hf.amortizers.gradient import Gradient
 
-UNRELATED_TOKENS = 48
+UNRELATED_TOKENS = 32
 
 
 class PrequentialObjective(nn.Module):
@@ -36,7 +36,7 @@ class PrequentialObjective(nn.Module):
 
     def forward(self, episode: TextEpisode) -> torch.Tensor:
         """Mean negative log-likelihood a token over all chunks, each under the state before it."""
-        device = self.learner.rates.device
+        device = next(self.learner.parameters()).device
         tensors: Tensors = {name: tensor.to(device) for name, tensor in self.learner.initial().items()}
         paid = _Paid(self.learner)
         steps = [rows for chunk in episode.chunks for rows in self.amortizer.batches(chunk)]
@@ -54,7 +54,7 @@ class PrequentialObjective(nn.Module):
             paid.add(divergence, own, shared, self.unrelated_weight)
         return paid.total()
 
-    def _leaves(self, tensors: Tensors) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    def _leaves(self, tensors: Tensors) -> tuple[Tensors, Tensors]:
         own = {name: tensor.detach().requires_grad_() for name, tensor in self.learner.own(tensors).items()}
         shared = {name: tensor.detach().requires_grad_() for name, tensor in self.learner.common().items()}
         return own, shared
@@ -69,33 +69,26 @@ class _Paid:
 
     def __init__(self, learner: Learner) -> None:
         self.learner = learner
-        self.value = torch.zeros((), device=learner.rates.device)
-        self.moves = {name: torch.zeros_like(own) for name, own in learner.own(learner.initial()).items()}
-        self.moves = {name: move.to(self.value.device) for name, move in self.moves.items()}
-        self.late = {name: torch.zeros_like(move) for name, move in self.moves.items()}
-        self.start = {name: torch.zeros_like(move) for name, move in self.moves.items()}
-        self.shared = {name: torch.zeros_like(weight) for name, weight in learner.common().items()}
-        self.rates, self.decays = torch.zeros_like(learner.rates), torch.zeros_like(learner.decays)
+        self.value = torch.zeros((), device=next(learner.parameters()).device)
+        self.moves = {name: torch.zeros_like(start) for name, start in learner.start.items()}
+        self.late = {name: torch.zeros_like(start) for name, start in learner.start.items()}
+        self.gradients = {name: torch.zeros_like(parameter) for name, parameter in learner.named_parameters()}
 
-    def add(
-        self, loss: torch.Tensor, own: dict[str, torch.Tensor], shared: dict[str, torch.Tensor], weight: float
-    ) -> dict[str, torch.Tensor]:
+    def add(self, loss: torch.Tensor, own: Tensors, shared: Tensors, weight: float) -> dict[str, torch.Tensor]:
         """Pay `weight * loss`; the gradients of the loss in the task's own weights are returned."""
-        leaves = {**own, **shared}
+        leaves = {f"start.{name}": leaf for name, leaf in own.items()}
+        leaves |= {f"shared.{name}": leaf for name, leaf in shared.items()}
         found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-        gradients = {
-            name: torch.zeros_like(leaf) if gradient is None else gradient
-            for (name, leaf), gradient in zip(leaves.items(), found, strict=True)
-        }
         self.value = self.value + weight * loss.detach()
-        for number, name in enumerate(own):
-            gradient = weight * gradients[name]
-            self.start[name] += gradient
-            self.rates[number] -= (gradient * self.moves[name]).sum()
-            self.decays[number] -= (gradient * self.late[name]).sum()
-        for name in shared:
-            self.shared[name] += weight * gradients[name]
-        return {name: gradients[name] for name in own}
+        gradients = {}
+        for (key, leaf), gradient in zip(leaves.items(), found, strict=True):
+            gradients[key] = torch.zeros_like(leaf) if gradient is None else gradient
+            self.gradients[key] += weight * gradients[key]
+        for name in own:
+            gradient = weight * gradients[f"start.{name}"]
+            self.gradients[f"rates.{name}"] -= (gradient * self.moves[name]).flatten(1).sum(1)
+            self.gradients[f"decays.{name}"] -= (gradient * self.late[name]).flatten(1).sum(1)
+        return {name: gradients[f"start.{name}"] for name in own}
 
     def moved(self, before: Tensors, after: Tensors) -> None:
         """Remember a step."""
@@ -107,12 +100,5 @@ class _Paid:
 
     def total(self) -> torch.Tensor:
         """The value, with these gradients in the learned numbers."""
-        learner = self.learner
-        pairs = [(learner.rates, self.rates), (learner.decays, self.decays)]
-        pairs += [
-            (learner.start[key], gradient) for key, gradient in zip(learner.start, self.start.values(), strict=True)
-        ]
-        pairs += [
-            (learner.shared[key], gradient) for key, gradient in zip(learner.shared, self.shared.values(), strict=True)
-        ]
-        return self.value + sum((((weight - weight.detach()) * gradient).sum() for weight, gradient in pairs))
+        pairs = ((parameter, self.gradients[name]) for name, parameter in self.learner.named_parameters())
+        return self.value + sum(((parameter - parameter.detach()) * gradient).sum() for parameter, gradient in pairs)
