@@ -12,8 +12,9 @@ from iai_hf.amortizers.lora import LoRA, LoRAConfig
 class LMStateConfig(LoRAConfig):
     """Settings of `lm-state`: those of `lora`, for a small state in the upper layers, where a gradient is cheap."""
 
-    layers: int | None = 16
-    learning_rate: float = 8e-3
+    layers: int | None = 12
+    batch_size: int = 16
+    learning_rate: float = 0.012
     decay: float = -0.3
     weights: str | None = AUTO
 

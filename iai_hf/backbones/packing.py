@@ -89,13 +89,12 @@ class Packed:
         picked = logits.float().log_softmax(-1).gather(1, self.targets[:, None])[:, 0]
         return list(self._sums(picked).split(list(self.answers)))
 
-    def losses(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Of each answer, float32 `[answers]`: negative log-likelihood, tokens, 1 where all are the likeliest."""
+    def losses(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Negative log-likelihood and tokens of each answer, float32 `[answers]`."""
         import torch
 
         losses = torch.nn.functional.cross_entropy(logits.float(), self.targets, reduction="none")
-        missed = self._sums((logits.argmax(1) != self.targets).float())
-        return self._sums(losses), self._sums(torch.ones_like(losses)), (missed == 0).float()
+        return self._sums(losses), self._sums(torch.ones_like(losses))
 
     def _sums(self, values: torch.Tensor) -> torch.Tensor:
         """Sums over the tokens of each answer."""

@@ -40,7 +40,9 @@ def draw(tasks: Sequence[TextTask], unrelated: Sequence[str], config: TrainingCo
     least, most = config.chunk_sizes
     size = int(math.exp(chance.uniform(math.log(least), math.log(most + 1))))
     return TextEpisode(
-        chunks_of(records, min(size, most)), tuple(chance.sample(unrelated, min(UNRELATED_TEXTS, len(unrelated)))), task.name
+        chunks_of(records, min(size, most)),
+        tuple(chance.sample(unrelated, min(UNRELATED_TEXTS, len(unrelated)))),
+        task.name,
     )
 
 
