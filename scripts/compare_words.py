@@ -32,6 +32,7 @@ from iai_hf.amortizer import Amortizer
 from iai_hf.amortizers.gradient import Gradient
 from iai_hf.amortizers.prompted import Prompted
 from iai_hf.backbones.causal_lm import CausalLM
+from iai_hf.compare import markdown
 from iai_hf.data import open_stream
 from iai_hf.errors import BackboneError, IAIError
 from iai_hf.state import check_writable, write_whole
@@ -157,44 +158,61 @@ def measure(row: str, model: CausalLM, task: Task, rows: Rows, unit: float, unre
     return rows_of[row]()
 
 
-def report(records: list[dict[str, Any]], output: Path) -> None:
-    """Write results.md: means over tasks with standard errors over orders, then exact match by task."""
+def means(records: list[dict[str, Any]], column: str) -> dict[str, list[float]]:
+    """Of each row that was measured on all tasks: the mean over tasks, an order each."""
+    tasks = {record["task"] for record in records}
+    found = {}
+    for row in ROWS:
+        mine = [record for record in records if record["row"] == row and column in record["answers"]]
+        by_seed = [[r["answers"][column] for r in mine if r["seed"] == seed] for seed in range(len(records))]
+        whole = [mean(values) for values in by_seed if len(values) == len(tasks)]
+        if whole:
+            found[row] = whole
+    return found
+
+
+def by_task(records: list[dict[str, Any]]) -> list[list[str]]:
+    """Head and a row each: exact match in percent, mean over tasks ± standard error over orders, then by task."""
     tasks = [task for task in TASKS if any(record["task"] == task for record in records)]
+    rows = [["exact match, %", "mean", *(task.removeprefix("fv_") for task in tasks)]]
+    for row, values in means(records, "exact_match").items():
+        cells = []
+        for task in tasks:
+            mine = [r["answers"]["exact_match"] for r in records if (r["row"], r["task"]) == (row, task)]
+            cells.append(f"{100 * mean(mine):.1f}")
+        rows.append([row, f"{100 * mean(values):.1f} ± {100 * error(values):.1f}", *cells])
+    return rows
+
+
+def costs(records: list[dict[str, Any]]) -> list[list[str]]:
+    """Head and a row each: what adapting and answering cost."""
     columns = {
-        "exact_match": ("exact match, %", 100.0),
         "seconds": ("seconds to adapt", 1.0),
         "ms_per_query": ("ms a query", 1.0),
         "state_bytes": ("state, kB", 0.001),
         "cache_bytes": ("keys and values, kB", 0.001),
-        "unrelated_accuracy": ("unrelated, % relative", 100.0),
+        "unrelated_accuracy": ("unrelated texts, % relative", 100.0),
     }
-    lines = [f"| | {' | '.join(title for title, _ in columns.values())} | orders |"]
-    lines.append(f"| --- |{' ---: |' * (len(columns) + 1)}")
-    by_task = [f"| exact match, % | {' | '.join(tasks)} |", f"| --- |{' ---: |' * len(tasks)}"]
-    for row in ROWS:
-        mine = [record for record in records if record["row"] == row]
-        seeds = sorted({record["seed"] for record in mine})
-        whole = [
-            [record["answers"] for record in mine if record["seed"] == seed]
-            for seed in seeds
-            if sum(record["seed"] == seed for record in mine) == len(tasks)
-        ]
-        if not whole:
-            continue
+    measured = {column: means(records, column) for column in columns}
+    rows = [["", *(title for title, _ in columns.values()), "orders"]]
+    for row, values in means(records, "exact_match").items():
         cells = []
         for column, (_, scale) in columns.items():
-            values = [scale * mean(answers.get(column, 0.0) for answers in found) for found in whole]
-            known = all(column in answers for found in whole for answers in found)
-            cells.append(f"{mean(values):.1f} ± {error(values):.1f}" if known else "")
-        lines.append(f"| {row} | {' | '.join(cells)} | {len(whole)} |")
-        means = [mean(r["answers"]["exact_match"] for r in mine if r["task"] == task) for task in tasks]
-        by_task.append(f"| {row} | {' | '.join(f'{100 * value:.1f}' for value in means)} |")
+            known = measured[column].get(row)
+            cells.append(f"{scale * mean(known):,.1f} ± {scale * error(known):.1f}" if known else "")
+        rows.append([row, *cells, str(len(values))])
+    return rows
+
+
+def report(records: list[dict[str, Any]], output: Path) -> None:
+    """Write results.md."""
     first = records[0]
     title = (
-        f"{BACKBONE}, up to {first['examples']:,} examples, up to {first['queries']} queries; mean over "
-        f"{len(tasks)} tasks, ± standard error over orders."
+        f"{BACKBONE}, up to {first['examples']:,} examples, up to {first['queries']} queries; mean over tasks, "
+        "± standard error over orders. Unrelated texts: change of next-token accuracy under the state."
     )
-    write_whole(output / "results.md", ("\n".join([title, "", *lines, "", *by_task]) + "\n").encode())
+    tables = [markdown(by_task(records)), markdown(costs(records))]
+    write_whole(output / "results.md", "\n".join([f"{title}\n", *tables]).encode())
 
 
 def main() -> None:
@@ -222,7 +240,8 @@ def main() -> None:
             continue
         task = Task(args.data_dir / name, model)
         task.queries, task.answers = task.queries[: args.queries], task.answers[: args.queries]
-        unit = mine.get("lm-state", {}).get("seconds", 0.0)
+        measured = mine.get("lm-state") or mine.get("lm-state, untrained") or {"seconds": 0.0}
+        unit = measured["seconds"]
         answers = measure(row, model, task, task.rows(seed)[: args.examples], unit, texts)
         place = {"seed": seed, "task": name, "row": row, "examples": args.examples, "queries": args.queries}
         records.append({**place, "answers": answers})

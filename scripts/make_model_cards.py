@@ -11,15 +11,28 @@ from statistics import mean
 from typing import Any
 
 from compare_report import error, table
+from compare_words import by_task
 from huggingface_hub import EvalResult, ModelCardData
 
 from iai_hf import shipped
 from iai_hf.amortizer import Amortizer
+from iai_hf.amortizers.frozen_features import FrozenFeatures
 from iai_hf.auto import amortizer_class
+from iai_hf.compare import markdown
 from iai_hf.state import CONFIG_FILE, write_whole
 
 RESULTS = Path("scripts/results/compare/results.json")
+WORDS = Path("scripts/results/compare_words/results.json")
 CARDS = Path("model_cards")
+ON_FEATURES = (
+    "Trained on English texts of up to 128 tokens. Probabilities are honest where chunks mix the classes; a stream "
+    "sorted by class should be shuffled. A state holds sums of features of its examples, or, in the implicit regime, "
+    "the features themselves: treat it as confidential where they are."
+)
+IN_WORDS = (
+    "Trained on short English tasks with answers of a few words. A state holds weights that were fitted to its "
+    "examples: what can be learned by heart may be asked of it, so treat it as confidential where they are."
+)
 
 
 def row_of(config: dict[str, Any]) -> str:
@@ -28,7 +41,7 @@ def row_of(config: dict[str, Any]) -> str:
     return config["method"] if signal == "both" else f"{config['method']}, {signal}"
 
 
-def card(name: str, records: list[dict[str, Any]]) -> str:
+def card(name: str, records: list[dict[str, Any]], answered: list[dict[str, Any]]) -> str:
     """A model card, metadata first."""
     config = json.loads((shipped.FOLDER / name / CONFIG_FILE).read_text())
     training = json.loads((shipped.FOLDER / name / "training.json").read_text())
@@ -53,17 +66,20 @@ def card(name: str, records: list[dict[str, Any]]) -> str:
         base_model=base,
         library_name="iai_hf",
         license="apache-2.0",
-        pipeline_tag="text-classification",
+        pipeline_tag="text-classification" if issubclass(method, FrozenFeatures) else "text-generation",
         tags=["iai_hf", config["method"], method.regime],
         model_name=name,
         eval_results=results or None,
     )
     history = training["history"]
+    place, unit, limits = "inside", "nats a token", IN_WORDS
+    if issubclass(method, FrozenFeatures):
+        place, unit, limits = "on frozen features of", "log C", ON_FEATURES
     text = [
         f"---\n{data.to_yaml()}\n---",
         f"# {name}",
-        f"Learned weights of `{config['method']}` ({method.regime} regime) on frozen features of `{base}`. They adapt "
-        "to a labelled dataset of any length, chunk by chunk, forward only.",
+        f"Learned weights of `{config['method']}` ({method.regime} regime) {place} `{base}`. They adapt to a labelled "
+        "dataset of any length, chunk by chunk.",
         "```python\nfrom iai_hf import AutoAmortizer\n\n"
         f'amortizer = AutoAmortizer.from_pretrained("{config["method"]}", backbone="{base}")\n'
         "state = amortizer.adapt(\n"
@@ -74,7 +90,7 @@ def card(name: str, records: list[dict[str, Any]]) -> str:
         f"Greedy meta-training, {training['best_step']} of {training['step']} steps of "
         f"{training['config']['episodes_per_step']} episodes kept by the loss on tasks held out from training "
         f"({', '.join(training['config']['validation'])}): {history[0]['loss']:.4f} untrained, {training['best']:.4f} "
-        f"kept (in units of log C). {history[-1]['seconds']:.0f} seconds, features cached. Tasks: "
+        f"kept (in units of {unit}). {history[-1]['seconds']:.0f} seconds on the CPU. Tasks: "
         f"{', '.join(training['config']['tasks'])}.",
     ]
     if mine:
@@ -89,20 +105,25 @@ def card(name: str, records: list[dict[str, Any]]) -> str:
             f"Mean over {tasks}, none of them trained on; ± standard error over orders.",
             *["\n".join(lines)],
         ]
+    if method.method in {record["row"] for record in answered}:
+        text += [
+            "## Evaluation",
+            "Exact match of generated answers on tasks that were not trained on, ± standard error over orders.",
+            markdown(by_task(answered)).strip(),
+        ]
     text += [
         "## Limits",
-        "Trained on English texts of up to 128 tokens. Probabilities are honest where chunks mix the classes; a stream "
-        "sorted by class should be shuffled. A state holds sums of features of its examples, or, in the implicit "
-        "regime, the features themselves: treat it as confidential where they are.",
+        limits,
     ]
     return "\n\n".join(text) + "\n"
 
 
 def main() -> None:
     records = json.loads(RESULTS.read_text()) if RESULTS.is_file() else []
+    answered = json.loads(WORDS.read_text()) if WORDS.is_file() else []
     CARDS.mkdir(exist_ok=True)
     for name in shipped.names():
-        write_whole(CARDS / f"{name}.md", card(name, records).encode())
+        write_whole(CARDS / f"{name}.md", card(name, records, answered).encode())
         print(CARDS / f"{name}.md")
 
 

@@ -9,6 +9,7 @@ from statistics import mean
 from typing import Any
 
 from compare_report import COLUMNS, best_rival, error, table
+from compare_words import by_task, means
 
 from iai_hf.compare import markdown
 from iai_hf.state import write_whole
@@ -54,7 +55,26 @@ None of these tasks was trained on. Standard errors over stream orders are at mo
 {markdown(rows)}"""
 
 
-def results(figures: dict[str, Any], records: list[dict[str, Any]], harm: dict[str, Any]) -> str:
+def words(records: list[dict[str, Any]]) -> str:
+    """Tasks that are answered in words."""
+    harm = means(records, "unrelated_accuracy")["lm-state"]
+    sizes, caches = means(records, "state_bytes")["lm-state"], means(records, "cache_bytes")
+    shown = max(caches, key=lambda row: mean(means(records, "exact_match")[row]))
+    return f"""
+Tasks that are answered in words, none of them trained on, with up to {records[0]["examples"]} examples on a frozen
+SmolLM2-135M: exact match of generated answers, ± standard error over orders. LoRA and prompt tuning had 1 and 10 times
+the seconds of `lm-state` ([costs](scripts/results/compare_words/results.md)):
+
+{markdown(by_task(records))}
+The state of `lm-state` takes {mean(sizes) / 1000:,.0f} kB, {mean(caches[shown]) / mean(sizes):,.0f} times less than the
+keys and values of "{shown}". Next-token accuracy on unrelated texts changes by
+{100 * mean(harm):+.1f}% (relative) under it.
+"""
+
+
+def results(
+    figures: dict[str, Any], records: list[dict[str, Any]], harm: dict[str, Any], answered: list[dict[str, Any]]
+) -> str:
     """The section, in Markdown."""
     rows = [["task", "labels", "examples", "`iterative`, untrained", "logistic regression", "state kB"]]
     for name, task in sorted(figures["accuracy"].items()):
@@ -63,7 +83,7 @@ def results(figures: dict[str, Any], records: list[dict[str, Any]], harm: dict[s
         rows.append([name, *counts, *(f"{score:.3f}" for score in scores), f"{task['state_bytes'] / 1000:.0f}"])
     cost, query, memory = figures["throughput"], figures["query"], figures["memory"]
     safe = harm["rows"]["iterative"]
-    return f"""{curves(records)}
+    return f"""{curves(records)}{words(answered)}
 Read on to 8 times the longest stream of its training, epoch after epoch, `iterative` goes from
 {100 * safe["accuracy_at_horizon"]:.1f}% to {100 * safe["accuracy_at_8_horizons"]:.1f}% in the mean and changes by
 {100 * safe["worst_task_change"]:+.1f} points on the task that repetition hurts most;
@@ -91,7 +111,7 @@ def main() -> None:
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
     before, rest = text.split(START)
-    files = ("benchmark.json", "compare/results.json", "harm.json")
+    files = ("benchmark.json", "compare/results.json", "harm.json", "compare_words/results.json")
     section = results(*(json.loads((RESULTS / name).read_text()) for name in files))
     updated = before + START + section + END + rest.split(END)[1]
     if check and updated != text:
