@@ -3,8 +3,8 @@
     python scripts/benchmark.py --tasks TASKS --json
     python scripts/benchmark.py --parts query,start --output scripts/results/benchmark.json
 
-Parts (--parts): throughput, memory, query, start, accuracy. With --output a part is written as soon as it is measured,
-and those that are in the file already stay. `accuracy` wants --tasks, a folder of tasks with
+Parts (--parts): throughput, memory, query, language_model, start, accuracy. With --output a part is written as soon as
+it is measured, and those that are in the file already stay. `accuracy` wants --tasks, a folder of tasks with
 train.jsonl and test.jsonl each, and takes ten minutes with the long posts of 20 Newsgroups; the rest takes five.
 """
 
@@ -23,7 +23,7 @@ from typing import Any
 
 from prepare_data import prepare
 
-from iai_hf import AutoAmortizer, TaskSpec, load_backbone
+from iai_hf import AutoAmortizer, Chunk, TaskSpec, load_backbone
 from iai_hf.amortizer import Amortizer
 from iai_hf.backbones import Backbone
 from iai_hf.backbones.batching import length_buckets
@@ -186,6 +186,37 @@ def query_cost(data: Path) -> dict[str, float]:
     }
 
 
+def language_model(data: Path) -> dict[str, float]:
+    """`lm-state`: reading a chunk against the model's plain forward pass, and a query against a zero-shot one."""
+    inputs, outputs = read(data / "reuters-r8-train.jsonl")
+    pairs = list(zip(inputs[::67], outputs[::67], strict=True))
+    rows = [{"input": " ".join(text.split()[:5]), "output": label} for text, label in pairs][:80]
+    lm = load_backbone(CAUSAL)
+    amortizer = AutoAmortizer.from_pretrained("lm-state", backbone=lm)
+    plain = AutoAmortizer.from_pretrained("in-context", backbone=lm)
+    task = TaskSpec("classification", tuple(sorted(set(outputs))))
+    chunk = Chunk(tuple(row["input"] for row in rows[:64]), tuple(row["output"] for row in rows[:64]))
+    state = amortizer.update(amortizer.init_state(task), chunk)
+    texts = [f"Input: {row['input']}\nOutput: {row['output']}\n" for row in rows[:64]]
+    reading, forward = interleaved(
+        lambda: amortizer.update(state, chunk), bare_forward(lm.model, lm, texts, None), 2 * ROUNDS
+    )
+    empty, queries = plain.init_state(task), [row["input"] for row in rows[64:]]
+    turns = [
+        interleaved(partial(amortizer.predict, state, [query]), partial(plain.predict, empty, [query]))
+        for query in queries
+    ]
+    with_state, zero_shot = (sum(seconds) for seconds in zip(*turns, strict=True))
+    return {
+        "chunk_ms": 1000 * reading,
+        "forward_ms": 1000 * forward,
+        "chunk_ratio": reading / forward,
+        "query_ms": 1000 * with_state / len(queries),
+        "zero_shot_ms": 1000 * zero_shot / len(queries),
+        "query_ratio": with_state / zero_shot,
+    }
+
+
 def reread(amortizer: Amortizer, demonstrations: list[int], queries: list[str], task: TaskSpec) -> list[str]:
     """In-context learning without a shared prefix: the whole prompt is read again for each query."""
     prompter = amortizer.prompter  # type: ignore[attr-defined]
@@ -255,7 +286,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("demo/data"), help="where the long texts are laid out")
     parser.add_argument("--tasks", type=Path, help="folder of text tasks")
-    parser.add_argument("--parts", default="throughput,memory,query,start,accuracy")
+    parser.add_argument("--parts", default="throughput,memory,query,language_model,start,accuracy")
     parser.add_argument("--output", type=Path, help="JSON file to which the parts are written")
     parser.add_argument("--json", action="store_true", help="print JSON on standard output")
     arguments = parser.parse_args()
@@ -265,6 +296,7 @@ def main() -> None:
         "throughput": lambda: throughput(data),
         "memory": lambda: memory(data),
         "query": lambda: query_cost(data),
+        "language_model": lambda: language_model(data),
         "start": start,
         "accuracy": lambda: accuracy(data, arguments.tasks),
     }

@@ -34,7 +34,7 @@ from iai_hf.amortizers.prompted import Prompted
 from iai_hf.backbones.causal_lm import CausalLM
 from iai_hf.compare import markdown
 from iai_hf.data import open_stream
-from iai_hf.errors import BackboneError, IAIError
+from iai_hf.errors import BackboneError, ConfigError, IAIError
 from iai_hf.state import check_writable, write_whole
 
 BACKBONE = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -100,12 +100,14 @@ def for_seconds(model: CausalLM, task: Task, rows: Rows, method: str, seconds: f
     return answered(amortizer, state, task, time.perf_counter() - began)
 
 
-def far_past_the_horizon(model: CausalLM, task: Task, rows: Rows, horizon: int, unrelated: list[str]) -> Answers:
+def shipped_state(model: CausalLM, task: Task, rows: Rows, unrelated: list[str]) -> Answers:
+    """`lm-state` with the weights that belong to the model, and what its state does to unrelated texts."""
     amortizer = AutoAmortizer.from_pretrained("lm-state", backbone=model)
     assert isinstance(amortizer, Gradient)
+    if amortizer.config.weights is None:
+        raise ConfigError(f"no weights of lm-state are shipped for {model.name}; measure 'lm-state, untrained'")
     began = time.perf_counter()
-    longer = list(itertools.islice(itertools.cycle(rows), TIMES * horizon))
-    state = read(amortizer, longer)
+    state = read(amortizer, rows)
     answers = answered(amortizer, state, task, time.perf_counter() - began)
     return answers | harm(amortizer, state, unrelated)
 
@@ -137,17 +139,10 @@ def measure(row: str, model: CausalLM, task: Task, rows: Rows, unit: float, unre
         shown = rows if shots == SHOTS[-1] else rows[: int(shots)]
         return in_one_pass(model, task, shown, "in-context", {"budget": 4096})
 
-    def lm_state() -> Answers:
-        amortizer = AutoAmortizer.from_pretrained("lm-state", backbone=model)
-        assert isinstance(amortizer, Gradient)
-        began = time.perf_counter()
-        state = read(amortizer, rows)
-        found = answered(amortizer, state, task, time.perf_counter() - began)
-        return found | harm(amortizer, state, unrelated)
-
+    longer = list(itertools.islice(itertools.cycle(rows), TIMES * len(rows)))
     rows_of: dict[str, Callable[[], Answers]] = {
-        "lm-state": lm_state,
-        "lm-state, 8 times as long": lambda: far_past_the_horizon(model, task, rows, len(rows), unrelated),
+        "lm-state": lambda: shipped_state(model, task, rows, unrelated),
+        "lm-state, 8 times as long": lambda: shipped_state(model, task, longer, unrelated),
         "lm-state, untrained": lambda: in_one_pass(model, task, rows, "lm-state", {"weights": None}),
         "zero-shot": lambda: in_one_pass(model, task, [], "in-context", {}),
         "LoRA 1x": lambda: for_seconds(model, task, rows, "lora", unit),
@@ -173,7 +168,7 @@ def means(records: list[dict[str, Any]], column: str) -> dict[str, list[float]]:
 
 def by_task(records: list[dict[str, Any]]) -> list[list[str]]:
     """Head and a row each: exact match in percent, mean over tasks ± standard error over orders, then by task."""
-    tasks = [task for task in TASKS if any(record["task"] == task for record in records)]
+    tasks = list(dict.fromkeys(record["task"] for record in records))
     rows = [["exact match, %", "mean", *(task.removeprefix("fv_") for task in tasks)]]
     for row, values in means(records, "exact_match").items():
         cells = []
@@ -219,6 +214,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=TASKS)
     parser.add_argument("--data_dir", type=Path, required=True, help="folder of tasks with train.jsonl and test.jsonl")
+    parser.add_argument("--backbone", default=BACKBONE)
     parser.add_argument("--unrelated", type=Path, default=Path("demo/data/reuters-r8-test.jsonl"))
     parser.add_argument("--rows", nargs="+", default=ROWS, choices=ROWS)
     parser.add_argument("--seeds", type=int, default=5)
@@ -229,9 +225,9 @@ def main() -> None:
     check_writable(args.output)
     path = args.output / "results.json"
     records: list[dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else []
-    model = load_backbone(BACKBONE)
+    model = load_backbone(args.backbone)
     if not isinstance(model, CausalLM):
-        raise BackboneError(f"{BACKBONE} is no causal language model")
+        raise BackboneError(f"{args.backbone} is no causal language model")
     texts = [record.input for record in itertools.islice(open_stream(args.unrelated).records(), UNRELATED_TEXTS)]
     jobs = [(seed, name, row) for seed in range(args.seeds) for name in args.tasks for row in args.rows]
     for seed, name, row in tqdm(jobs, desc="compare", unit=" runs"):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from baselines import BASELINES
 from compare_report import best_rival, table
+from compare_words import means
 from conftest import examples
 
 ROOT = Path(__file__).parents[2]
@@ -77,3 +78,37 @@ def test_baselines_learn(name: str) -> None:
     x = torch.nn.functional.normalize(names[y] + 0.3 * torch.randn(90, 16, generator=generator), dim=1)
     found = BASELINES[name](x[:60], y[:60], names)(x[60:]).argmax(1)
     assert float((found == y[60:]).float().mean()) > 0.7
+
+
+def words(tasks: Path, folder: Path, causal: Path, *rows: str) -> subprocess.CompletedProcess[str]:
+    options = ["--data_dir", tasks, "--tasks", "a", "b", "--backbone", causal, "--seeds", "2", "--examples", "16"]
+    options += ["--queries", "5", "--unrelated", tasks / "a" / "test.jsonl", "--output", folder, "--rows", *rows]
+    command = [sys.executable, "scripts/compare_words.py", *map(str, options)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_answers_in_words_are_compared(tasks: Path, tmp_path: Path, causal_folder: Path) -> None:
+    output, rows = tmp_path / "results", ("lm-state, untrained", "in-context, 8", "LoRA 1x")
+    done = words(tasks, output, causal_folder, *rows)
+    assert done.returncode == 0, done.stderr
+    records = json.loads((output / "results.json").read_text())
+    assert {(r["row"], r["task"], r["seed"]) for r in records} == {
+        (row, task, seed) for row in rows for task in "ab" for seed in (0, 1)
+    }
+    assert all(row in (output / "results.md").read_text() for row in rows)
+    unmeasured = words(tasks, output, causal_folder, "lm-state")
+    assert (unmeasured.returncode, "no weights of lm-state" in unmeasured.stderr) == (2, True)
+    assert json.loads((output / "results.json").read_text()) == records
+
+
+def test_means_are_of_rows_that_were_measured_on_all_tasks() -> None:
+    def record(task: str, row: str, seed: int, value: float) -> dict:  # type: ignore[type-arg]
+        return {"task": task, "row": row, "seed": seed, "answers": {"exact_match": value}}
+
+    records = [
+        record("a", "lm-state", 0, 0.2),
+        record("b", "lm-state", 0, 0.4),
+        record("a", "lm-state", 1, 0.9),
+        record("a", "zero-shot", 0, 0.1),
+    ]
+    assert means(records, "exact_match") == {"lm-state": [pytest.approx(0.3)]}
