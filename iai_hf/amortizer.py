@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from weakref import WeakKeyDictionary
 
-from iai_hf import __version__
+from iai_hf import __version__, hub
 from iai_hf.adapt import adapt
 from iai_hf.backbones import Backbone
 from iai_hf.errors import ConfigError, DataError, StateError
@@ -96,6 +96,7 @@ class Amortizer(ABC):
             config=dataclasses.asdict(self.config),
             amortizer=self.fingerprint,
             backbone=self.backbone.name,
+            backbone_revision=self.backbone.revision,
             backbone_fingerprint=self.backbone.fingerprint,
             task=task,
         )
@@ -275,6 +276,30 @@ class Amortizer(ABC):
         except OSError as error:
             raise StateError(f"can't write the amortizer to {directory}: {error.strerror or error}") from error
         return directory
+
+    def push_to_hub(
+        self, repo_id: str, *, tags: Sequence[str] = (), directory: str | Path | None = None, **pushing: Any
+    ) -> str:
+        """Save the amortizer with its card and upload both, never the backbone; the commit's address.
+
+        Args:
+            directory: where it is saved; by default a folder that is gone afterwards, unless the upload fails.
+            pushing: `commit_message`, `private`, `token`, `revision`, `create_pr`; see `iai_hf.hub.push`.
+
+        Raises:
+            HubError: refused or cut off; what was saved is kept, and the message says how to push it again.
+        """
+        from iai_hf.card import amortizer_card
+
+        described = {
+            "method": self.method,
+            "config": dataclasses.asdict(self.config),
+            "backbone": self.backbone.name,
+        }
+        with hub.staged(directory) as folder:
+            self.save_pretrained(folder)
+            write_whole(folder / hub.CARD_FILE, amortizer_card(described, repo_id, tags).encode())
+            return hub.push(folder, repo_id, **pushing)
 
     def _check_task(self, task: TaskSpec) -> None:
         if task.kind not in self.kinds:

@@ -8,6 +8,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from iai_hf import hub
 from iai_hf.backbones import Backbone, load_backbone
 from iai_hf.config import read_config
 from iai_hf.errors import ConfigError
@@ -47,28 +48,33 @@ class AutoAmortizer:
         config: Mapping[str, Any] | None = None,
         **loading: Any,
     ) -> Amortizer:
-        """An amortizer by its method's name, or from a folder written by `save_pretrained`.
+        """An amortizer by its method's name, or from a folder or Hub repository written by `save_pretrained`.
 
         Args:
-            name: e.g. "iterative", or a folder.
+            name: e.g. "iterative", a folder, or a Hub id, `user/name`.
             backbone: Hub id, folder, or one that is loaded already; by default the folder's or the method's own.
             config: settings that differ from the folder's or the method's defaults.
-            loading: for the backbone; see `load_backbone`.
+            loading: for the repository and the backbone; see `load_backbone`. `revision` is the repository's, and
+                the backbone's where `name` is a method.
 
         Raises:
             ConfigError: unknown method or setting.
+            HubError: the repository can't be had.
             BackboneError: the backbone can't be loaded.
         """
-        method, settings, base = _describe(name)
+        downloading = {key: value for key, value in loading.items() if key in hub.DOWNLOADING}
+        method, settings, base, revision = _describe(name, downloading)
         cls = amortizer_class(method)
         chosen = backbone or base
+        if method != str(name) and backbone is None:
+            loading["revision"] = revision  # the one asked for is the amortizer's own
         loaded = load_backbone(chosen, **loading) if isinstance(chosen, str) else chosen
         return cls(loaded, read_config(cls.config_class, {**settings, **(config or {})}))
 
     @staticmethod
     def describe(name: str | Path) -> dict[str, Any]:
         """`method`, `config` and `backbone` of what `from_pretrained(name)` would load."""
-        return dict(zip(("method", "config", "backbone"), _describe(name), strict=True))
+        return dict(zip(("method", "config", "backbone", "revision"), _describe(name, {}), strict=True))
 
     @staticmethod
     def for_state(state: TaskState, backbone: Backbone | None = None, **loading: Any) -> Amortizer:
@@ -79,23 +85,26 @@ class AutoAmortizer:
         """
         header = state.header
         cls = amortizer_class(header.method)
-        loaded = backbone or load_backbone(header.backbone, **loading)
+        loaded = backbone or load_backbone(header.backbone, **{"revision": header.backbone_revision, **loading})
         amortizer = cls(loaded, read_config(cls.config_class, header.config))
         amortizer.check(state)
         return amortizer
 
 
-def _describe(name: str | Path) -> tuple[str, dict[str, Any], str]:
-    """Method, settings and backbone of a method's name or a folder."""
+def _describe(name: str | Path, downloading: Mapping[str, Any]) -> tuple[str, dict[str, Any], str, str | None]:
+    """Method, settings, backbone and its revision, of a method's name, a folder or a repository."""
     folder = Path(name)
+    if not folder.is_dir() and str(name) not in methods() and hub.is_repository_id(str(name)):
+        folder = hub.fetch(str(name), **downloading)
     if not folder.is_dir():
-        return str(name), {}, amortizer_class(str(name)).default_backbone
+        return str(name), {}, amortizer_class(str(name)).default_backbone, None
     if (folder / STATE_FILE).is_file():
         header = TaskState.from_pretrained(folder).header
-        return header.method, dict(header.config), header.backbone
+        return header.method, dict(header.config), header.backbone, header.backbone_revision
     try:
         values = json.loads((folder / CONFIG_FILE).read_text())
         method, config, base = values["method"], values["config"], values["base_model_name_or_path"]
+        revision = values.get("base_model_revision")
         version = int(values["format_version"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
@@ -107,4 +116,4 @@ def _describe(name: str | Path) -> tuple[str, dict[str, Any], str]:
         )
     if (folder / WEIGHTS_FILE).is_file():
         config = {**config, "weights": str(folder)}
-    return method, config, base
+    return method, config, base, revision

@@ -17,5 +17,9 @@ class BackboneError(IAIError):
     """A backbone can't be loaded, or lacks what a method needs."""
 
 
+class HubError(IAIError):
+    """A repository can't be read from or written to the Hub."""
+
+
 class ConfigError(IAIError):
     """A method name, configuration key or value is not known."""

@@ -6,15 +6,15 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from iai_hf import __version__
+from iai_hf import __version__, hub
 from iai_hf.errors import DataError, StateError
-from iai_hf.task import TaskSpec
+from iai_hf.task import Prediction, TaskSpec
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +44,7 @@ class StateHeader:
         config: the amortizer's configuration, so that a state alone suffices to rebuild it.
         amortizer: fingerprint of method, configuration and learned weights.
         backbone: Hub id or folder of the backbone.
+        backbone_revision: commit that the backbone was at, None where it has none.
         backbone_fingerprint: digest of the backbone's weights and tokenizer.
         task: kind and label names.
         examples, steps: examples and chunks absorbed over all streams.
@@ -61,6 +62,7 @@ class StateHeader:
     steps: int = 0
     counts: Mapping[str, int] = field(default_factory=dict)
     stream: StreamPosition | None = None
+    backbone_revision: str | None = None
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), sort_keys=True, ensure_ascii=False)
@@ -154,16 +156,23 @@ class TaskState:
         return directory
 
     @classmethod
-    def from_pretrained(cls, directory: str | Path) -> TaskState:
-        """Read a state from a folder, or from a `state.safetensors` file.
+    def from_pretrained(cls, directory: str | Path, **downloading: Any) -> TaskState:
+        """Read a state from a folder, a `state.safetensors` file, or a repository on the Hub.
+
+        Args:
+            directory: where it is; a name that is no path here is taken for a Hub id.
+            downloading: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`.
 
         Raises:
             StateError: no state there, or truncated, tampered with, or written by a newer version.
+            HubError: the repository can't be had.
         """
         from safetensors import SafetensorError
         from safetensors.torch import load
 
         path = Path(directory)
+        if not path.exists() and hub.is_repository_id(str(directory)):
+            path = hub.fetch(str(directory), **downloading)
         path = path / STATE_FILE if path.is_dir() else path
         if not path.is_file():
             raise StateError(
@@ -189,6 +198,37 @@ class TaskState:
             raise StateError(
                 f"{path} is no readable task state ({type(error).__name__}: {error}); restore it from a copy"
             ) from error
+
+    def predict(self, queries: Sequence[str], **loading: Any) -> Prediction:
+        """Answer queries with the amortizer that made the state, on its backbone, loaded at the first call.
+
+        Args:
+            loading: for the backbone; see `load_backbone`.
+        """
+        if "_amortizer" not in self.__dict__:
+            from iai_hf.auto import AutoAmortizer  # the state is the ground that amortizers stand on
+
+            object.__setattr__(self, "_amortizer", AutoAmortizer.for_state(self, **loading))
+        return self.__dict__["_amortizer"].predict(self, queries)
+
+    def push_to_hub(
+        self, repo_id: str, *, tags: Sequence[str] = (), directory: str | Path | None = None, **pushing: Any
+    ) -> str:
+        """Save the state with its card and upload both; the commit's address.
+
+        Args:
+            directory: where it is saved; by default a folder that is gone afterwards, unless the upload fails.
+            pushing: `commit_message`, `private`, `token`, `revision`, `create_pr`; see `iai_hf.hub.push`.
+
+        Raises:
+            HubError: refused or cut off; what was saved is kept, and the message says how to push it again.
+        """
+        from iai_hf.card import state_card
+
+        with hub.staged(directory) as folder:
+            self.save_pretrained(folder)
+            write_whole(folder / hub.CARD_FILE, state_card(self, repo_id, tags).encode())
+            return hub.push(folder, repo_id, **pushing)
 
 
 def _digest(tensors: Mapping[str, torch.Tensor], header: str) -> str:

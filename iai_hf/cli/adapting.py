@@ -1,51 +1,42 @@
-"""Command line `iai`. Torch and transformers are imported by the commands, so that `--help` answers at once."""
+"""Commands that adapt, answer, measure and look at states."""
 
 from __future__ import annotations
 
 import json
-import logging
 import os
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from iai_hf.errors import ConfigError, DataError, IAIError, StateError
-
-if TYPE_CHECKING:
-    from iai_hf.data import Columns, Record
-    from iai_hf.task import TaskSpec
-
-app = typer.Typer(
-    name="iai",
-    help="Adapt a pretrained backbone to a labelled dataset of any length, chunk by chunk, and answer from the state.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
+from iai_hf.cli.options import (
+    BackboneOption,
+    ChunkSize,
+    DataOption,
+    InputColumn,
+    Json,
+    KindOption,
+    Labels,
+    MaxTokens,
+    OutputColumn,
+    Quiet,
+    Settings,
+    ShuffleSeed,
+    Split,
+    batches,
+    columns,
+    describe,
+    parse_limits,
+    parse_settings,
+    print_table,
+    read_records,
+    report,
+    start_logging,
+    task_spec,
 )
+from iai_hf.errors import ConfigError, DataError, StateError
 
-DataOption = Annotated[
-    str, typer.Option("--data", help="JSONL, CSV or Parquet file, or Hub dataset id (id or id:config).")
-]
-InputColumn = Annotated[str, typer.Option(help="Column with the text.")]
-OutputColumn = Annotated[str, typer.Option(help="Column with the answer.")]
-Split = Annotated[str, typer.Option(help="Split of a Hub dataset.")]
-BackboneOption = Annotated[
-    str | None, typer.Option("--backbone", help="Hub id or folder; by default the method's own.")
-]
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", help="A setting of the method, KEY=VALUE; may be repeated.")
-]
-MaxTokens = Annotated[int | None, typer.Option(help="Read only so many tokens of a text; recorded in the state.")]
-ChunkSize = Annotated[int, typer.Option(min=1, help="Examples an update.")]
-ShuffleSeed = Annotated[int | None, typer.Option("--shuffle-seed", help="Read in an order permuted from this seed.")]
-KindOption = Annotated[
-    str | None, typer.Option("--kind", help="classification or generation; by default told from the data.")
-]
-Labels = Annotated[str | None, typer.Option(help="Label names known ahead, separated by commas.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar, only warnings.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+app = typer.Typer()
 
 
 @app.command()
@@ -129,29 +120,6 @@ def merge(
     report(
         describe(merged), as_json, f"{merged.header.examples:,} examples in {merged.nbytes / 1000:,.0f} kB at {output}"
     )
-
-
-@app.command()
-def export(
-    state_dir: Annotated[Path, typer.Argument(metavar="STATE_DIR", help="Folder with a state.")],
-    peft: Annotated[Path, typer.Option("--peft", help="Folder for the PEFT adapter.")],
-    quiet: Quiet = False,
-    as_json: Json = False,
-) -> None:
-    """Write a state as a PEFT adapter, which `PeftModel.from_pretrained` loads without this package."""
-    start_logging(quiet)
-    from iai_hf.auto import AutoAmortizer
-    from iai_hf.peft_export import ADAPTER_CONFIG
-    from iai_hf.state import TaskState, check_writable
-
-    if (peft / ADAPTER_CONFIG).is_file():
-        raise StateError(f"{peft} holds an adapter already; choose another folder")
-    state = TaskState.from_pretrained(state_dir)
-    amortizer = AutoAmortizer.for_state(state)
-    check_writable(peft)
-    amortizer.export(state, peft)
-    size = sum(path.stat().st_size for path in peft.iterdir())
-    report({"output": str(peft), "bytes": size}, as_json, f"PEFT adapter of {size / 1000:,.0f} kB at {peft}")
 
 
 @app.command()
@@ -302,121 +270,3 @@ def info(
     else:
         raise StateError(f"nothing at {path}; expected a folder with a state or an amortizer")
     report(content, as_json, "\n".join(f"{key}: {value}" for key, value in content.items()))
-
-
-def start_logging(quiet: bool) -> None:
-    """Progress and log lines on standard error."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("iai_hf").setLevel(logging.WARNING if quiet else logging.INFO)
-    if quiet:
-        import datasets
-
-        datasets.disable_progress_bars()
-
-
-def report(content: dict[str, Any], as_json: bool, text: str) -> None:
-    """The result, on standard output; of several processes, the first speaks."""
-    if os.environ.get("RANK", "0") == "0":
-        typer.echo(json.dumps(content, indent=2, ensure_ascii=False) if as_json else text)
-
-
-def describe(state: Any) -> dict[str, Any]:
-    """The header of a state, and what its tensors weigh."""
-    header = json.loads(state.header.to_json())
-    task = header.pop("task")
-    return {
-        **header,
-        "kind": task["kind"],
-        "labels": task["labels"],
-        "bytes": state.nbytes,
-        "tensors": {name: list(tensor.shape) for name, tensor in state.tensors.items()},
-    }
-
-
-def columns(input_column: str, output_column: str) -> Columns:
-    from iai_hf.data import Columns
-
-    return Columns(input_column, output_column)
-
-
-def task_spec(kind: str | None, labels: str | None) -> TaskSpec | None:
-    """The task as far as the command line tells it."""
-    from iai_hf.task import TaskSpec
-
-    if kind is None and labels is None:
-        return None
-    names = tuple(name.strip() for name in (labels or "").split(",") if name.strip())
-    return TaskSpec(kind or "classification", names)  # type: ignore[arg-type]
-
-
-def parse_settings(settings: list[str] | None) -> dict[str, Any]:
-    """KEY=VALUE pairs, values read as JSON where they are JSON."""
-    values: dict[str, Any] = {}
-    for setting in settings or []:
-        key, equals, text = setting.partition("=")
-        if not equals:
-            raise ConfigError(f"--set {setting!r} has no '='; expected KEY=VALUE, e.g. budget=512")
-        try:
-            values[key.strip()] = json.loads(text)
-        except ValueError:
-            values[key.strip()] = text
-    return values
-
-
-def parse_limits(text: str | None, methods: list[str]) -> dict[str, int] | None:
-    """`N` or `METHOD=N,METHOD=N`."""
-    if text is None:
-        return None
-    limits: dict[str, int] = {}
-    for part in text.split(","):
-        name, _, number = part.rpartition("=")
-        if not number.strip().isdecimal() or int(number) < 1 or (name and name.strip() not in methods):
-            raise ConfigError(f"--max-examples {text!r}; expected N, or METHOD=N of {', '.join(methods)}")
-        limits |= {name.strip(): int(number)} if name else dict.fromkeys(methods, int(number))
-    return limits
-
-
-def read_records(data: str, chosen: Columns, split: str) -> list[Record]:
-    """All records of a dataset that is to be answered."""
-    from iai_hf.data import open_stream
-
-    records = list(open_stream(data, chosen, split=split).records())
-    if not records:
-        raise DataError(f"{data} has no examples; expected at least one")
-    return records
-
-
-def batches(records: list[Record], quiet: bool) -> Any:
-    """Records in batches, under a progress bar."""
-    from huggingface_hub.utils import tqdm
-
-    size = 256
-    with tqdm(total=len(records), unit=" queries", desc="predict", disable=True if quiet else None) as bar:
-        for first in range(0, len(records), size):
-            yield records[first : first + size]
-            bar.update(len(records[first : first + size]))
-
-
-def print_table(rows: list[list[str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(*rows[0])
-    for column in table.columns[2:]:
-        column.justify = "right"
-    for row in rows[1:]:
-        table.add_row(*row)
-    Console().print(table)
-
-
-def main() -> None:
-    """Entry point: a user's mistake is one line on standard error and exit status 2."""
-    try:
-        app()
-    except IAIError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise SystemExit(2) from None
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,89 @@
+"""Commands by which states and amortizers leave and come: PEFT adapters, and the Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from iai_hf.cli.options import Json, Quiet, report, start_logging
+from iai_hf.errors import StateError
+
+app = typer.Typer()
+
+
+@app.command()
+def export(
+    state_dir: Annotated[Path, typer.Argument(metavar="STATE_DIR", help="Folder with a state.")],
+    peft: Annotated[Path, typer.Option("--peft", help="Folder for the PEFT adapter.")],
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Write a state as a PEFT adapter, which `PeftModel.from_pretrained` loads without this package."""
+    start_logging(quiet)
+    from iai_hf.auto import AutoAmortizer
+    from iai_hf.peft_export import ADAPTER_CONFIG
+    from iai_hf.state import TaskState, check_writable
+
+    if (peft / ADAPTER_CONFIG).is_file():
+        raise StateError(f"{peft} holds an adapter already; choose another folder")
+    state = TaskState.from_pretrained(state_dir)
+    amortizer = AutoAmortizer.for_state(state)
+    check_writable(peft)
+    amortizer.export(state, peft)
+    size = sum(path.stat().st_size for path in peft.iterdir())
+    report({"output": str(peft), "bytes": size}, as_json, f"PEFT adapter of {size / 1000:,.0f} kB at {peft}")
+
+
+@app.command()
+def push(
+    path: Annotated[Path, typer.Argument(help="Folder of a state or an amortizer.")],
+    repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="Hub repository, user/name.")],
+    commit_message: Annotated[str | None, typer.Option(help="Message of the commit.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make a private repository.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch to push to.")] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
+    tags: Annotated[list[str] | None, typer.Option("--tag", help="A tag of the card; may be repeated.")] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Upload a state or an amortizer to the Hub, with its card."""
+    start_logging(quiet)
+    from iai_hf import hub
+    from iai_hf.auto import AutoAmortizer
+    from iai_hf.card import amortizer_card, state_card
+    from iai_hf.state import STATE_FILE, TaskState, write_whole
+
+    if not path.is_dir():
+        raise StateError(f"nothing at {path}; expected a folder with a state or an amortizer")
+    if (path / STATE_FILE).is_file():
+        card = state_card(TaskState.from_pretrained(path), repo_id, tags or ())
+    else:
+        card = amortizer_card(AutoAmortizer.describe(path), repo_id, tags or ())
+    write_whole(path / hub.CARD_FILE, card.encode())
+    address = hub.push(
+        path,
+        repo_id,
+        commit_message=commit_message,
+        private=private or None,
+        revision=revision,
+        create_pr=create_pr,
+    )
+    report({"repository": repo_id, "url": address}, as_json, address)
+
+
+@app.command()
+def pull(
+    repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="Hub repository, user/name.")],
+    output: Annotated[Path, typer.Option("--output", help="Folder for its files.")],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Download a state or an amortizer from the Hub."""
+    start_logging(quiet)
+    from iai_hf import hub
+
+    hub.pull(repo_id, output, revision=revision)
+    report({"repository": repo_id, "output": str(output)}, as_json, f"{repo_id} at {output}")

@@ -1,0 +1,180 @@
+"""Pushing and pulling through the real client: what is pushed comes back, faults are named, nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import examples
+from huggingface_hub import constants
+from local_hub import TOKEN, LocalHub
+
+from iai_hf import AutoAmortizer, TaskState
+from iai_hf.amortizer import Amortizer
+from iai_hf.backbones import Backbone
+from iai_hf.errors import HubError
+
+REPOSITORY = "someone/reviews"
+QUERIES = [row["input"] for row in examples(5, seed=3)]
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalHub]:
+    local = LocalHub()
+    for name, value in {
+        "ENDPOINT": local.url,
+        "HF_HUB_CACHE": str(tmp_path / "cache"),
+        "HF_TOKEN_PATH": str(tmp_path / "no-token"),
+        "HF_HUB_DISABLE_XET": True,
+        "HF_HUB_OFFLINE": False,
+    }.items():
+        monkeypatch.setattr(constants, name, value)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", local.url + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    yield local
+    local.close()
+
+
+@pytest.fixture
+def amortizer(encoder: Backbone) -> Amortizer:
+    return AutoAmortizer.from_pretrained("iterative", backbone=encoder)
+
+
+@pytest.fixture
+def state(amortizer: Amortizer) -> TaskState:
+    return amortizer.adapt(examples(30), chunk_size=8, progress=False)
+
+
+def test_a_pushed_state_answers_alike_in_another_process(
+    hub: LocalHub, amortizer: Amortizer, state: TaskState, tmp_path: Path
+) -> None:
+    url = state.push_to_hub(REPOSITORY, token=TOKEN, tags=["reviews"])
+    assert url.startswith(hub.url)
+    files = hub.repositories[REPOSITORY].commits[hub.repositories[REPOSITORY].branches["main"]]
+    assert set(files) == {"README.md", "config.json", "state.safetensors"}
+    code = (
+        "import json, sys; from iai_hf import TaskState; state = TaskState.from_pretrained(sys.argv[1]); "
+        "print(json.dumps(state.predict(json.loads(sys.argv[2]), dtype='float32').log_probs.tolist()))"
+    )
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "empty"), "HF_HUB_OFFLINE": "0"}
+    command = [sys.executable, "-c", code, REPOSITORY, json.dumps(QUERIES)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = torch.tensor(json.loads(done.stdout.splitlines()[-1]))
+    torch.testing.assert_close(found, amortizer.predict(state, QUERIES).log_probs, rtol=1e-5, atol=1e-5)
+
+
+def test_a_pushed_amortizer_comes_back(hub: LocalHub, amortizer: Amortizer, tmp_path: Path) -> None:
+    amortizer.push_to_hub("someone/amortizer", token=TOKEN, private=True)
+    assert hub.repositories["someone/amortizer"].private
+    loaded = AutoAmortizer.from_pretrained("someone/amortizer", backbone=amortizer.backbone, token=TOKEN)
+    assert loaded.fingerprint == amortizer.fingerprint
+    with pytest.raises(HubError, match="someone/amortizer"):
+        AutoAmortizer.from_pretrained(
+            "someone/amortizer", backbone=amortizer.backbone, cache_dir=str(tmp_path / "empty")
+        )
+
+
+def test_revisions_and_pull_requests(hub: LocalHub, amortizer: Amortizer, state: TaskState) -> None:
+    state.push_to_hub(REPOSITORY, token=TOKEN)
+    more = amortizer.adapt(examples(8, seed=1), state, progress=False)
+    more.push_to_hub(REPOSITORY, token=TOKEN, revision="next")
+    assert "discussions" in more.push_to_hub(REPOSITORY, token=TOKEN, create_pr=True)
+    assert TaskState.from_pretrained(REPOSITORY).header.examples == 30
+    assert TaskState.from_pretrained(REPOSITORY, revision="next").header.examples == 38
+    first = hub.repositories[REPOSITORY].branches["main"]
+    assert TaskState.from_pretrained(REPOSITORY, revision=first).header.examples == 30
+    with pytest.raises(HubError, match="RevisionNotFound"):
+        TaskState.from_pretrained(REPOSITORY, revision="never")
+
+
+def test_what_was_had_once_is_had_without_the_server(hub: LocalHub, state: TaskState) -> None:
+    state.push_to_hub(REPOSITORY, token=TOKEN)
+    TaskState.from_pretrained(REPOSITORY)
+    hub.close()
+    again = TaskState.from_pretrained(REPOSITORY, local_files_only=True)
+    assert again.header == state.header
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 500, 503])
+def test_a_refused_push_keeps_everything_and_says_how_to_go_on(
+    hub: LocalHub, state: TaskState, tmp_path: Path, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    hub.faults["/commit/"] = status
+    with pytest.raises(HubError) as caught:
+        state.push_to_hub(REPOSITORY, token=TOKEN, directory=tmp_path / "kept")
+    assert f"iai push {tmp_path / 'kept'} {REPOSITORY}" in str(caught.value)
+    assert TOKEN not in str(caught.value)
+    assert TaskState.from_pretrained(tmp_path / "kept").header == state.header
+    assert not hub.repositories[REPOSITORY].commits[hub.repositories[REPOSITORY].branches["main"]]
+
+
+def test_a_wrong_token_is_refused_and_never_shown(hub: LocalHub, state: TaskState, tmp_path: Path) -> None:
+    wrong = "hf_" + "wrong" * 6
+    with pytest.raises(HubError) as caught:
+        state.push_to_hub(REPOSITORY, token=wrong, directory=tmp_path / "kept")
+    assert wrong not in str(caught.value)
+    files = [path.read_bytes() for path in (tmp_path / "kept").iterdir()]
+    assert not any(wrong.encode() in content for content in files)
+
+
+def test_a_transfer_that_breaks_off_leaves_no_state(
+    hub: LocalHub, state: TaskState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    state.push_to_hub(REPOSITORY, token=TOKEN)
+    hub.faults["state.safetensors"] = "cut"
+    with pytest.raises(HubError, match=REPOSITORY):
+        TaskState.from_pretrained(REPOSITORY)
+    hub.faults.clear()
+    assert TaskState.from_pretrained(REPOSITORY).header == state.header
+
+
+def test_a_file_that_leads_out_of_the_folder_is_refused(hub: LocalHub, state: TaskState, tmp_path: Path) -> None:
+    state.push_to_hub(REPOSITORY, token=TOKEN)
+    hub.repositories[REPOSITORY].commit("main", {"../../../../evil.json": b"{}"})
+    with pytest.raises(HubError):
+        TaskState.from_pretrained(REPOSITORY)
+    assert not list(tmp_path.rglob("evil.json"))
+
+
+def test_code_in_a_repository_is_not_even_fetched(hub: LocalHub, state: TaskState, tmp_path: Path) -> None:
+    state.push_to_hub(REPOSITORY, token=TOKEN)
+    hub.repositories[REPOSITORY].commit("main", {"evil.py": b"raise", "evil.pkl": b"", "pytorch_model.bin": b""})
+    TaskState.from_pretrained(REPOSITORY)
+    assert not any("evil" in request or ".bin" in request for request in hub.requests)
+
+
+def test_the_command_line_pushes_and_pulls(
+    hub: LocalHub, state: TaskState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from iai_hf import cli
+
+    def iai(*words: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["iai", *map(str, words)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return int(stop.value.code or 0)
+
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    folder = state.save_pretrained(tmp_path / "mine")
+    assert iai("push", folder, REPOSITORY, "--tag", "reviews", "--quiet") == 0
+    assert iai("pull", REPOSITORY, "--output", tmp_path / "copy", "--quiet") == 0
+    assert TaskState.from_pretrained(tmp_path / "copy").header == state.header
+    assert iai("pull", REPOSITORY, "--output", tmp_path / "copy", "--quiet") == 2
+    assert iai("pull", "someone/nothing", "--output", tmp_path / "none", "--quiet") == 2
+    assert not (tmp_path / "none").exists()
+    assert iai("push", tmp_path / "nowhere", REPOSITORY) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert len(errors) == 3
+    card = (tmp_path / "copy" / "README.md").read_text()
+    assert "reviews" in card
+    assert f'TaskState.from_pretrained("{REPOSITORY}")' in card
