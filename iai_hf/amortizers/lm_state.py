@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from iai_hf.amortizers.learned import AUTO
 from iai_hf.amortizers.lora import LoRA, LoRAConfig
@@ -12,7 +12,10 @@ from iai_hf.amortizers.lora import LoRA, LoRAConfig
 class LMStateConfig(LoRAConfig):
     """Settings of `lm-state`: those of `lora`, for a small state in the upper layers, where a gradient is cheap."""
 
-    layers: int | None = 12
+    rank: int = 16
+    alpha: int = 32
+    target_modules: list = field(default_factory=lambda: ["v_proj", "o_proj"])
+    layers: int | None = 14
     batch_size: int = 16
     learning_rate: float = 0.012
     decay: float = -0.3
