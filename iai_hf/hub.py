@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from iai_hf import __version__
 from iai_hf.errors import HubError
 
 ALLOWED = ["*.json", "*.safetensors", "*.md", "*.png"]
+AMORTIZER_FILES = ["config.json", "model.safetensors", "training.json", "README.md"]  # without a run's checkpoint
+STATE_FILES = ["config.json", "state.safetensors", "README.md", "*.png"]
 DOWNLOADING = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 
 
@@ -95,8 +97,12 @@ def push(
     token: str | bool | None = None,
     revision: str | None = None,
     create_pr: bool = False,
+    only: Sequence[str] = ALLOWED,
 ) -> str:
     """Upload a folder's files, in one commit; the commit's, or the pull request's, address.
+
+    Args:
+        only: patterns of the files that are uploaded.
 
     Raises:
         HubError: refused, or the transfer failed; the folder is as it was, and the message says how to push it again.
@@ -111,7 +117,7 @@ def push(
         done = api.upload_folder(
             repo_id=repo_id,
             folder_path=folder,
-            allow_patterns=ALLOWED,
+            allow_patterns=list(only),
             commit_message=commit_message or f"Upload with iai_hf {__version__}",
             revision=revision,
             create_pr=create_pr,

@@ -22,12 +22,13 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from iai_hf import AutoAmortizer, load_backbone
+from iai_hf import AutoAmortizer, hub, load_backbone
 from iai_hf.amortizers.frozen_features import FrozenFeatures
 from iai_hf.amortizers.gradient import Gradient
 from iai_hf.amortizers.learned import Learned
 from iai_hf.auto import amortizer_class
 from iai_hf.backbones.cached import CachedBackbone
+from iai_hf.card import amortizer_card
 from iai_hf.data import open_stream
 from iai_hf.errors import ConfigError, IAIError
 from iai_hf.state import check_writable, write_whole
@@ -49,8 +50,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--resume_from_checkpoint", action="store_true")
     parser.add_argument("--with_tracking", action="store_true", help="TensorBoard logs in OUTPUT_DIR/logs")
     parser.add_argument("--mixed_precision", choices=("no", "bf16", "fp16"), default="no")
+    parser.add_argument("--push_to_hub", action="store_true", help="upload OUTPUT_DIR's amortizer when it is trained")
+    parser.add_argument("--hub_model_id", help="repository for --push_to_hub, user/name")
     parser.add_argument("--quiet", action="store_true")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.push_to_hub and not args.hub_model_id:
+        parser.error("--push_to_hub wants --hub_model_id")
+    return args
 
 
 def prepare(
@@ -106,6 +112,10 @@ def main() -> None:
         amortizer.save_pretrained(args.output_dir)
         record = {"config": dataclasses.asdict(config), **dataclasses.asdict(progress)}
         write_whole(args.output_dir / "training.json", json.dumps(record, indent=2).encode())
+        if args.push_to_hub:
+            described = {**AutoAmortizer.describe(args.output_dir), "backbone": config.backbone}
+            write_whole(args.output_dir / hub.CARD_FILE, amortizer_card(described, args.hub_model_id).encode())
+            print(hub.push(args.output_dir, args.hub_model_id, only=hub.AMORTIZER_FILES))
         print(f"{args.output_dir}: weights of step {progress.best_step}, validation loss {progress.best:.4f}")
     accelerator.end_training()
 

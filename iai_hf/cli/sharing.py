@@ -58,9 +58,9 @@ def push(
     if not path.is_dir():
         raise StateError(f"nothing at {path}; expected a folder with a state or an amortizer")
     if (path / STATE_FILE).is_file():
-        card = state_card(TaskState.from_pretrained(path), repo_id, tags or ())
+        card, only = state_card(TaskState.from_pretrained(path), repo_id, tags or ()), hub.STATE_FILES
     else:
-        card = amortizer_card(AutoAmortizer.describe(path), repo_id, tags or ())
+        card, only = amortizer_card(AutoAmortizer.describe(path), repo_id, tags or ()), hub.AMORTIZER_FILES
     write_whole(path / hub.CARD_FILE, card.encode())
     address = hub.push(
         path,
@@ -69,6 +69,7 @@ def push(
         private=private or None,
         revision=revision,
         create_pr=create_pr,
+        only=only,
     )
     report({"repository": repo_id, "url": address}, as_json, address)
 

@@ -178,3 +178,41 @@ def test_the_command_line_pushes_and_pulls(
     card = (tmp_path / "copy" / "README.md").read_text()
     assert "reviews" in card
     assert f'TaskState.from_pretrained("{REPOSITORY}")' in card
+
+
+def in_process(hub: LocalHub, tmp_path: Path, *command: object) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
+    environment |= {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+    line = [sys.executable, *map(str, command)]
+    return subprocess.run(line, env=environment, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+
+
+def test_a_training_run_pushes_its_amortizer(hub: LocalHub, encoder_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "train.jsonl").write_text("\n".join(json.dumps(row) for row in examples(60)))
+    config = {"method": "iterative", "backbone": str(encoder_folder), "tasks": ["{data}/a"], "train_steps": 2}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "queries": 8, "longest": 32}))
+    options = ["--config", tmp_path / "config.json", "--data_dir", tmp_path, "--output_dir", tmp_path / "run"]
+    options += ["--cache_dir", tmp_path / "cache", "--quiet", "--push_to_hub"]
+    done = in_process(hub, tmp_path, "scripts/train_amortizer.py", *options, "--hub_model_id", "someone/trained")
+    assert done.returncode == 0, done.stderr
+    found = hub.repositories["someone/trained"]
+    assert set(found.commits[found.branches["main"]]) == {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "training.json",
+    }
+    hub.faults["/commit/"] = 403
+    again = in_process(hub, tmp_path, "scripts/train_amortizer.py", *options, "--hub_model_id", "someone/other")
+    assert (again.returncode, f"iai push {tmp_path / 'run'} someone/other" in again.stderr) == (2, True)
+    assert AutoAmortizer.from_pretrained(tmp_path / "run").module is not None  # type: ignore[attr-defined]
+
+
+def test_shipped_amortizers_are_pushed_with_their_cards(hub: LocalHub, tmp_path: Path) -> None:
+    names = ["minilm-l6-iterative", "minilm-l6-iterative-explicit"]
+    done = in_process(hub, tmp_path, "scripts/push_to_hub.py", "--namespace", "someone", "--names", *names)
+    assert done.returncode == 0, done.stderr
+    for name in names:
+        files = hub.repositories[f"someone/{name}"]
+        assert b"base_model" in files.commits[files.branches["main"]]["README.md"]

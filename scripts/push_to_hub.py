@@ -1,0 +1,41 @@
+"""Push the shipped amortizers to the Hub, each with its card from model_cards/.
+
+    python scripts/push_to_hub.py --namespace you [--names minilm-l6-iterative ...] [--private]
+
+A folder of your own goes there with `iai push FOLDER REPO_ID`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+from huggingface_hub.utils import tqdm
+
+from iai_hf import hub, shipped
+from iai_hf.errors import IAIError
+
+CARDS = Path(__file__).parents[1] / "model_cards"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--namespace", required=True, help="user or organisation")
+    parser.add_argument("--names", nargs="+", default=shipped.names(), choices=shipped.names())
+    parser.add_argument("--private", action="store_true")
+    args = parser.parse_args()
+    for name in tqdm(args.names, desc="push", unit=" amortizers"):
+        with hub.staged(None) as folder:
+            shutil.copytree(shipped.FOLDER / name, folder, dirs_exist_ok=True)
+            shutil.copy(CARDS / f"{name}.md", folder / hub.CARD_FILE)
+            print(hub.push(folder, f"{args.namespace}/{name}", private=args.private or None))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except IAIError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
