@@ -96,8 +96,8 @@ class Gradient(Prompted, Learned):
 
         limit = self.config.max_tokens
         cuts = sum(self.prompter.query(text)[1] for text in chunk.inputs) if limit else 0
-        device, shared = self.backbone.device, self.learner.common()
-        moved: Mapping[str, torch.Tensor] = {name: tensor.to(device) for name, tensor in tensors.items()}
+        shared = self.learner.common()
+        moved = self.learner.loaded(tensors, self.backbone.device)
         for rows in self.batches(chunk):
             leaves = {name: own.detach().requires_grad_() for name, own in self.learner.own(moved).items()}
             with torch.enable_grad():

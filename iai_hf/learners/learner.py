@@ -49,13 +49,26 @@ class Learner(nn.Module):
         return tensors
 
     def stored(self, tensors: Tensors) -> Tensors:
-        """The tensors as a state keeps them, on the CPU; with the rule for small states in half the bytes."""
+        """The tensors as a state keeps them, on the CPU; with the rule for small states in three bytes a weight.
+
+        The task's own weights are then float16, and their momentum int8 in parts of its group's root mean square.
+        """
         kept = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
         if self.rule == "per_group":
-            # Gradients are too small for float16, weights too finely stepped for bfloat16.
-            halves = {"own": torch.float16, "mean": torch.bfloat16}
-            kept = {name: tensor.to(halves.get(name.split(".")[0], tensor.dtype)) for name, tensor in kept.items()}
+            for name in self.start:
+                scale = _part_of(kept[f"square.{name}"])
+                kept[f"own.{name}"] = kept[f"own.{name}"].half()
+                kept[f"mean.{name}"] = (kept[f"mean.{name}"] / scale).round().clamp(-127, 127).to(torch.int8)
         return kept
+
+    def loaded(self, tensors: Tensors, device: torch.device) -> Tensors:
+        """What `stored` kept, float32 on `device`."""
+        found = {name: tensor.to(device) for name, tensor in tensors.items()}
+        for name in self.start:
+            found[f"own.{name}"] = found[f"own.{name}"].float()
+            if found[f"mean.{name}"].dtype == torch.int8:
+                found[f"mean.{name}"] = found[f"mean.{name}"] * _part_of(found[f"square.{name}"])
+        return found
 
     def refined(self, tensors: Tensors, gradients: Tensors, share: float = 1.0) -> Tensors:
         """Tensors after one step, float32.
@@ -81,3 +94,8 @@ class Learner(nn.Module):
     def common(self) -> dict[str, torch.Tensor]:
         """The shared weights, by name."""
         return dict(self.shared.items())
+
+
+def _part_of(square: torch.Tensor) -> torch.Tensor:
+    """The unit of a stored momentum; momenta beyond 127 of it, four root mean squares, are cut there."""
+    return square.sqrt().clamp(min=1e-12) / 32
