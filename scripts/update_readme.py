@@ -55,20 +55,21 @@ None of these tasks was trained on. Standard errors over stream orders are at mo
 {markdown(rows)}"""
 
 
-def words(records: list[dict[str, Any]]) -> str:
+def words(records: list[dict[str, Any]], cost: dict[str, float]) -> str:
     """Tasks that are answered in words."""
     harm = means(records, "unrelated_accuracy")["lm-state"]
     sizes, caches = means(records, "state_bytes")["lm-state"], means(records, "cache_bytes")
     shown = max(caches, key=lambda row: mean(means(records, "exact_match")[row]))
     return f"""
 Tasks that are answered in words, none of them trained on, with up to {records[0]["examples"]} examples on a frozen
-SmolLM2-135M: exact match of generated answers, ± standard error over orders. LoRA and prompt tuning had 1 and 10 times
-the seconds of `lm-state` ([costs](scripts/results/compare_words/results.md)):
+SmolLM2-135M: exact match of generated answers, ± standard error over orders. What is called 10x had 10 times the
+seconds of `lm-state` or more ([costs](scripts/results/compare_words/results.md)):
 
 {markdown(by_task(records))}
 The state of `lm-state` takes {mean(sizes) / 1000:,.0f} kB, {mean(caches[shown]) / mean(sizes):,.0f} times less than the
 keys and values of "{shown}". Next-token accuracy on unrelated texts changes by
-{100 * mean(harm):+.1f}% (relative) under it.
+{100 * mean(harm):+.1f}% (relative) under it. Reading a chunk costs {cost["chunk_ratio"]:.2f} times the model's plain
+forward pass over it, a query {cost["query_ratio"]:.2f} times a zero-shot one.
 """
 
 
@@ -83,7 +84,7 @@ def results(
         rows.append([name, *counts, *(f"{score:.3f}" for score in scores), f"{task['state_bytes'] / 1000:.0f}"])
     cost, query, memory = figures["throughput"], figures["query"], figures["memory"]
     safe = harm["rows"]["iterative"]
-    return f"""{curves(records)}{words(answered)}
+    return f"""{curves(records)}
 Read on to 8 times the longest stream of its training, epoch after epoch, `iterative` goes from
 {100 * safe["accuracy_at_horizon"]:.1f}% to {100 * safe["accuracy_at_8_horizons"]:.1f}% in the mean and changes by
 {100 * safe["worst_task_change"]:+.1f} points on the task that repetition hurts most;
@@ -101,7 +102,7 @@ memory of 2,000 and the same {memory["state_bytes_100000"]:,} bytes of state; a 
 {query["iterative_ratio"]:.2f} times the backbone's bare forward pass. With {query["in_context_demonstrations"]}
 demonstrations, `in-context` answers {query["in_context_speedup"]:.0f} times faster than by reading the prompt again for
 each query.
-"""
+{words(answered, figures["language_model"])}"""
 
 
 def main() -> None:
