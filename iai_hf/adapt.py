@@ -16,11 +16,14 @@ from iai_hf.task import Chunk, TaskSpec
 class Updates(Protocol):
     """What the loop needs of an amortizer."""
 
-    def init_state(self, task: TaskSpec | None = None) -> TaskState: ...
+    def init_state(self, task: TaskSpec | None = None) -> TaskState:
+        """The state before any example."""
 
-    def update(self, state: TaskState, chunk: Chunk) -> TaskState: ...
+    def update(self, state: TaskState, chunk: Chunk) -> TaskState:
+        """The state refined by one chunk."""
 
-    def check(self, state: TaskState) -> None: ...
+    def check(self, state: TaskState) -> None:
+        """Raise StateError where the state is another amortizer's."""
 
 
 def adapt(

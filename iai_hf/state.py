@@ -65,10 +65,12 @@ class StateHeader:
     backbone_revision: str | None = None
 
     def to_json(self) -> str:
+        """One line, keys in order."""
         return json.dumps(dataclasses.asdict(self), sort_keys=True, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> StateHeader:
+        """The header that `to_json` wrote; KeyError or TypeError where it is none."""
         values = json.loads(text)
         task = values.pop("task")
         stream = values.pop("stream")
@@ -94,6 +96,7 @@ class TaskState:
 
     @property
     def task(self) -> TaskSpec:
+        """Kind and labels of the task."""
         return self.header.task
 
     @property

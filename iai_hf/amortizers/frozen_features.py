@@ -53,6 +53,7 @@ class FrozenFeatures(Learned):
 
     @property
     def head(self) -> Head:
+        """What is learned."""
         return cast("Head", self.module)
 
     @property

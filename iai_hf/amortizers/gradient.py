@@ -53,6 +53,7 @@ class Gradient(Prompted, Learned):
 
     @property
     def learner(self) -> Learner:
+        """What is learned."""
         return cast("Learner", self.module)
 
     @abstractmethod

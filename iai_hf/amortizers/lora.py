@@ -132,6 +132,7 @@ class LoRA(Gradient):
 
     @property
     def scale(self) -> float:
+        """What the low-rank weights are multiplied by."""
         return self.config.alpha / self.config.rank
 
     def export_peft(self, tensors: Mapping[str, torch.Tensor], task: TaskSpec, directory: Path) -> None:

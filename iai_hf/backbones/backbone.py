@@ -50,10 +50,12 @@ class Backbone:
 
     @property
     def dtype(self) -> torch.dtype:
+        """Of the weights."""
         return self.model.dtype
 
     @property
     def hidden_size(self) -> int:
+        """Size of a feature vector."""
         return int(self.model.config.hidden_size)
 
     def split_over_processes(self) -> None:

@@ -34,6 +34,7 @@ class CachedBackbone(Backbone):
 
     @property
     def hidden_size(self) -> int:
+        """Size of a feature vector."""
         return self.backbone.hidden_size
 
     def features(self, texts: Sequence[str], max_tokens: int | None = None) -> Features:

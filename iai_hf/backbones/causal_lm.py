@@ -34,6 +34,7 @@ class Prefix:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all keys and values."""
         return sum(keys.nbytes + values.nbytes for keys, values in self.layers)
 
     def cache(self, copies: int = 1) -> DynamicCache:

@@ -43,6 +43,7 @@ class Packed:
 
     @classmethod
     def of(cls, rows: Sequence[Row], device: torch.device) -> Packed:
+        """Pack rows, in their order."""
         import torch
 
         ids: list[int] = []

@@ -69,6 +69,7 @@ def describe(state: Any) -> dict[str, Any]:
 
 
 def columns(input_column: str, output_column: str) -> Columns:
+    """The names of the two columns."""
     from iai_hf.data import Columns
 
     return Columns(input_column, output_column)
@@ -133,6 +134,7 @@ def batches(records: list[Record], quiet: bool) -> Any:
 
 
 def print_table(rows: list[list[str]]) -> None:
+    """A table on standard output, numbers to the right."""
     from rich.console import Console
     from rich.table import Table
 

@@ -49,7 +49,8 @@ class Curriculum(ABC):
 
 class Named(Protocol):
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Of its folder or file."""
 
     def __len__(self) -> int: ...
 

@@ -45,6 +45,7 @@ class Episode:
 
     @property
     def classes(self) -> int:
+        """Number of classes."""
         return self.names.shape[1]
 
 
