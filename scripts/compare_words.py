@@ -169,13 +169,14 @@ def means(records: list[dict[str, Any]], column: str) -> dict[str, list[float]]:
 def by_task(records: list[dict[str, Any]]) -> list[list[str]]:
     """Head and a row each: exact match in percent, mean over tasks ± standard error over orders, then by task."""
     tasks = list(dict.fromkeys(record["task"] for record in records))
-    rows = [["exact match, %", "mean", *(task.removeprefix("fv_") for task in tasks)]]
+    rows = [["exact match, %", "orders", "mean", *(task.removeprefix("fv_") for task in tasks)]]
     for row, values in means(records, "exact_match").items():
         cells = []
         for task in tasks:
             mine = [r["answers"]["exact_match"] for r in records if (r["row"], r["task"]) == (row, task)]
             cells.append(f"{100 * mean(mine):.1f}")
-        rows.append([row, f"{100 * mean(values):.1f} ± {100 * error(values):.1f}", *cells])
+        spread = f" ± {100 * error(values):.1f}" if len(values) > 1 else ""
+        rows.append([row, str(len(values)), f"{100 * mean(values):.1f}{spread}", *cells])
     return rows
 
 
@@ -194,7 +195,8 @@ def costs(records: list[dict[str, Any]]) -> list[list[str]]:
         cells = []
         for column, (_, scale) in columns.items():
             known = measured[column].get(row)
-            cells.append(f"{scale * mean(known):,.1f} ± {scale * error(known):.1f}" if known else "")
+            spread = f" ± {scale * error(known):.1f}" if known and len(known) > 1 else ""
+            cells.append(f"{scale * mean(known):,.1f}{spread}" if known else "")
         rows.append([row, *cells, str(len(values))])
     return rows
 

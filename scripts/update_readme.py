@@ -58,7 +58,8 @@ None of these tasks was trained on. Standard errors over stream orders are at mo
 def words(records: list[dict[str, Any]], cost: dict[str, float]) -> str:
     """Tasks that are answered in words."""
     harm = means(records, "unrelated_accuracy")["lm-state"]
-    sizes, caches = means(records, "state_bytes")["lm-state"], means(records, "cache_bytes")
+    sizes, measured = means(records, "state_bytes")["lm-state"], means(records, "cache_bytes")
+    caches = {row: values for row, values in measured.items() if row.startswith("in-context")}
     shown = max(caches, key=lambda row: mean(means(records, "exact_match")[row]))
     return f"""
 Tasks that are answered in words, none of them trained on, with up to {records[0]["examples"]} examples on a frozen
