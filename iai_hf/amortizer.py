@@ -296,10 +296,9 @@ class Amortizer(ABC):
             "config": dataclasses.asdict(self.config),
             "backbone": self.backbone.name,
         }
-        with hub.staged(directory) as folder:
-            self.save_pretrained(folder)
-            write_whole(folder / hub.CARD_FILE, amortizer_card(described, repo_id, tags).encode())
-            return hub.push(folder, repo_id, **pushing)
+        return hub.publish(
+            self.save_pretrained, amortizer_card(described, repo_id, tags), repo_id, directory, **pushing
+        )
 
     def _check_task(self, task: TaskSpec) -> None:
         if task.kind not in self.kinds:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -128,6 +128,20 @@ def push(
             f"(hf auth login), then iai push {folder} {repo_id}"
         ) from None
     return str(done.pr_url or done.commit_url)
+
+
+def publish(
+    save: Callable[[Path], object], card: str, repo_id: str, directory: str | Path | None, **pushing: Any
+) -> str:
+    """Save something with its card into a folder, and `push` it; the folder is kept where it was named or that fails.
+
+    Raises:
+        HubError: as `push`.
+    """
+    with staged(directory) as folder:
+        save(folder)
+        (folder / CARD_FILE).write_text(card, encoding="utf-8")
+        return push(folder, repo_id, **pushing)
 
 
 def _reason(error: Exception, token: str | bool | None) -> str:

@@ -228,10 +228,7 @@ class TaskState:
         """
         from iai_hf.card import state_card
 
-        with hub.staged(directory) as folder:
-            self.save_pretrained(folder)
-            write_whole(folder / hub.CARD_FILE, state_card(self, repo_id, tags).encode())
-            return hub.push(folder, repo_id, **pushing)
+        return hub.publish(self.save_pretrained, state_card(self, repo_id, tags), repo_id, directory, **pushing)
 
 
 def _digest(tensors: Mapping[str, torch.Tensor], header: str) -> str:

@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: weights, Adam's moments and the position, in one safetensors file; no pickle."""
+"""Checkpoints of a training run: weights, Adam's moments and the position, in one safetensors file."""
 
 from __future__ import annotations
 
