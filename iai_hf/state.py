@@ -75,7 +75,7 @@ class StateHeader:
         task = values.pop("task")
         stream = values.pop("stream")
         return cls(
-            task=TaskSpec(task["kind"], tuple(task["labels"])),
+            task=TaskSpec(task["kind"], tuple(task["labels"]), tuple(task.get("columns", ()))),
             stream=StreamPosition(**stream) if stream else None,
             **values,
         )
@@ -202,7 +202,7 @@ class TaskState:
                 f"{path} is no readable task state ({type(error).__name__}: {error}); restore it from a copy"
             ) from error
 
-    def predict(self, queries: Sequence[str], **loading: Any) -> Prediction:
+    def predict(self, queries: Sequence[Any], **loading: Any) -> Prediction:
         """Answer queries with the amortizer that made the state, on its backbone, loaded at the first call.
 
         Args:

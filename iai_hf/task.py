@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from iai_hf.errors import DataError
 
 if TYPE_CHECKING:
     import torch
 
-Kind = Literal["classification", "generation"]
+Kind = Literal["classification", "generation", "regression"]
+KINDS = get_args(Kind)
 
 
 @dataclass(frozen=True)
@@ -18,15 +20,17 @@ class TaskSpec:
     """A task, as far as it is known: its kind and, for classification, its label names in a fixed order.
 
     Labels may be given ahead (then they can be predicted before an example of them is seen) or left empty;
-    those that turn up in the stream are appended.
+    those that turn up in the stream are appended. `columns` are the names of a numeric table's inputs, in order; it is
+    empty where inputs are texts.
     """
 
     kind: Kind = "classification"
     labels: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.kind not in ("classification", "generation"):
-            raise DataError(f"task kind is {self.kind!r}; expected 'classification' or 'generation'")
+        if self.kind not in KINDS:
+            raise DataError(f"task kind is {self.kind!r}; expected {', '.join(KINDS)}")
         if len(set(self.labels)) != len(self.labels):
             twice = sorted({label for label in self.labels if self.labels.count(label) > 1})
             raise DataError(f"label names must be distinct; given twice: {twice}")
@@ -41,9 +45,12 @@ class TaskSpec:
 
 @dataclass(frozen=True)
 class Chunk:
-    """One mini-batch of labelled examples, `inputs[i]` answered by `outputs[i]`."""
+    """One mini-batch of labelled examples, `inputs[i]` answered by `outputs[i]`.
 
-    inputs: tuple[str, ...]
+    Inputs are texts, or tuples of floats for a numeric table; outputs are texts, for regression those of a number.
+    """
+
+    inputs: tuple[Any, ...]
     outputs: tuple[str, ...]
 
     def __post_init__(self) -> None:
@@ -51,9 +58,13 @@ class Chunk:
             raise DataError(f"a chunk has {len(self.inputs)} inputs and {len(self.outputs)} outputs; expected as many")
         if not self.inputs:
             raise DataError("a chunk is empty; expected at least one example")
-        for number, (text, output) in enumerate(zip(self.inputs, self.outputs, strict=True)):
-            if not text.strip() or not output.strip():
-                part = "input" if not text.strip() else "output"
+        for number, (given, output) in enumerate(zip(self.inputs, self.outputs, strict=True)):
+            if isinstance(given, tuple):
+                if not all(math.isfinite(value) for value in given):
+                    raise DataError(f"example {number} of a chunk has an input that is not finite: {given}")
+                given = "numbers"
+            if not given.strip() or not output.strip():
+                part = "input" if not given.strip() else "output"
                 raise DataError(f"example {number} of a chunk has an empty {part}; expected text: drop it or fill it")
 
     def __len__(self) -> int:
@@ -67,12 +78,14 @@ class Prediction:
     Attributes:
         outputs: one text a query.
         labels: the columns of `log_probs`; empty for generation.
-        log_probs: float32 `[queries, labels]`, natural logarithm, rows sum to one after `exp`; None for generation.
+        log_probs: float32 `[queries, labels]`, natural logarithm, rows sum to one after `exp`; None otherwise.
+        values: float32 `[queries]`, of a regression; None otherwise.
     """
 
     outputs: tuple[str, ...]
     labels: tuple[str, ...] = ()
     log_probs: torch.Tensor | None = None
+    values: torch.Tensor | None = None
 
     @classmethod
     def from_logits(cls, logits: torch.Tensor, labels: tuple[str, ...]) -> Prediction:
@@ -82,5 +95,6 @@ class Prediction:
 
     def row(self, number: int) -> Prediction:
         """The answer to one query alone."""
-        scores = None if self.log_probs is None else self.log_probs[number : number + 1]
-        return Prediction((self.outputs[number],), self.labels, scores)
+        part = slice(number, number + 1)
+        scores = None if self.log_probs is None else self.log_probs[part]
+        return Prediction(self.outputs[part], self.labels, scores, None if self.values is None else self.values[part])

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from iai_hf.backbones import weights
+from iai_hf.backbones import numeric, weights
 from iai_hf.backbones.backbone import Backbone
 from iai_hf.errors import BackboneError
 
@@ -29,7 +29,7 @@ def load_backbone(
     """Load an encoder, or a causal LM where the configuration names one, frozen and in evaluation mode.
 
     Args:
-        name: Hub id or folder.
+        name: Hub id or folder; or `numeric/ARCHITECTURE` for tables of numbers, e.g. `numeric/llama`.
         dtype: a torch dtype or its name; by default bfloat16 where the processor has it, else float32.
         device: by default the GPU where there is one.
         revision, token, cache_dir, local_files_only, force_download: as in `huggingface_hub`.
@@ -41,6 +41,8 @@ def load_backbone(
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
+    if name.startswith(numeric.PREFIX):
+        return numeric.NumericBackbone(name, torch.device(device or "cpu"))
     folder, commit = weights.resolve(
         name,
         revision=revision,

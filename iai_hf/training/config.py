@@ -23,6 +23,7 @@ class TrainingConfig:
         settings: of the method.
         max_task_examples: read so many of a task, evenly spaced.
         train_steps, episodes_per_step: of the optimiser; episodes are spread over the processes.
+        tasks_per_episode: on numbers: tasks that are read side by side; elsewhere an episode is one task.
         learning_rate: peak, with cosine decay.
         unroll: updates that the gradient goes through before it is stopped.
         losses_per_episode: steps of a stream after which the loss is paid.
@@ -49,6 +50,7 @@ class TrainingConfig:
     max_task_examples: int = 20000
     train_steps: int = 400
     episodes_per_step: int = 8
+    tasks_per_episode: int = 16
     learning_rate: float = 0.02
     unroll: int = 1
     losses_per_episode: int = 3
@@ -74,6 +76,7 @@ class TrainingConfig:
         for name in (
             "train_steps",
             "episodes_per_step",
+            "tasks_per_episode",
             "unroll",
             "losses_per_episode",
             "queries",

@@ -1,0 +1,124 @@
+"""numeric-parametric, -explicit, -implicit: the paper's three regimes on numbers, and their one-shot forms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import get_args
+
+from iai_hf.amortizers.numeric import Numeric, NumericConfig
+from iai_hf.config import require
+from iai_hf.solvers.implicit import Carried, Implicit
+from iai_hf.solvers.one_shot import OneShot
+from iai_hf.solvers.network import NetworkSizes
+from iai_hf.solvers.parametric import Parametric
+from iai_hf.solvers.predictor import Predictor, Signal
+from iai_hf.solvers.retained import Retained
+from iai_hf.solvers.solver import Solver
+
+
+@dataclass(frozen=True)
+class NumericIterativeConfig(NumericConfig):
+    """Settings of the iterative regimes.
+
+    Attributes:
+        signal: what an update takes from a chunk: "data", "gradient" or "both".
+        free: the paper's form, a network alone; otherwise it stands on a solver that can't collapse.
+        window: states that an update sees; above 1 non-Markovian (parametric and explicit).
+        carried: what the implicit regime hands on in the free form: "logits", "probabilities" or "latents".
+        budget: examples that the implicit regime retains.
+    """
+
+    signal: str = "both"
+    free: bool = False
+    window: int = 1
+    carried: str = "logits"
+    budget: int = 4096
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, kind in (("signal", Signal), ("carried", Carried)):
+            value = getattr(self, name)
+            require(value in get_args(kind), f"{name} is {value!r}; expected {', '.join(get_args(kind))}")
+        require(self.window > 0, f"window is {self.window}; expected 1 or more")
+        require(self.budget > 0, f"budget is {self.budget}; expected 1 or more")
+        require(self.inputs > 0 or not self.free, "free has nothing but a network; give inputs and outputs")
+
+
+class NumericParametric(Numeric):
+    """theta are the weights of a predictor of fixed form."""
+
+    method = "numeric-parametric"
+    regime = "parametric"
+    config_class = NumericIterativeConfig
+
+    def make_solver(self, predictor: Predictor, sizes: NetworkSizes | None) -> Solver:
+        """Refines theta."""
+        config = self.config
+        return Parametric(predictor, config.signal, sizes, free=config.free, window=config.window)
+
+
+class NumericExplicit(NumericParametric):
+    """theta is a code for a predictor whose features are learned too; at first they are the fixed ones."""
+
+    method = "numeric-explicit"
+    regime = "explicit"
+
+
+class NumericImplicit(Numeric):
+    """The answers are the state; the task information is the observations, newest ones first within the budget."""
+
+    method = "numeric-implicit"
+    regime = "implicit"
+    config_class = NumericIterativeConfig
+
+    def make_solver(self, predictor: Predictor, sizes: NetworkSizes | None) -> Solver:
+        """Refines answers."""
+        config = self.config
+        solver = Implicit(predictor, config.signal, sizes, free=config.free, carried=config.carried)
+        solver.budget = config.budget
+        return solver
+
+
+@dataclass(frozen=True)
+class OneShotConfig(NumericConfig):
+    """Settings of the one-shot methods.
+
+    Attributes:
+        budget: examples that are retained.
+    """
+
+    budget: int = 4096
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.budget > 0, f"budget is {self.budget}; expected 1 or more")
+
+
+class Hypernetwork(Numeric):
+    """theta in one shot from all observations retained; without a network the ridge solution."""
+
+    method = "hypernetwork"
+    regime = "parametric"
+    config_class = OneShotConfig
+
+    def make_solver(self, predictor: Predictor, sizes: NetworkSizes | None) -> Solver:
+        """One step, on the data alone."""
+        return _one_shot(Parametric(predictor, "data", sizes, free=sizes is not None), self.config.budget)
+
+
+class PriorFitted(Numeric):
+    """Answers in one shot from all observations retained (Mueller et al. 2022); without a network ridge answers."""
+
+    method = "prior-fitted"
+    regime = "implicit"
+    config_class = OneShotConfig
+
+    def make_solver(self, predictor: Predictor, sizes: NetworkSizes | None) -> Solver:
+        """One step, on the data alone."""
+        return _one_shot(Implicit(predictor, "data", sizes, free=sizes is not None), self.config.budget)
+
+
+def _one_shot(step: Solver, budget: int) -> Retained:
+    solver = OneShot(step)
+    solver.budget = budget
+    return solver

@@ -1,0 +1,89 @@
+"""sgd, adam, maml, reptile and learned-optimizer: gradient steps on the predictor's weights, chunk by chunk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from iai_hf.amortizers.numeric import Numeric, NumericConfig
+from iai_hf.config import require
+from iai_hf.solvers.optimizers import GradientOptimizer, Reptile, Rule
+from iai_hf.solvers.network import NetworkSizes
+from iai_hf.solvers.predictor import Predictor
+from iai_hf.solvers.solver import Solver
+
+
+@dataclass(frozen=True)
+class OptimizerConfig(NumericConfig):
+    """Settings of optimizers.
+
+    Attributes:
+        rate: length of a step; SGD's (and MAML's, Reptile's) in units of 1 / features.
+        inner_steps: steps on each chunk.
+    """
+
+    rate: float = 1.0
+    inner_steps: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.rate > 0, f"rate is {self.rate}; expected more than 0")
+        require(self.inner_steps > 0, f"inner_steps is {self.inner_steps}; expected 1 or more")
+
+
+@dataclass(frozen=True)
+class AdaptiveConfig(OptimizerConfig):
+    """Settings of adam and learned-optimizer, whose steps are in units of theta."""
+
+    rate: float = 0.05
+
+
+class SGD(Numeric):
+    """Stochastic gradient descent from zero."""
+
+    method = "sgd"
+    regime = "parametric"
+    config_class: type = OptimizerConfig
+    rule: Rule = "sgd"
+    greedy = False
+
+    def make_solver(self, predictor: Predictor, sizes: NetworkSizes | None) -> Solver:
+        """From zero."""
+        return GradientOptimizer(predictor, self.rule, self.config.rate, self.config.inner_steps)
+
+
+class Adam(SGD):
+    """Adam from zero (Kingma and Ba 2015)."""
+
+    method = "adam"
+    config_class = AdaptiveConfig
+    rule = "adam"
+
+
+class LearnedOptimizer(SGD):
+    """A small network a coordinate, near Adam at first (Metz et al. 2022; small_fc_lopt of PyLO)."""
+
+    method = "learned-optimizer"
+    config_class = AdaptiveConfig
+    rule = "learned"
+
+
+class MAML(SGD):
+    """Gradient steps from a learned start with a learned rate (Finn et al. 2017; Li et al. 2017)."""
+
+    method = "maml"
+
+    def make_solver(self, predictor: Predictor, sizes: NetworkSizes | None) -> Solver:
+        """From the start."""
+        start = (predictor.size(sizes.inputs), sizes.outputs) if sizes else None
+        return GradientOptimizer(predictor, self.rule, self.config.rate, self.config.inner_steps, start)
+
+
+class ReptileStart(SGD):
+    """Gradient steps from a start that was drawn towards the solutions of tasks (Nichol et al. 2018)."""
+
+    method = "reptile"
+
+    def make_solver(self, predictor: Predictor, sizes: NetworkSizes | None) -> Solver:
+        """From the start."""
+        start = (predictor.size(sizes.inputs), sizes.outputs) if sizes else None
+        return Reptile(predictor, self.rule, self.config.rate, self.config.inner_steps, start)

@@ -1,0 +1,65 @@
+"""UpdateNetwork: h_phi as a Transformer over observations and over what is refined (theta tokens, or queries)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from iai_hf.backbones.numeric import NumericBackbone
+
+
+class NetworkSizes(NamedTuple):
+    """What a network is made for: sizes of the task, its own, and the number of steps of its training.
+
+    Beyond that number it is told the last one, as it has seen no other.
+    """
+
+    backbone: NumericBackbone
+    inputs: int
+    outputs: int
+    hidden: int
+    layers: int
+    horizon: int
+
+
+class UpdateNetwork(nn.Module):
+    """Proposes a change of each refined token; zero at first, so that a solver starts as what it stands on.
+
+    Args:
+        observed: numbers an observation holds; 0 where the signal has none.
+        refined: numbers that are known of a refined token.
+        proposed: numbers that are proposed for it.
+        places: refined tokens that are told apart by their place (theta); 0 for a set of any size (queries).
+    """
+
+    def __init__(self, sizes: NetworkSizes, observed: int, refined: int, proposed: int, places: int) -> None:
+        super().__init__()
+        hidden = sizes.hidden
+        self.horizon = sizes.horizon
+        self.observe = nn.Linear(observed, hidden) if observed else None
+        self.embed = nn.Linear(refined, hidden)
+        self.place = nn.Parameter(0.02 * torch.randn(places, hidden)) if places else None
+        self.step = nn.Linear(1, hidden)
+        self.encoder = sizes.backbone.build(hidden, sizes.layers)
+        self.propose = nn.Linear(hidden, proposed)
+        nn.init.zeros_(self.propose.weight)
+        nn.init.zeros_(self.propose.bias)
+
+    def forward(self, observed: torch.Tensor | None, refined: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
+        """Proposals `[tasks, tokens, proposed]`.
+
+        Args:
+            observed: `[tasks, chunk, observed]`, None without observations.
+            refined: `[tasks, tokens, refined]`.
+            steps: `[tasks]`, chunks read so far.
+        """
+        tokens = self.embed(refined) + self.step(steps.clamp(max=self.horizon - 1).log1p()[:, None, None])
+        if self.place is not None:
+            tokens = tokens + self.place
+        context = tokens.shape[1] if self.place is not None else 0  # parts of one theta see each other, queries do not
+        if self.observe is not None and observed is not None:
+            tokens = torch.cat([self.observe(observed), tokens], 1)
+            context += observed.shape[1]
+        return self.propose(self.encoder(tokens, context)[:, -refined.shape[1] :])

@@ -1,0 +1,67 @@
+"""Predictor: f_gamma(x, theta) = phi(x) theta, with fixed features (parametric) or learned ones (explicit)."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from torch import nn
+
+Signal = Literal["data", "gradient", "both"]
+FIXED_SEED = 20251011  # of the fixed random features: part of the predictor's form
+
+
+class Predictor(nn.Module):
+    """Linear in theta `[tasks, features, outputs]`, so that losses are convex in it.
+
+    Args:
+        classification: outputs are logits under the cross-entropy; otherwise values under half the squared error.
+        width: number of fixed random ReLU features; 0 for the inputs themselves. A constant is added to both.
+        learned_inputs: size of the inputs where features are learned besides (explicit regime); they start at zero.
+    """
+
+    def __init__(self, classification: bool, width: int = 0, learned_inputs: int = 0) -> None:
+        super().__init__()
+        self.classification, self.width = classification, width
+        self.residual: nn.Sequential | None = None
+        if learned_inputs:
+            size = self.size(learned_inputs)
+            self.residual = nn.Sequential(nn.Linear(learned_inputs, 64), nn.GELU(), nn.Linear(64, size))
+            nn.init.zeros_(self.residual[2].weight)  # type: ignore[arg-type]
+            nn.init.zeros_(self.residual[2].bias)  # type: ignore[arg-type]
+
+    def size(self, inputs: int) -> int:
+        """Number of features."""
+        return 1 + (self.width or inputs)
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """phi: `[..., inputs]` to `[..., features]`, each of order one."""
+        if self.width:
+            weight, bias = _random_map(x.shape[-1], self.width)
+            found = (x @ weight.to(x) + bias.to(x)).relu() * 2**0.5
+        else:
+            found = x
+        found = torch.cat([torch.ones_like(found[..., :1]), found], -1)
+        return found if self.residual is None else found + self.residual(x)
+
+    def residuals(self, outputs: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Derivative of the loss of each example in its outputs, `[..., outputs]`."""
+        return (outputs.softmax(-1) if self.classification else outputs) - y
+
+    def gradient(self, features: torch.Tensor, theta: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Of the mean loss over examples `[tasks, n, ...]`, in theta."""
+        return features.mT @ self.residuals(features @ theta, y) / features.shape[-2]
+
+    def loss(self, outputs: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Mean over examples: `[tasks, n, outputs]` to `[tasks]`; nats, or half the squared error a target."""
+        if self.classification:
+            return -(outputs.log_softmax(-1) * y).sum(-1).mean(-1)
+        return 0.5 * (outputs - y).square().mean((-1, -2))
+
+
+@lru_cache(maxsize=8)
+def _random_map(inputs: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(FIXED_SEED)
+    weight = torch.randn(inputs, width, generator=generator) / inputs**0.5
+    return weight, torch.randn(width, generator=generator)

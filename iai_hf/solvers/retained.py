@@ -1,0 +1,60 @@
+"""Retained: a state that is the observations themselves, within a stated budget of examples."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+
+from iai_hf.solvers.solver import Batch, Solver, Tensors
+
+
+class Retained(Solver):
+    """Keeps the newest chunks, at most `budget` examples; `outputs_after` reads them."""
+
+    budget: int = 4096
+
+    @property
+    def per_output(self) -> Sequence[str]:
+        """Tensors whose last dimension is the outputs."""
+        return ("y",)
+
+    def initial(self, tasks: int, inputs: int, outputs: int) -> Tensors:
+        """No observation."""
+        return {
+            "x": torch.zeros(tasks, 0, inputs),
+            "y": torch.zeros(tasks, 0, outputs),
+            "sizes": torch.zeros(tasks, 0, dtype=torch.int64),  # of the chunks
+        }
+
+    def refine(self, tensors: Tensors, batch: Batch) -> Tensors:
+        """With the chunk, and without the oldest ones that no longer fit."""
+        tasks, size = batch.x.shape[:2]
+        if size > self.budget:
+            batch, size = Batch(batch.x[:, : self.budget], batch.y[:, : self.budget]), self.budget
+        sizes = [*tensors["sizes"][0].tolist(), size]
+        while sum(sizes) > self.budget:
+            sizes.pop(0)
+        start = -sum(sizes)
+        return {
+            "x": torch.cat([tensors["x"].to(batch.x), batch.x], 1)[:, start:],
+            "y": torch.cat([tensors["y"].to(batch.y), batch.y], 1)[:, start:],
+            "sizes": torch.tensor(sizes).expand(tasks, -1).contiguous(),
+        }
+
+    def answer(self, tensors: Tensors, x: torch.Tensor) -> torch.Tensor:
+        """Read what is retained, for these queries."""
+        sizes = tensors["sizes"][0].tolist()
+        if not sizes:
+            return torch.zeros(*x.shape[:2], tensors["y"].shape[-1], device=x.device)
+        chunks = list(map(Batch, tensors["x"].split(sizes, 1), tensors["y"].split(sizes, 1)))
+        return self.outputs_after(chunks, x, greedy=True)[-1]
+
+    def rollout(self, chunks: Sequence[Batch], x: torch.Tensor, *, greedy: bool = True) -> list[torch.Tensor]:
+        """Outputs for the queries `x` after each chunk, in one pass over the stream."""
+        return self.outputs_after(chunks, x, greedy)
+
+    @abstractmethod
+    def outputs_after(self, chunks: Sequence[Batch], x: torch.Tensor, greedy: bool) -> list[torch.Tensor]:
+        """Outputs for `x` after each chunk."""

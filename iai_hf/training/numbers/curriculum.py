@@ -1,0 +1,85 @@
+"""NumbersCurriculum: episodes of a family, the loss after every chunk, and held-out tasks that choose the weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from iai_hf.solvers.optimizers import Reptile
+from iai_hf.solvers.solver import Batch, Solver
+from iai_hf.training.config import TrainingConfig
+from iai_hf.training.curriculum import Curriculum, Evaluation
+from iai_hf.training.numbers.families import Episode, Family
+
+if TYPE_CHECKING:
+    from iai_hf.amortizers.numeric import Numeric
+
+VALIDATION_SEED = 10**9
+
+
+class GreedyObjective(nn.Module):
+    """Mean loss of the queries over all steps; by default the gradient is stopped between them (greedy)."""
+
+    def __init__(self, solver: Solver, greedy: bool) -> None:
+        super().__init__()
+        self.solver, self.greedy = solver, greedy
+
+    def forward(self, episode: tuple[list[Batch], Batch]) -> torch.Tensor:
+        """Of one episode's chunks and queries."""
+        chunks, queries = episode
+        if isinstance(self.solver, Reptile):
+            return self.solver.pull(chunks)
+        found = self.solver.rollout(chunks, queries.x, greedy=self.greedy)
+        return torch.stack([self.solver.predictor.loss(outputs, queries.y).mean() for outputs in found]).mean()
+
+
+class NumbersCurriculum(Curriculum):
+    """Tasks of one family, new ones in every episode.
+
+    Args:
+        amortizer: its `module` is trained.
+        config: `episodes_per_step` batches of `tasks_per_episode` tasks; chunk sizes and numbers of chunks (at most
+            `most_steps`) are drawn log-uniformly.
+    """
+
+    def __init__(self, amortizer: Numeric, family: Family, config: TrainingConfig) -> None:
+        self.family, self.config = family, config
+        self.solver: Solver = amortizer.module
+        self.objective = GreedyObjective(self.solver, amortizer.greedy)
+
+    def draw(self, number: int, device: torch.device) -> tuple[list[Batch], Batch]:
+        """Episode `number`."""
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + number)
+        steps = _log_uniform(generator, 1, self.config.most_steps)
+        size = _log_uniform(generator, *self.config.chunk_sizes)
+        drawn = self.family.sample(generator, self.config.tasks_per_episode, steps * size, self.config.queries)
+        return _on(drawn, size, device)
+
+    def describe(self, episode: Any) -> str:
+        """Where an episode comes from."""
+        return f"{self.family.name}, {len(episode[0])} chunks of {episode[0][0].x.shape[1]}"
+
+    def evaluate(self) -> Evaluation:
+        """Held-out tasks: mean loss over the steps, and the share of right answers after the last (or minus loss)."""
+        generator = torch.Generator().manual_seed(VALIDATION_SEED)
+        steps, size = self.config.most_steps, self.config.chunk_sizes[1]
+        drawn = self.family.sample(generator, self.config.tasks_per_episode, steps * size, self.config.queries)
+        device = next(self.solver.parameters()).device
+        chunks, queries = _on(drawn, size, device)
+        with torch.no_grad():
+            found = self.solver.rollout(chunks, queries.x)
+            losses = torch.stack([self.solver.predictor.loss(outputs, queries.y).mean() for outputs in found])
+            right = (found[-1].argmax(-1) == queries.y.argmax(-1)).float().mean()
+        return Evaluation(float(losses.mean()), float(right) if self.family.classification else -float(losses[-1]))
+
+
+def _on(episode: Episode, size: int, device: torch.device) -> tuple[list[Batch], Batch]:
+    chunks = [Batch(chunk.x.to(device), chunk.y.to(device)) for chunk in episode.chunks(size)]
+    return chunks, Batch(episode.queries.x.to(device), episode.queries.y.to(device))
+
+
+def _log_uniform(generator: torch.Generator, least: int, most: int) -> int:
+    share = float(torch.rand((), generator=generator))
+    return min(int(least * ((most + 1) / least) ** share), most)

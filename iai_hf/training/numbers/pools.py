@@ -1,0 +1,75 @@
+"""Tasks from labelled data: five of its classes, shuffled, so that a class number means nothing across tasks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from iai_hf.solvers.solver import Batch
+from iai_hf.training.numbers.families import Episode, Family
+
+
+class Pool(NamedTuple):
+    """Labelled vectors: x float32 `[examples, inputs]`, y int64 `[examples]`."""
+
+    x: torch.Tensor
+    y: torch.Tensor
+
+
+class Source(NamedTuple):
+    """A training and a test part, and the pair for tests out of distribution."""
+
+    train: Pool
+    test: Pool
+    shifted_train: Pool
+    shifted_test: Pool
+
+
+@dataclass(frozen=True)
+class PoolFamily(Family):
+    """`outputs` classes a task, streams from the training part, queries from the test part."""
+
+    source: Source | None = None
+
+    def sample(
+        self, generator: torch.Generator, tasks: int, examples: int, queries: int, shifted: bool = False
+    ) -> Episode:
+        """Examples are drawn with replacement; no exact answer is known."""
+        assert self.source is not None
+        train, test = self.source[2:] if shifted else self.source[:2]
+        classes = train.y.unique()
+        streams, asked = [], []
+        for _ in range(tasks):
+            chosen = classes[torch.randperm(len(classes), generator=generator)[: self.outputs]]
+            streams.append(_drawn(train, chosen, examples, generator, self.outputs))
+            asked.append(_drawn(test, chosen, queries, generator, self.outputs))
+        return Episode(_stacked(streams), _stacked(asked), None)
+
+
+def reduced(pools: list[Pool], size: int) -> list[Pool]:
+    """Principal components of the first pool, of variance one together a component, applied to all."""
+    first = pools[0].x
+    mean = first.mean(0)
+    _, _, directions = torch.linalg.svd(first - mean, full_matrices=False)
+    projected = (first - mean) @ directions[:size].T
+    scale = projected.square().mean().sqrt()
+    return [Pool((pool.x - mean) @ directions[:size].T / scale, pool.y) for pool in pools]
+
+
+def halves(pool: Pool, seed: int = 0) -> tuple[Pool, Pool]:
+    """Two thirds for streams, a third for queries."""
+    order = torch.randperm(len(pool.y), generator=torch.Generator().manual_seed(seed))
+    cut = 2 * len(order) // 3
+    return Pool(pool.x[order[:cut]], pool.y[order[:cut]]), Pool(pool.x[order[cut:]], pool.y[order[cut:]])
+
+
+def _drawn(pool: Pool, chosen: torch.Tensor, count: int, generator: torch.Generator, outputs: int) -> Batch:
+    within = (pool.y[:, None] == chosen).nonzero()  # example, class number within the task
+    picks = within[torch.randint(len(within), (count,), generator=generator)]
+    return Batch(pool.x[picks[:, 0]], torch.nn.functional.one_hot(picks[:, 1], outputs).float())
+
+
+def _stacked(batches: list[Batch]) -> Batch:
+    return Batch(*(torch.stack(parts) for parts in zip(*batches, strict=True)))
