@@ -74,7 +74,7 @@ class Preset:
 EVERY = (*SYNTHETIC, *POOLS)
 PRESETS = {
     "smoke": Preset(("linear regression, 2", "Gaussian mixtures"), (), 1, 8, 8, 4, 16, 8, 16, 1, 3, generated=32),
-    "cpu": Preset(EVERY, ("linear regression, 2", "linear classification"), 5, 120, 300, 8, 64, 16, 64, 2),
+    "cpu": Preset(EVERY, ("linear regression, 2", "linear classification"), 5, 200, 400, 8, 64, 16, 64, 2),
     "gpu": Preset(EVERY, EVERY, 5, 20000, 50000, 128, 128, 64, 256, 4, learning_rate=0.0003, generated=512),
 }
 
@@ -154,7 +154,7 @@ def learned(cell: Cell, tasks: Family, preset: Preset, folder: Path) -> tuple[Nu
         queries=min(preset.queries, 32),
         chunk_sizes=[max(preset.chunk // 2, 1), preset.chunk],
         most_steps=preset.horizon,
-        evaluate_every=max((preset.free_steps if cell.free else preset.train_steps) // 3, 1),
+        evaluate_every=max((preset.free_steps if cell.free else preset.train_steps) // 4, 1),
         seed=cell.seed,
     )
     began = time.perf_counter()
@@ -230,8 +230,8 @@ def distances(
     exact = drawn.exact
     shape = (preset.tasks, preset.generated, 2)
     noise = torch.randn(shape, generator=generator)
-    # At t = 1 the query is an observation: x_t is the point itself.
-    ends = torch.cat([chunk.y + _noise(chunk) for chunk in drawn.chunks(preset.generated)[:1]])
+    # True points that no state has read.
+    ends = torch.cat([chunk.y + _noise(chunk) for chunk in drawn.chunks(preset.generated)[2:3]])
     samples = {
         "generated": generate(lambda asked: solver.answer(state, asked), noise, steps=8),
         "true velocity": generate(lambda asked: exact(chunks[0], asked), noise, steps=8),

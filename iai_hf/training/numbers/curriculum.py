@@ -16,7 +16,7 @@ from iai_hf.training.numbers.families import Episode, Family
 if TYPE_CHECKING:
     from iai_hf.amortizers.numeric import Numeric
 
-VALIDATION_SEED = 10**9
+VALIDATION_SEED, VALIDATION_EPISODES = 10**9, 4
 
 
 class GreedyObjective(nn.Module):
@@ -65,7 +65,8 @@ class NumbersCurriculum(Curriculum):
         """Held-out tasks: mean loss over the steps, and the share of right answers after the last (or minus loss)."""
         generator = torch.Generator().manual_seed(VALIDATION_SEED)
         steps, size = self.config.most_steps, self.config.chunk_sizes[1]
-        drawn = self.family.sample(generator, self.config.tasks_per_episode, steps * size, self.config.queries)
+        tasks = VALIDATION_EPISODES * self.config.tasks_per_episode
+        drawn = self.family.sample(generator, tasks, steps * size, self.config.queries)
         device = next(self.solver.parameters()).device
         chunks, queries = _on(drawn, size, device)
         with torch.no_grad():
