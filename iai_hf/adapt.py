@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -66,12 +67,14 @@ def adapt(
         raise DataError(f"max_examples is {max_examples}; expected at least 1")
     first_process = os.environ.get("RANK", "0") == "0"
     output = output if first_process else None
+    if state is not None:  # a table is read as the state knows it, by the names of its columns
+        columns = replace(columns or Columns(), numbers=state.task.columns or None)
     stream = open_stream(data, columns, split=split, shuffle_seed=shuffle_seed)
     start = 0
     if state is None:
         if resume:
             raise StateError("there is no state to resume; start without resume")
-        state = amortizer.init_state(task or TaskSpec(stream.kind()))
+        state = amortizer.init_state(stream.task(task))
     else:
         amortizer.check(state)
         if resume:

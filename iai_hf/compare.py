@@ -73,7 +73,7 @@ def compare(
         stream = open_stream(data, columns, shuffle_seed=shuffle_seed)
         total = min(limit or 10**12, stream.length or limit or 10**12)
         marks = _marks(chunk_size, total, evaluations)
-        spec = task or TaskSpec(stream.kind())
+        spec = stream.task(task)
         state = amortizer.init_state(spec)
         run.start()
         state = amortizer.adapt(

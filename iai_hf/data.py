@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -12,24 +13,28 @@ from typing import Any, NamedTuple
 
 from iai_hf.errors import DataError
 from iai_hf.readers import SUFFIXES, file_fingerprint, load_hub_dataset, read_file
-from iai_hf.task import Chunk, Kind
+from iai_hf.task import Chunk, Kind, TaskSpec
 
 PEEK = 256  # examples looked at to tell classification from generation
 
 
 class Record(NamedTuple):
-    """One example. `output` is empty where a stream is opened without an output column."""
+    """One example: a text, or the numbers of a table's row; `output` is empty where a stream has no output column."""
 
-    input: str
+    input: Any
     output: str
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns that hold the text and its answer; `output` None reads queries only."""
+    """Names of the columns that hold the text and its answer; `output` None reads queries only.
+
+    `numbers` makes a numeric table of the rows: the names of its inputs, in order; empty for all but the output.
+    """
 
     input: str = "input"
     output: str | None = "output"
+    numbers: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -54,8 +59,13 @@ class Stream:
         Raises:
             DataError: a column is missing, a text is empty or no text; the message names the place.
         """
+        names = self.columns.numbers or ()
         for place, row in self.rows(start):
-            yield Record(self._text(place, row, self.columns.input), self._output(place, row))
+            if self.columns.numbers is None:
+                yield Record(self._text(place, row, self.columns.input), self._output(place, row))
+                continue
+            names = names or tuple(name for name in row if name != self.columns.output)
+            yield Record(tuple(self._number(place, row, name) for name in names), self._output(place, row))
 
     def chunks(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[Chunk]:
         """Chunks of `size` examples (the last may be shorter) of records `start` to `stop`."""
@@ -65,12 +75,28 @@ class Stream:
         while batch := list(itertools.islice(records, size)):
             yield Chunk(tuple(record.input for record in batch), tuple(record.output for record in batch))
 
-    def kind(self) -> Kind:
-        """Classification where most outputs of the first examples occur more than once among them."""
-        counts = Counter(record.output for record in itertools.islice(self.records(), PEEK))
-        if not counts:
+    def task(self, given: TaskSpec | None = None) -> TaskSpec:
+        """The task, as far as it is not given: its kind, and the columns of a numeric table.
+
+        The kind is classification where most outputs of the first examples occur more than once among them; of a table,
+        regression where they are numbers, and over 20 different ones or not whole; otherwise generation.
+
+        Raises:
+            DataError: there is no example.
+        """
+        if given is not None and self.columns.numbers is None:
+            return given
+        first = list(itertools.islice(self.records(), PEEK))
+        if not first:
             raise DataError("the dataset has no examples; expected at least one")
-        return "classification" if len(counts) <= max(2, 0.6 * counts.total()) else "generation"
+        counts = Counter(record.output for record in first)
+        kind: Kind = "classification" if len(counts) <= max(2, 0.6 * counts.total()) else "generation"
+        if self.columns.numbers is None:
+            return TaskSpec(kind)
+        names = self.columns.numbers or tuple(name for name in next(self.rows(0))[1] if name != self.columns.output)
+        if given is not None:
+            return replace(given, columns=names)
+        return TaskSpec("regression" if _measured(counts) else "classification", columns=names)
 
     def _text(self, place: str, row: dict[str, Any], column: str) -> str:
         if column not in row:
@@ -85,14 +111,38 @@ class Stream:
             raise DataError(f"{place}: {column!r} is empty; expected text: drop the row or fill it")
         return value
 
+    def _number(self, place: str, row: dict[str, Any], column: str) -> float:
+        if column not in row:
+            raise DataError(f"{place} has no column {column!r}; found {sorted(map(str, row))}")
+        try:
+            value = float(row[column])
+        except (TypeError, ValueError):
+            value = math.nan
+        if not math.isfinite(value):
+            raise DataError(
+                f"{place}: {column!r} is {str(row[column])[:40]!r}; expected a finite number: fill or drop the row, "
+                "turn words into numbers, or leave the column out"
+            )
+        return value
+
     def _output(self, place: str, row: dict[str, Any]) -> str:
         column = self.columns.output
         if column is None:
             return ""
         value = row.get(column)
+        if self.columns.numbers is not None and isinstance(value, float):
+            row = {**row, column: repr(value)}
         if isinstance(value, int) and not isinstance(value, bool):  # class numbers, as Hub datasets have them
             row = {**row, column: self.label_names.get(value, str(value))}
         return self._text(place, row, column)
+
+
+def _measured(counts: Counter[str]) -> bool:
+    try:
+        values = [float(output) for output in counts]
+    except ValueError:
+        return False
+    return len(values) > 20 or any(value != int(value) for value in values)
 
 
 def open_stream(
@@ -151,7 +201,8 @@ def _from_dataset(data: Any, fingerprint: str, columns: Columns, shuffle_seed: i
     order = None if shuffle_seed is None else numpy.random.default_rng(shuffle_seed).permutation(length)
     feature = data.features.get(columns.output)
     names = dict(enumerate(feature.names)) if isinstance(feature, datasets.ClassLabel) else {}
-    wanted = [name for name in (columns.input, columns.output) if name in data.column_names]
+    named = columns.numbers if columns.numbers is not None else (columns.input,)
+    wanted = [name for name in (*named, columns.output) if name in data.column_names] if named else []
     view = data.select_columns(wanted) if wanted else data
 
     def rows(start: int) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -198,9 +249,11 @@ def _as_arrow(path: Path, fingerprint: str, columns: Columns) -> Any:
 
     stream = Stream(fingerprint, None, lambda start: read_file(path), columns)
 
-    def rows() -> Iterator[dict[str, str]]:
+    def rows() -> Iterator[dict[str, Any]]:
+        names = stream.task().columns if columns.numbers is not None else ()
         for record in stream.records():
-            yield {columns.input: record.input, columns.output or "": record.output}
+            given = dict(zip(names, record.input, strict=True)) if names else {columns.input: record.input}
+            yield {**given, columns.output or "": record.output}
 
     key = hashlib.sha256(f"{fingerprint} {columns}".encode()).hexdigest()[:32]
     try:

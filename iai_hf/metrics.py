@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from statistics import fmean, pvariance
 
 from iai_hf.errors import DataError
 from iai_hf.task import Prediction
@@ -14,7 +16,8 @@ def score(prediction: Prediction, outputs: Sequence[str], *, allow_unseen_labels
     """Metrics by name, each a fraction of one but for `negative_log_likelihood` (nats a query).
 
     Classification: `accuracy`, `macro_f1` (mean over the labels that occur), `negative_log_likelihood`,
-    `calibration_error` (expected, 15 equal bins, Guo et al. 2017). Generation: `exact_match`.
+    `calibration_error` (expected, 15 equal bins, Guo et al. 2017). Generation: `exact_match`. Regression:
+    `root_mean_squared_error` and `mean_absolute_error` in units of the target, and `r2`, the explained variance.
 
     Args:
         allow_unseen_labels: count an output that the state does not know as an error, with probability 1e-6.
@@ -24,6 +27,8 @@ def score(prediction: Prediction, outputs: Sequence[str], *, allow_unseen_labels
     """
     if len(prediction.outputs) != len(outputs):
         raise DataError(f"{len(prediction.outputs)} predictions for {len(outputs)} outputs; expected as many")
+    if prediction.values is not None:
+        return _regression(prediction.values.tolist(), outputs)
     hits = [predicted == output for predicted, output in zip(prediction.outputs, outputs, strict=True)]
     if prediction.log_probs is None:
         return {"exact_match": sum(hits) / len(hits)}
@@ -34,6 +39,21 @@ def score(prediction: Prediction, outputs: Sequence[str], *, allow_unseen_labels
         "macro_f1": _macro_f1(prediction.outputs, outputs),
         "negative_log_likelihood": _negative_log_likelihood(prediction, outputs),
         "calibration_error": _calibration_error(prediction, hits),
+    }
+
+
+def _regression(values: Sequence[float], outputs: Sequence[str]) -> dict[str, float]:
+    try:
+        right = [float(output) for output in outputs]
+    except ValueError as error:
+        raise DataError(f"a target is no number ({error}); expected the column that the state predicts") from error
+    gaps = [value - target for value, target in zip(values, right, strict=True)]
+    squared = fmean(gap**2 for gap in gaps)
+    variance = pvariance(right)
+    return {
+        "root_mean_squared_error": squared**0.5,
+        "mean_absolute_error": fmean(map(abs, gaps)),
+        "r2": 1 - squared / variance if variance else math.nan,
     }
 
 

@@ -1,1 +1,2 @@
-def write(done, output): pass
+def write(done, output):
+    pass

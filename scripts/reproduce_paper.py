@@ -128,6 +128,7 @@ def made(cell: Cell, tasks: Family, preset: Preset, rate: float | None = None) -
         "hidden": preset.hidden,
         "layers": preset.layers,
         "horizon": preset.horizon,
+        "seed": cell.seed,
     }
     if cell.method not in RATES:
         settings |= {"inputs": tasks.inputs, "outputs": tasks.outputs}
@@ -135,7 +136,6 @@ def made(cell: Cell, tasks: Family, preset: Preset, rate: float | None = None) -
         settings |= {key: getattr(cell, key) for key in ("signal", "free", "window", "carried")}
     if rate is not None:
         settings["rate"] = rate
-    torch.manual_seed(cell.seed)
     amortizer = AutoAmortizer.from_pretrained(cell.method, backbone=cell.backbone, config=settings)
     assert isinstance(amortizer, Numeric)
     return amortizer
@@ -283,7 +283,7 @@ def run(cell: Cell, preset: Preset, output: Path, full: bool) -> dict[str, Any]:
     tasks = family(cell.family, output / "cache", full)
     folder = output / "cells" / f"{cell.group}-{cell.family}-{cell.method}-{cell.signal}-{cell.seed}".replace(" ", "-")
     amortizer, record = learned(cell, tasks, preset, folder)
-    solver = amortizer.module
+    solver = amortizer.solver
     with torch.no_grad():
         record["in distribution"] = tested(solver, tasks, preset, cell.seed, shifted=False)
         record["shifted"] = tested(solver, tasks, preset, cell.seed, shifted=True)
@@ -297,7 +297,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=PRESETS, default="cpu")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--num_workers", type=int, default=0, help="cells at a time; by default one a core, or one a GPU")
+    parser.add_argument(
+        "--num_workers", type=int, default=0, help="cells at a time; by default one a core, or one a GPU"
+    )
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for name in ("iai_hf.training", "httpx"):

@@ -30,6 +30,7 @@ class NumericConfig:
         width: fixed random features of the predictor; 0 for a linear one.
         inputs, outputs: sizes that a network is made for; 0 for no network, which reads any table.
         hidden, layers: of the network.
+        seed: of a network's first weights.
         horizon: steps that the network is trained for; it may go on for any number.
         standardise: bring the inputs, and the target of a regression, to the scale of the first chunk.
         weights: folder of learned weights; None for the solver at its initial value.
@@ -41,6 +42,7 @@ class NumericConfig:
     outputs: int = 0
     hidden: int = 64
     layers: int = 2
+    seed: int = 0
     horizon: int = 10
     standardise: bool = True
     weights: str | None = None
@@ -53,9 +55,7 @@ class NumericConfig:
         require(bool(self.inputs) == bool(self.outputs), "give both of inputs and outputs, or none of them")
         for name in ("layers", "horizon"):
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; expected 1 or more")
-        require(
-            self.hidden > 0 and self.hidden % 8 == 0, f"hidden is {self.hidden}; expected a multiple of 8, e.g. 64"
-        )
+        require(self.hidden > 0 and self.hidden % 8 == 0, f"hidden is {self.hidden}; expected a multiple of 8, e.g. 64")
 
 
 class _Prepared(NamedTuple):
@@ -85,6 +85,11 @@ class Numeric(Learned):
     def make_module(self) -> Solver:
         """The solver of the configuration's kind."""
         return self._made(self.config.kind)
+
+    @property
+    def solver(self) -> Solver:
+        """What is learned."""
+        return cast("Solver", self.module)
 
     def initial(self, task: TaskSpec) -> Mapping[str, torch.Tensor]:
         """The solver's, and no scale yet."""
@@ -130,7 +135,7 @@ class Numeric(Learned):
         solver = self._solver(task)
         inner = solver.grow(_inner(tensors), outputs)
         refined = solver.refine(inner, Batch(x[None].float(), y[None].float()))
-        found = {name: tensor[0] for name, tensor in refined.items()}
+        found = {name: tensor[0].contiguous() for name, tensor in refined.items()}
         return found | {"scaling.shift": shift.float(), "scaling.scale": scale.float()}, {}
 
     def prepare(self, tensors: Mapping[str, torch.Tensor], task: TaskSpec) -> Any:
@@ -181,12 +186,14 @@ class Numeric(Learned):
 
     def _solver(self, task: TaskSpec) -> Solver:
         if task.kind == self.config.kind:
-            return cast("Solver", self.module)
+            return self.solver
         if self.config.weights is not None or self.config.inputs:
             raise DataError(f"the weights are for {self.config.kind}, the task is {task.kind}; leave weights out")
         return self._made(task.kind)  # at its initial value it has no numbers of its own
 
     def _made(self, kind: str) -> Solver:
+        import torch
+
         assert isinstance(self.backbone, NumericBackbone)
         config = self.config
         sizes = None
@@ -195,8 +202,10 @@ class Numeric(Learned):
                 self.backbone, config.inputs, config.outputs, config.hidden, config.layers, config.horizon
             )
         learned = config.inputs if self.regime == "explicit" else 0
-        predictor = Predictor(kind == "classification", config.width, learned)
-        return self.make_solver(predictor, sizes).requires_grad_(False).eval()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            predictor = Predictor(kind == "classification", config.width, learned)
+            return self.make_solver(predictor, sizes).requires_grad_(False).eval()
 
 
 def _inner(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

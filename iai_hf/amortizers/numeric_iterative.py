@@ -8,8 +8,8 @@ from typing import get_args
 from iai_hf.amortizers.numeric import Numeric, NumericConfig
 from iai_hf.config import require
 from iai_hf.solvers.implicit import Carried, Implicit
-from iai_hf.solvers.one_shot import OneShot
 from iai_hf.solvers.network import NetworkSizes
+from iai_hf.solvers.one_shot import OneShot
 from iai_hf.solvers.parametric import Parametric
 from iai_hf.solvers.predictor import Predictor, Signal
 from iai_hf.solvers.retained import Retained
@@ -44,11 +44,7 @@ class NumericIterativeConfig(NumericConfig):
         require(self.inputs > 0 or not self.free, "free has nothing but a network; give inputs and outputs")
 
 
-class NumericParametric(Numeric):
-    """theta are the weights of a predictor of fixed form."""
-
-    method = "numeric-parametric"
-    regime = "parametric"
+class _Refining(Numeric):
     config_class = NumericIterativeConfig
 
     def make_solver(self, predictor: Predictor, sizes: NetworkSizes | None) -> Solver:
@@ -57,7 +53,14 @@ class NumericParametric(Numeric):
         return Parametric(predictor, config.signal, sizes, free=config.free, window=config.window)
 
 
-class NumericExplicit(NumericParametric):
+class NumericParametric(_Refining):
+    """theta are the weights of a predictor of fixed form."""
+
+    method = "numeric-parametric"
+    regime = "parametric"
+
+
+class NumericExplicit(_Refining):
     """theta is a code for a predictor whose features are learned too; at first they are the fixed ones."""
 
     method = "numeric-explicit"

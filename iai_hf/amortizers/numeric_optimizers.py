@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from iai_hf.amortizers.numeric import Numeric, NumericConfig
 from iai_hf.config import require
-from iai_hf.solvers.optimizers import GradientOptimizer, Reptile, Rule
 from iai_hf.solvers.network import NetworkSizes
+from iai_hf.solvers.optimizers import GradientOptimizer, Reptile, Rule
 from iai_hf.solvers.predictor import Predictor
 from iai_hf.solvers.solver import Solver
 
@@ -37,13 +38,10 @@ class AdaptiveConfig(OptimizerConfig):
     rate: float = 0.05
 
 
-class SGD(Numeric):
-    """Stochastic gradient descent from zero."""
-
-    method = "sgd"
+class _Optimizer(Numeric):
     regime = "parametric"
-    config_class: type = OptimizerConfig
-    rule: Rule = "sgd"
+    config_class = OptimizerConfig
+    rule: ClassVar[Rule] = "sgd"
     greedy = False
 
     def make_solver(self, predictor: Predictor, sizes: NetworkSizes | None) -> Solver:
@@ -51,7 +49,13 @@ class SGD(Numeric):
         return GradientOptimizer(predictor, self.rule, self.config.rate, self.config.inner_steps)
 
 
-class Adam(SGD):
+class SGD(_Optimizer):
+    """Stochastic gradient descent from zero."""
+
+    method = "sgd"
+
+
+class Adam(_Optimizer):
     """Adam from zero (Kingma and Ba 2015)."""
 
     method = "adam"
@@ -59,7 +63,7 @@ class Adam(SGD):
     rule = "adam"
 
 
-class LearnedOptimizer(SGD):
+class LearnedOptimizer(_Optimizer):
     """A small network a coordinate, near Adam at first (Metz et al. 2022; small_fc_lopt of PyLO)."""
 
     method = "learned-optimizer"
@@ -67,23 +71,23 @@ class LearnedOptimizer(SGD):
     rule = "learned"
 
 
-class MAML(SGD):
+class _Started(_Optimizer):
+    kind_of: ClassVar[type[GradientOptimizer]] = GradientOptimizer
+
+    def make_solver(self, predictor: Predictor, sizes: NetworkSizes | None) -> Solver:
+        """From the start."""
+        start = (predictor.size(sizes.inputs), sizes.outputs) if sizes else None
+        return self.kind_of(predictor, self.rule, self.config.rate, self.config.inner_steps, start)
+
+
+class MAML(_Started):
     """Gradient steps from a learned start with a learned rate (Finn et al. 2017; Li et al. 2017)."""
 
     method = "maml"
 
-    def make_solver(self, predictor: Predictor, sizes: NetworkSizes | None) -> Solver:
-        """From the start."""
-        start = (predictor.size(sizes.inputs), sizes.outputs) if sizes else None
-        return GradientOptimizer(predictor, self.rule, self.config.rate, self.config.inner_steps, start)
 
-
-class ReptileStart(SGD):
+class ReptileStart(_Started):
     """Gradient steps from a start that was drawn towards the solutions of tasks (Nichol et al. 2018)."""
 
     method = "reptile"
-
-    def make_solver(self, predictor: Predictor, sizes: NetworkSizes | None) -> Solver:
-        """From the start."""
-        start = (predictor.size(sizes.inputs), sizes.outputs) if sizes else None
-        return Reptile(predictor, self.rule, self.config.rate, self.config.inner_steps, start)
+    kind_of = Reptile

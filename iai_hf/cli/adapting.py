@@ -23,6 +23,7 @@ from iai_hf.cli.options import (
     Settings,
     ShuffleSeed,
     Split,
+    Target,
     batches,
     columns,
     describe,
@@ -58,6 +59,7 @@ def adapt(
     settings: Settings = None,
     input_column: InputColumn = "input",
     output_column: OutputColumn = "output",
+    target: Target = None,
     split: Split = "train",
     quiet: Quiet = False,
     as_json: Json = False,
@@ -86,7 +88,7 @@ def adapt(
         data,
         state,
         task=task_spec(kind, labels),
-        columns=columns(input_column, output_column),
+        columns=columns(input_column, output_column, target),
         split=split,
         chunk_size=chunk_size,
         max_examples=max_examples,
@@ -135,12 +137,11 @@ def predict(
     """Answer every input of a dataset."""
     start_logging(quiet)
     from iai_hf.auto import AutoAmortizer
-    from iai_hf.data import Columns
     from iai_hf.state import TaskState, check_writable, write_whole
 
     check_writable(output.parent)
     state = TaskState.from_pretrained(state_dir)
-    records = read_records(data, Columns(input_column, None), split)
+    records = read_records(data, columns(input_column, None, state=state), split)
     amortizer = AutoAmortizer.for_state(state)
     lines = []
     for batch in batches(records, quiet):
@@ -165,11 +166,12 @@ def evaluate(
     ] = False,
     input_column: InputColumn = "input",
     output_column: OutputColumn = "output",
+    target: Target = None,
     split: Split = "test",
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Accuracy, macro-F1, negative log-likelihood and calibration error, or exact match."""
+    """Accuracy, macro-F1, negative log-likelihood and calibration error; exact match; or errors of a regression."""
     start_logging(quiet)
     import torch
 
@@ -181,17 +183,19 @@ def evaluate(
     if output is not None:
         check_writable(output.parent)
     state = TaskState.from_pretrained(state_dir)
-    records = read_records(data, columns(input_column, output_column), split)
+    records = read_records(data, columns(input_column, output_column, target, state), split)
     outputs = [record.output for record in records]
     if state.task.kind == "classification" and not allow_unseen_labels:
         check_labels(state.task.labels, outputs)
     amortizer = AutoAmortizer.for_state(state)
     parts = [amortizer.predict(state, [record.input for record in batch]) for batch in batches(records, quiet)]
     scores = [part.log_probs for part in parts if part.log_probs is not None]
+    values = all(part.values is not None for part in parts)
     whole = Prediction(
         tuple(answer for part in parts for answer in part.outputs),
         state.task.labels if scores else (),
         torch.cat(scores) if scores else None,
+        torch.cat([part.values for part in parts if part.values is not None]) if values else None,
     )
     metrics = score(whole, outputs, allow_unseen_labels=allow_unseen_labels)
     result = {"examples": len(records), **metrics}

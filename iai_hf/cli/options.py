@@ -21,6 +21,9 @@ DataOption = Annotated[
 ]
 InputColumn = Annotated[str, typer.Option(help="Column with the text.")]
 OutputColumn = Annotated[str, typer.Option(help="Column with the answer.")]
+Target = Annotated[
+    str | None, typer.Option("--target", help="Numeric table: the column to predict; all others are its inputs.")
+]
 Split = Annotated[str, typer.Option(help="Split of a Hub dataset.")]
 BackboneOption = Annotated[
     str | None, typer.Option("--backbone", help="Hub id or folder; by default the method's own.")
@@ -32,7 +35,7 @@ MaxTokens = Annotated[int | None, typer.Option(help="Read only so many tokens of
 ChunkSize = Annotated[int, typer.Option(min=1, help="Examples an update.")]
 ShuffleSeed = Annotated[int | None, typer.Option("--shuffle-seed", help="Read in an order permuted from this seed.")]
 KindOption = Annotated[
-    str | None, typer.Option("--kind", help="classification or generation; by default told from the data.")
+    str | None, typer.Option("--kind", help="classification, generation or regression; by default told from the data.")
 ]
 Labels = Annotated[str | None, typer.Option(help="Label names known ahead, separated by commas.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar, only warnings.")]
@@ -68,11 +71,13 @@ def describe(state: Any) -> dict[str, Any]:
     }
 
 
-def columns(input_column: str, output_column: str) -> Columns:
-    """The names of the two columns."""
+def columns(input_column: str, output_column: str | None, target: str | None = None, state: Any = None) -> Columns:
+    """The names of the columns: of text and answer, or of a numeric table; of a state's own table where it has one."""
     from iai_hf.data import Columns
 
-    return Columns(input_column, output_column)
+    if state is not None and state.task.columns:
+        return Columns(input_column, target or output_column, state.task.columns)
+    return Columns(input_column, output_column) if target is None else Columns(input_column, target, ())
 
 
 def task_spec(kind: str | None, labels: str | None) -> TaskSpec | None:

@@ -50,7 +50,10 @@ class GradientOptimizer(Solver):
     def initial(self, tasks: int, inputs: int, outputs: int) -> Tensors:
         """theta[0], and no momentum."""
         zero = torch.zeros(tasks, self.predictor.size(inputs), outputs, device=self.log_rate.slow.device)
-        tensors = {"theta": zero if self.start is None else zero + self.start, "steps": zero[:, 0, 0]}
+        tensors = {
+            "theta": zero if self.start is None else zero + self.start,
+            "steps": torch.zeros(tasks, device=zero.device),
+        }
         if self.rule != "sgd":
             momenta = len(DECAYS) if self.rule == "learned" else 1
             tensors |= {"momenta": zero[:, None].repeat(1, momenta, 1, 1), "squares": zero}

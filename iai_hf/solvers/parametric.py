@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
 
 from iai_hf.solvers.network import NetworkSizes, UpdateNetwork
 from iai_hf.solvers.predictor import Predictor, Signal
@@ -87,7 +86,7 @@ class Parametric(Solver):
         if self.window > 1:
             refined["history"] = torch.cat([tensors["theta"][:, None], tensors["history"][:, :-1]], 1)
         proposal = self._proposal(tensors, batch, gradient)
-        if self.free:
+        if self.free and proposal is not None:
             refined["theta"] = tensors["theta"] + proposal
         else:
             base = tensors["theta"] - tensors.get("correction", 0.0)

@@ -58,7 +58,9 @@ class Solver(nn.Module, ABC):
     def grow(self, tensors: Tensors, outputs: int) -> Tensors:
         """The state with classes added, of which nothing is known."""
         return {
-            name: torch.nn.functional.pad(tensor, (0, outputs - tensor.shape[-1])) if name in self.per_output else tensor
+            name: torch.nn.functional.pad(tensor, (0, outputs - tensor.shape[-1]))
+            if name in self.per_output
+            else tensor
             for name, tensor in tensors.items()
         }
 
@@ -67,9 +69,7 @@ class Solver(nn.Module, ABC):
         """Tensors whose last dimension is the outputs."""
         return ()
 
-    def rollout(
-        self, chunks: Sequence[Batch], x: torch.Tensor, *, greedy: bool = True
-    ) -> list[torch.Tensor]:
+    def rollout(self, chunks: Sequence[Batch], x: torch.Tensor, *, greedy: bool = True) -> list[torch.Tensor]:
         """Outputs for the queries `x` after each chunk.
 
         Args:

@@ -83,12 +83,12 @@ def test_datasets_and_their_class_names(streaming: bool) -> None:
 def test_a_generator_is_read_whole_after_its_kind_was_told() -> None:
     rows = [{"input": f"text {i}", "output": str(i % 3)} for i in range(600)]
     stream = open_stream(row for row in rows)
-    assert stream.kind() == "classification"
+    assert stream.task().kind == "classification"
     assert [record.input for record in stream.records()] == [row["input"] for row in rows]
 
 
 def test_answers_that_all_differ_are_generation() -> None:
-    assert open_stream([{"input": "x", "output": str(i)} for i in range(50)]).kind() == "generation"
+    assert open_stream([{"input": "x", "output": str(i)} for i in range(50)]).task().kind == "generation"
 
 
 def test_shuffling_is_a_permutation_made_from_the_seed(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_what_is_wrong_with_a_file_is_named(name: str, content: str, words: str,
     path = tmp_path / name
     path.write_text(content)
     with pytest.raises(DataError, match=words):
-        open_stream(path).kind()
+        open_stream(path).task()
 
 
 def test_a_missing_file_and_other_things_are_refused(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def load_tasks(files: Sequence[Path], amortizer: FrozenFeatures, max_examples: i
     tasks = []
     for path in files:
         stream = open_stream(path)
-        if stream.kind() != "classification":
+        if stream.task().kind != "classification":
             log.info("%s: answers in free text, left out", task_name(path))
             continue
         records = list(stream.records())

@@ -46,7 +46,7 @@ class NumbersCurriculum(Curriculum):
 
     def __init__(self, amortizer: Numeric, family: Family, config: TrainingConfig) -> None:
         self.family, self.config = family, config
-        self.solver: Solver = amortizer.module
+        self.solver = amortizer.solver
         self.objective = GreedyObjective(self.solver, amortizer.greedy)
 
     def draw(self, number: int, device: torch.device) -> tuple[list[Batch], Batch]:

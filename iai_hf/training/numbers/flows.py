@@ -100,7 +100,9 @@ def ink(letter: str, font: str) -> torch.Tensor:
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{font}.ttf"
     image = Image.new("L", (PIXELS, PIXELS))
     drawing = ImageDraw.Draw(image)
-    drawing.text((PIXELS / 2, PIXELS / 2), letter, fill=255, font=ImageFont.truetype(str(path), PIXELS - 4), anchor="mm")
+    drawing.text(
+        (PIXELS / 2, PIXELS / 2), letter, fill=255, font=ImageFont.truetype(str(path), PIXELS - 4), anchor="mm"
+    )
     rows, columns = torch.tensor(list(image.getdata())).reshape(PIXELS, PIXELS).gt(127).nonzero(as_tuple=True)
     return torch.stack([columns, PIXELS - 1 - rows], 1).float() / PIXELS * 3 - 1.5
 

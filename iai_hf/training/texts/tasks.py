@@ -40,6 +40,6 @@ def load_text_tasks(files: Sequence[Path], max_examples: int) -> list[TextTask]:
         records = list(stream.records())
         stride = max(len(records) / max_examples, 1.0)
         kept = tuple(records[int(i * stride)] for i in range(int(len(records) / stride)))
-        tasks.append(TextTask(task_name(path), stream.kind(), kept))
-        log.info("%s: %s examples, %s", task_name(path), f"{len(kept):,}", stream.kind())
+        tasks.append(TextTask(task_name(path), stream.task().kind, kept))
+        log.info("%s: %s examples, %s", task_name(path), f"{len(kept):,}", stream.task().kind)
     return tasks
