@@ -1,2 +1,98 @@
-def write(done, output):
-    pass
+"""From the reproduction's results.json to results.md and plots; nothing is typed in by hand.
+
+python scripts/paper_report.py runs/paper
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import paper_tables as tables
+from matplotlib import colormaps
+
+from iai_hf.plots import png
+from iai_hf.state import write_whole
+
+BASELINES = ("hypernetwork", "prior-fitted", "maml", "learned-optimizer", "adam")
+
+
+def write(results: dict[str, Any], output: Path) -> None:
+    """results.md, curves.png and sizes.png."""
+    cells = results["cells"]
+    parts = [
+        f"Preset {results['preset']}. Means ± standard errors over seeds, each another model and other test tasks.",
+        *(f"{name} is left out: {why}" for name, why in results.get("left_out", {}).items()),
+        "## Findings of the paper",
+        "\n".join(tables.findings(cells)),
+        "## Excess risk",
+        tables.excess_table(cells),
+        "## Where more steps stop paying",
+        f"Chunks after which the loss is within {100 * tables.PAYS:.0f}% of that after 50; `rises`: it once rises.",
+        tables.pays_table(cells),
+        "## Against one-shot methods and optimizers, on equal data",
+        tables.versus_table(cells),
+        "## Generation",
+        tables.generation_table(cells),
+        "## What is carried, history, architecture",
+        tables.ratio_table(cells),
+        "## Size of the task's data",
+        tables.size_table(cells),
+        "## A stream whose task changes",
+        tables.continual_table(cells),
+        "## Cost",
+        tables.cost_table(cells),
+        "## All tasks",
+        *(tables.main_table(cells, family) for family in tables.families(cells)),
+    ]
+    write_whole(output / "results.md", "\n\n".join(part.strip() for part in parts if part).encode() + b"\n")
+    write_whole(output / "curves.png", curves(cells))
+
+
+def curves(cells: list[tables.Cell]) -> bytes:
+    """Loss against chunks, one panel a family: the best signal of each regime, baselines, the exact answer."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    names = tables.families(cells)
+    columns = min(4, len(names))
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(4 * columns, 3.1 * rows + 0.8), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    colours = colormaps["tab10"]
+    lines: dict[str, Any] = {}
+    for place, family in enumerate(names):
+        axes = figure.add_subplot(rows, columns, place + 1)
+        found = tables.rows_of(cells, family)
+        chosen = {}
+        for regime in tables.REGIMES:
+            mine = [row for name, row in found.items() if name.startswith(regime) and row[0]["group"] == "grid"]
+            if mine:
+                chosen[f"{regime}, best signal"] = min(mine, key=lambda row: mean(tables.losses(row, "10")))
+        chosen |= {name: found[name] for name in BASELINES if name in found}
+        for number, (name, row) in enumerate(chosen.items()):
+            values = [mean(tables.losses(row, steps)) for steps in tables.STEPS]
+            style = "-o" if name.endswith("best signal") else "--"
+            (lines[name],) = axes.plot(list(map(int, tables.STEPS)), values, style, ms=3, color=colours(number))
+        exact = [cell["in distribution"]["exact"] for cell in next(iter(found.values()))]
+        if exact[0]:
+            values = [mean(each[steps]["loss"] for each in exact) for steps in tables.STEPS]
+            (lines["exact answer"],) = axes.plot(list(map(int, tables.STEPS)), values, ":", color="black")
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_title(family, fontsize=10)
+        axes.set_xticks(list(map(int, tables.STEPS)), tables.STEPS)
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+    figure.supxlabel("chunks read", fontsize=10)
+    figure.supylabel("loss (nats, or half the squared error)", fontsize=10)
+    figure.legend(list(lines.values()), list(lines), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    return png(figure)
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    write(json.loads((folder / "results.json").read_text()), folder)

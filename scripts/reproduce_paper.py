@@ -281,7 +281,7 @@ def run(cell: Cell, preset: Preset, output: Path, full: bool) -> dict[str, Any]:
     """Train and test one cell, in a process of its own."""
     torch.set_num_threads(1)
     tasks = family(cell.family, output / "cache", full)
-    folder = output / "cells" / f"{cell.group}-{cell.family}-{cell.method}-{cell.signal}-{cell.seed}".replace(" ", "-")
+    folder = output / "cells" / "-".join(map(str, asdict(cell).values())).replace(" ", "_").replace("/", "_")
     amortizer, record = learned(cell, tasks, preset, folder)
     solver = amortizer.solver
     with torch.no_grad():
@@ -326,10 +326,14 @@ def main() -> None:
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
     with pool, tqdm(total=len(jobs), desc="reproduce", unit=" cells") as bar:
         futures = [pool.submit(run, cell, preset, args.output, full) for cell in jobs]
-        for future in as_completed(futures):
-            done["cells"].append(future.result())
-            write_whole(path, json.dumps(done).encode())
-            bar.update()
+        try:
+            for future in as_completed(futures):
+                done["cells"].append(future.result())
+                write_whole(path, json.dumps(done).encode())
+                bar.update()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # what is done is kept; the same command goes on
+            raise
     paper_report.write(done, args.output)
     print(f"results.json, results.md and plots in {args.output}")
 

@@ -24,7 +24,7 @@ class NumericIterativeConfig(NumericConfig):
         signal: what an update takes from a chunk: "data", "gradient" or "both".
         free: the paper's form, a network alone; otherwise it stands on a solver that can't collapse.
         window: states that an update sees; above 1 non-Markovian (parametric and explicit).
-        carried: what the implicit regime hands on in the free form: "logits", "probabilities" or "latents".
+        carried: what the implicit regime hands on: "logits", "probabilities" or, in the free form, "latents".
         budget: examples that the implicit regime retains.
     """
 
@@ -41,6 +41,7 @@ class NumericIterativeConfig(NumericConfig):
             require(value in get_args(kind), f"{name} is {value!r}; expected {', '.join(get_args(kind))}")
         require(self.window > 0, f"window is {self.window}; expected 1 or more")
         require(self.budget > 0, f"budget is {self.budget}; expected 1 or more")
+        require(self.free or self.carried != "latents", "latents are carried in the free form alone; set free too")
         require(self.inputs > 0 or not self.free, "free has nothing but a network; give inputs and outputs")
 
 

@@ -1,8 +1,8 @@
 """Implicit: yhat[i+1] = r_gamma([x, yhat[i]], B[i]); each query has a state of its own, refined batch by batch.
 
 Safe form, by signal: the running mean of the ridge answers of the batches (data: a committee), or boosting, a ridge
-answer of each batch to what the state leaves unexplained on it (gradient, both: functional gradient steps); plus the
-running mean of what a network proposes, zero at first. For the gradient at a batch, the state is also rolled for the
+answer of each batch to what the state leaves unexplained on it (gradient, both: functional gradient steps); plus what
+a network proposes, zero at first, bounded, in steps of length 1, 1/2, 1/3, ... For the gradient at a batch, the state is also rolled for the
 batch's own inputs, which no batch before has seen. Free form, as in the paper: the network alone.
 """
 
@@ -29,7 +29,7 @@ class Implicit(Retained):
     Args:
         sizes: of the network; None for the bare solver.
         free: the paper's form, without a solver beneath.
-        carried: what is handed from batch to batch in the free form: outputs, their probabilities, or a vector.
+        carried: what is handed from batch to batch: outputs, their probabilities, or, in the free form, a vector.
     """
 
     def __init__(
@@ -53,8 +53,7 @@ class Implicit(Retained):
         if sizes is not None:
             state = sizes.hidden if carried == "latents" else sizes.outputs
             told = {"data": 1, "gradient": 1, "both": 2}[signal] * sizes.outputs
-            refined = sizes.inputs + state + (0 if free else sizes.outputs)
-            self.network = UpdateNetwork(sizes, sizes.inputs + told, refined, state, 0)
+            self.network = UpdateNetwork(sizes, sizes.inputs + told, sizes.inputs + state, state, 0)
             if carried == "latents":
                 nn.init.normal_(self.network.propose.weight, std=0.02)  # a latent says nothing yet: the decoder is zero
                 self.decode = nn.Linear(sizes.hidden, sizes.outputs)
@@ -67,22 +66,20 @@ class Implicit(Retained):
         # Where the signal has a gradient, the inputs of later batches are queries too, behind the real ones.
         later = [] if self.signal == "data" else [chunk.x for chunk in chunks]
         points = torch.cat([x, *later], 1)
-        base = points.new_zeros(*points.shape[:2], outputs)
         state = points.new_zeros(*points.shape[:2], self._state_size(outputs))
         found = []
         for step, chunk in enumerate(chunks):
-            if greedy:
-                base, state = base.detach(), state.detach()
+            state = state.detach() if greedy else state
             size = chunk.x.shape[1]
-            mine = None if self.signal == "data" else slice(queries, queries + size)
-            told = self._told(chunk, None if mine is None else self._outputs(base[:, mine], state[:, mine]))
-            if mine is not None:  # this batch's own inputs are not asked again
-                points, base, state = (_without(part, queries, size) for part in (points, base, state))
-            if not self.free:
-                base = self._solved(chunk, told, points, base, step)
+            own = None if self.signal == "data" else self._outputs(state[:, queries : queries + size])
+            told = self._told(chunk, own)
+            if own is not None:  # this batch's own inputs are not asked again
+                points, state = (_without(part, queries, size) for part in (points, state))
+            moves = [] if self.free else [self._solved(chunk, told, points, state, step)]
             if self.network is not None:
-                state = self._moved(chunk, told, points, base, state, step)
-            found.append(self._outputs(base, state)[:, :queries])
+                moves.append(self._proposed(chunk, told, points, state, step))
+            state = state + sum(moves, torch.zeros_like(state))
+            found.append(self._outputs(state)[:, :queries])
         return found
 
     def _told(self, chunk: Batch, outputs: torch.Tensor | None) -> torch.Tensor:
@@ -93,17 +90,18 @@ class Implicit(Retained):
         return unexplained if self.signal == "gradient" else torch.cat([chunk.y, unexplained], -1)
 
     def _solved(
-        self, chunk: Batch, told: torch.Tensor, points: torch.Tensor, base: torch.Tensor, step: int
+        self, chunk: Batch, told: torch.Tensor, points: torch.Tensor, state: torch.Tensor, step: int
     ) -> torch.Tensor:
+        """The solver's move."""
         outputs = chunk.y.shape[-1]
         classification = self.predictor.classification
         if self.signal == "data":
             targets = self.log_scale().exp() * (chunk.y - 1 / outputs) if classification else chunk.y
-            return base + (self._ridge(chunk.x, targets, points) - base) / (1 + step)
+            return (self._ridge(chunk.x, targets, points) - state) / (1 + step)
         # The newest part of what is told is the unexplained one.
         share = self.log_rate().exp() * (1 + step) ** -self.decay().clamp(0, 1)
         targets = told[..., -outputs:] / (CURVATURE if classification else 1.0)
-        return base + share * self._ridge(chunk.x, targets, points)
+        return share * self._ridge(chunk.x, targets, points)
 
     def _ridge(self, x: torch.Tensor, targets: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
         """Answers for `points` of a ridge regression on the batch, in the cheaper of its two forms."""
@@ -116,25 +114,22 @@ class Implicit(Retained):
         kernel = seen @ seen.mT + prior * torch.eye(size, device=x.device)
         return asked @ (seen.mT @ solve(kernel, targets))
 
-    def _moved(
-        self, chunk: Batch, told: torch.Tensor, points: torch.Tensor, base: torch.Tensor, state: torch.Tensor, step: int
+    def _proposed(
+        self, chunk: Batch, told: torch.Tensor, points: torch.Tensor, state: torch.Tensor, step: int
     ) -> torch.Tensor:
+        """The network's move."""
         assert self.network is not None
-        shown = state
-        if self.carried == "probabilities":
-            shown = self._outputs(base, state).softmax(-1) if self.predictor.classification else state
-        known = torch.cat([points, shown] if self.free else [points, shown, base], -1)
+        probabilities = self.carried == "probabilities" and self.predictor.classification
+        known = torch.cat([points, state.softmax(-1) if probabilities else state], -1)
         steps = torch.full((points.shape[0],), float(step), device=points.device)
         proposal = self.network(torch.cat([chunk.x, told], -1), known, steps)
-        if self.free:
-            return state + proposal
-        return state + (BOUND * torch.tanh(proposal / BOUND) - state) / (1 + step)
+        return proposal if self.free else BOUND * torch.tanh(proposal / BOUND) / (1 + step)
 
     def _state_size(self, outputs: int) -> int:
         return outputs if self.decode is None else self.decode.in_features
 
-    def _outputs(self, base: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
-        return base + (state if self.decode is None else self.decode(state))
+    def _outputs(self, state: torch.Tensor) -> torch.Tensor:
+        return state if self.decode is None else self.decode(state)
 
 
 def _without(tensor: torch.Tensor, start: int, size: int) -> torch.Tensor:

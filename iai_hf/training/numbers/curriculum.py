@@ -40,8 +40,8 @@ class NumbersCurriculum(Curriculum):
 
     Args:
         amortizer: its `module` is trained.
-        config: `episodes_per_step` batches of `tasks_per_episode` tasks; chunk sizes and numbers of chunks (at most
-            `most_steps`) are drawn log-uniformly.
+        config: `episodes_per_step` batches of `tasks_per_episode` tasks; chunk sizes are drawn log-uniformly, numbers
+            of chunks, at most `most_steps`, uniformly.
     """
 
     def __init__(self, amortizer: Numeric, family: Family, config: TrainingConfig) -> None:
@@ -52,7 +52,7 @@ class NumbersCurriculum(Curriculum):
     def draw(self, number: int, device: torch.device) -> tuple[list[Batch], Batch]:
         """Episode `number`."""
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + number)
-        steps = _log_uniform(generator, 1, self.config.most_steps)
+        steps = int(torch.randint(1, self.config.most_steps + 1, (), generator=generator))
         size = _log_uniform(generator, *self.config.chunk_sizes)
         drawn = self.family.sample(generator, self.config.tasks_per_episode, steps * size, self.config.queries)
         return _on(drawn, size, device)
