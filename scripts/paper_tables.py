@@ -313,10 +313,7 @@ def findings(cells: Sequence[Cell]) -> list[str]:
             _line(
                 2,
                 "data beat gradients in low dimension, gradients help in high; both is often best",
-                bool(low[1])
-                and low[0] / low[1] > 0.5
-                and (not high[1] or few < low[0] / low[1])
-                and both[0] > both[1] / 2,
+                data_low > 0.5 and data_high < data_low and both[0] > both[1] / 2,
                 f"data better than gradient in {low[0]} of {low[1]} low-dimensional and {high[0]} of {high[1]} "
                 f"high-dimensional cells; both best, or within 1% of it, in {both[0]} of {both[1]}",
             )

@@ -2,8 +2,9 @@
 
 Safe form, by signal: the running mean of the ridge answers of the batches (data: a committee), or boosting, a ridge
 answer of each batch to what the state leaves unexplained on it (gradient, both: functional gradient steps); plus what
-a network proposes, zero at first, bounded, in steps of length 1, 1/2, 1/3, ... For the gradient at a batch, the state is also rolled for the
-batch's own inputs, which no batch before has seen. Free form, as in the paper: the network alone.
+a network proposes, zero at first, bounded, in steps of length 1, 1/2, 1/3, and so on. For the gradient at a batch, the
+state is also rolled for the batch's own inputs, which no batch before has seen. Free form, as in the paper: the network
+alone.
 """
 
 from __future__ import annotations
