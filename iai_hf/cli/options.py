@@ -66,6 +66,7 @@ def describe(state: Any) -> dict[str, Any]:
         **header,
         "kind": task["kind"],
         "labels": task["labels"],
+        **({"columns": task["columns"]} if task["columns"] else {}),
         "bytes": state.nbytes,
         "tensors": {name: list(tensor.shape) for name, tensor in state.tensors.items()},
     }

@@ -102,4 +102,4 @@ def test_labels_must_differ() -> None:
     with pytest.raises(DataError, match="distinct"):
         TaskSpec("classification", ("a", "a"))
     with pytest.raises(DataError, match="kind"):
-        TaskSpec("regression")  # type: ignore[arg-type]
+        TaskSpec("ranking")  # type: ignore[arg-type]
