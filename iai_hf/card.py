@@ -6,39 +6,79 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from iai_hf import __version__
+from iai_hf.curve import CURVE_FILE
 
 if TYPE_CHECKING:
     from iai_hf.state import TaskState
 
+PIPELINES = {
+    "classification": "text-classification",
+    "generation": "text-generation",
+    "regression": "tabular-regression",
+}
 LIMITS = (
-    "A state is made of the examples that it has read, and something of them may be had from it: treat it as "
-    "confidential where they are. Its answers are as good, and as biased, as these examples and the frozen backbone."
+    "A state is made of the examples that it has read, and something of them may be had from it (see "
+    "scripts/results/membership.md for how much, by method): treat it as confidential where they are. Its answers are "
+    "as good, and as biased, as these examples and the frozen backbone."
 )
 
 
-def state_card(state: TaskState, repo_id: str, tags: Sequence[str] = ()) -> str:
-    """Card of a task state: what it answers, what it was made from, and a snippet that runs."""
+def state_card(
+    state: TaskState, repo_id: str, tags: Sequence[str] = (), evaluation: Mapping[str, Any] | None = None
+) -> str:
+    """Card of a task state: what it answers, what it was made from, a snippet that runs, and how good it is.
+
+    Args:
+        evaluation: what `Curve.save` wrote beside the state.
+    """
     header = state.header
-    labels = header.task.labels
-    shown = ", ".join(labels[:20]) + (f" and {len(labels) - 20} more" if len(labels) > 20 else "")
-    answers = f"one of {len(labels)} labels ({shown})" if header.task.kind == "classification" else "text"
+    task = header.task
+    shown = ", ".join(task.labels[:20]) + (f" and {len(task.labels) - 20} more" if len(task.labels) > 20 else "")
+    answers = {
+        "classification": f"one of {len(task.labels)} labels ({shown})",
+        "generation": "text",
+        "regression": "a number",
+    }
+    asked = "a text"
+    query = '"a text to answer"'
+    pipeline = PIPELINES[task.kind]
+    if task.columns:
+        asked = f"numbers ({', '.join(task.columns[:20])})"
+        query = f"({', '.join('0.0' for _ in task.columns)},)"
+        pipeline = pipeline.replace("text-", "tabular-")
     return _card(
         repo_id,
         header.method,
         header.backbone,
-        "text-classification" if header.task.kind == "classification" else "text-generation",
+        pipeline,
         ["task-state", *tags],
         f"A task state: what `{header.method}` made of {header.examples:,} examples in {header.steps:,} chunks, in "
-        f"{state.nbytes / 1000:,.0f} kB, on the frozen backbone `{header.backbone}`. It answers a text with {answers}.",
+        f"{state.nbytes / 1000:,.0f} kB, on the frozen backbone `{header.backbone}`. It answers {asked} with "
+        f"{answers[task.kind]}.",
         f'from iai_hf import TaskState\n\nstate = TaskState.from_pretrained("{repo_id}")\n'
-        'print(state.predict(["a text to answer"]).outputs)',
+        f"print(state.predict([{query}]).outputs)",
+        evaluation,
     )
 
 
 def amortizer_card(described: Mapping[str, Any], repo_id: str, tags: Sequence[str] = ()) -> str:
     """Card of an amortizer, from what `AutoAmortizer.describe` says of it."""
-    method, backbone = described["method"], described["backbone"]
-    settings = ", ".join(f"{key} {value}" for key, value in sorted(described["config"].items()) if key != "weights")
+    method, backbone, config = described["method"], described["backbone"], described["config"]
+    settings = ", ".join(f"{key} {value}" for key, value in sorted(config.items()) if key != "weights")
+    rows = (
+        '    [{"input": "a good film", "output": "positive"}, {"input": "a dull film", "output": "negative"}]\n)\n'
+        'print(amortizer.predict(state, ["a fine film"]).outputs)'
+    )
+    if backbone.startswith("numeric/"):
+        names = [f"x{i}" for i in range(config.get("inputs") or 2)]
+        filled = ", ".join(f'"{name}": float(i)' for name in names)
+        rows = (
+            f'    [{{{filled}, "output": str(i % 2)}} for i in range(8)],\n    columns=Columns(numbers=()),\n)\n'
+            f"print(amortizer.predict(state, [({', '.join('0.0' for _ in names)},)]).outputs)"
+        )
+    imports = "from iai_hf import AutoAmortizer\n"
+    if backbone.startswith("numeric/"):
+        imports += "from iai_hf.data import Columns\n"
     return _card(
         repo_id,
         method,
@@ -47,30 +87,59 @@ def amortizer_card(described: Mapping[str, Any], repo_id: str, tags: Sequence[st
         ["amortizer", *tags],
         f"An amortizer: `{method}` on the frozen backbone `{backbone}`, with {settings}. It adapts to a labelled "
         "dataset of any length, chunk by chunk.",
-        f'from iai_hf import AutoAmortizer\n\namortizer = AutoAmortizer.from_pretrained("{repo_id}")\n'
-        'state = amortizer.adapt(\n    [{"input": "a good film", "output": "positive"}, '
-        '{"input": "a dull film", "output": "negative"}]\n)\n'
-        'print(amortizer.predict(state, ["a fine film"]).outputs)',
+        f'{imports}\namortizer = AutoAmortizer.from_pretrained("{repo_id}")\nstate = amortizer.adapt(\n{rows}',
     )
 
 
 def _card(
-    repo_id: str, method: str, backbone: str, pipeline: str | None, tags: Sequence[str], what: str, snippet: str
+    repo_id: str,
+    method: str,
+    backbone: str,
+    pipeline: str | None,
+    tags: Sequence[str],
+    what: str,
+    snippet: str,
+    evaluation: Mapping[str, Any] | None = None,
 ) -> str:
-    from huggingface_hub import ModelCardData
+    from huggingface_hub import EvalResult, ModelCardData
 
+    on_hub = backbone.count("/") == 1 and not backbone.startswith(("/", ".", "numeric/"))
+    last: Mapping[str, Any] = evaluation["curve"][-1] if evaluation else {}
+    results = [
+        EvalResult(
+            task_type=pipeline or "other",
+            dataset_type=evaluation["test"],
+            dataset_name=f"{evaluation['test']}, {evaluation['test_examples']:,} examples",
+            metric_type=metric,
+            metric_value=round(value, 4),
+        )
+        for metric, value in last.items()
+        if evaluation and metric not in ("examples", "adapt_seconds")
+    ]
     data = ModelCardData(
-        base_model=backbone if backbone.count("/") == 1 and not backbone.startswith(("/", ".")) else None,
+        base_model=backbone if on_hub else None,
         library_name="iai_hf",
         pipeline_tag=pipeline,
         tags=list(dict.fromkeys(["iai_hf", method, *tags])),
+        model_name=repo_id.split("/")[-1] if results else None,
+        eval_results=results or None,
     )
+    measured = []
+    if evaluation:
+        figures = ", ".join(f"{result.metric_type.replace('_', ' ')} {result.metric_value}" for result in results)
+        measured = [
+            "## Evaluation",
+            f"On {evaluation['test_examples']:,} examples of {evaluation['test']}, after {last['examples']:,} examples "
+            f"in {last['adapt_seconds']:.1f} seconds: {figures}.",
+            f"![Adaptation curve]({CURVE_FILE})",
+        ]
     return "\n\n".join(
         [
             f"---\n{data.to_yaml()}\n---",
             f"# {repo_id.split('/')[-1]}",
             what,
             f"```python\n{snippet}\n```",
+            *measured,
             "## Limits and risks",
             LIMITS,
             f"Written by iai_hf {__version__}.\n",

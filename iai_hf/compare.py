@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iai_hf import __version__
 from iai_hf.auto import AutoAmortizer
 from iai_hf.backbones import Backbone, load_backbone
+from iai_hf.curve import CURVE_FILE, Curve, headline, marks
 from iai_hf.data import Columns, open_stream
 from iai_hf.errors import DataError, StateError
-from iai_hf.metrics import score
-from iai_hf.state import TaskState, write_whole
-from iai_hf.task import Chunk, TaskSpec
+from iai_hf.state import write_whole
+from iai_hf.task import TaskSpec
 
 if TYPE_CHECKING:
     from iai_hf.amortizer import Amortizer
@@ -69,10 +68,10 @@ def compare(
         log.info("%s", method)
         amortizer = _load(method, backbone, (config or {}).get(method), loaded)
         limit = (max_examples or {}).get(method)
-        run = _Run(amortizer, inputs, outputs)
+        run = Curve(amortizer, inputs, outputs)
         stream = open_stream(data, columns, shuffle_seed=shuffle_seed)
         total = min(limit or 10**12, stream.length or limit or 10**12)
-        marks = _marks(chunk_size, total, evaluations)
+        points = marks(chunk_size, total, evaluations)
         spec = stream.task(task)
         state = amortizer.init_state(spec)
         run.start()
@@ -83,7 +82,7 @@ def compare(
             chunk_size=chunk_size,
             max_examples=limit,
             shuffle_seed=shuffle_seed,
-            on_step=run.evaluate_at(marks),
+            on_step=run.evaluate_at(points),
             progress=progress,
         )
         run.evaluate(state)
@@ -91,55 +90,6 @@ def compare(
             state.save_pretrained(output / amortizer.method)
         results.append({"method": amortizer.method, "backbone": amortizer.backbone.name, **run.record(state)})
     return {"library_version": __version__, "test_examples": len(inputs), "methods": results}
-
-
-class _Run:
-    """Times adapting and evaluating apart."""
-
-    def __init__(self, amortizer: Amortizer, inputs: Sequence[str], outputs: Sequence[str]) -> None:
-        self.amortizer, self.inputs, self.outputs = amortizer, inputs, outputs
-        self.curve: list[dict[str, Any]] = []
-        self.query_seconds = 0.0
-
-    def start(self) -> None:
-        self.began, self.paused = time.perf_counter(), 0.0
-
-    def evaluate(self, state: TaskState) -> None:
-        if self.curve and self.curve[-1]["examples"] == state.header.examples:
-            return
-        now = time.perf_counter()
-        if len(state.task.labels) >= 2 or state.task.kind == "generation":
-            prediction = self.amortizer.predict(state, self.inputs)
-            self.query_seconds = time.perf_counter() - now
-            metrics = score(prediction, self.outputs, allow_unseen_labels=True)
-            spent = now - self.began - self.paused
-            self.curve.append({"examples": state.header.examples, **metrics, "adapt_seconds": spent})
-            name, value = next(iter(metrics.items()))
-            log.info("  %s examples: %s %.3f", f"{state.header.examples:,}", name.replace("_", " "), value)
-        self.paused += time.perf_counter() - now
-
-    def evaluate_at(self, marks: Sequence[int]) -> Callable[[TaskState, Chunk], None]:
-        def on_step(state: TaskState, chunk: Chunk) -> None:
-            examples = state.header.examples
-            if any(examples - len(chunk) < mark <= examples for mark in marks):
-                self.evaluate(state)
-
-        return on_step
-
-    def record(self, state: TaskState) -> dict[str, Any]:
-        return {
-            "examples": state.header.examples,
-            "counts": dict(state.header.counts),
-            "state_bytes": state.nbytes,
-            "milliseconds_per_query": 1000 * self.query_seconds / len(self.inputs),
-            "adapt_seconds": self.curve[-1]["adapt_seconds"],
-            "curve": self.curve,
-        }
-
-
-def _marks(chunk_size: int, total: int, count: int) -> list[int]:
-    ratio = (total / chunk_size) ** (1 / max(count - 1, 1)) if total > chunk_size else 1.0
-    return sorted({round(chunk_size * ratio**i) for i in range(count - 1)})
 
 
 def _load(
@@ -151,14 +101,9 @@ def _load(
     return AutoAmortizer.from_pretrained(method, backbone=loaded[name], config=config)
 
 
-def metric_of(results: Mapping[str, Any]) -> str:
-    """The headline metric: accuracy, or exact match for generation."""
-    return "accuracy" if "accuracy" in results["methods"][0]["curve"][-1] else "exact_match"
-
-
 def table(results: Mapping[str, Any]) -> list[list[str]]:
     """Header and one row a method, as text."""
-    metric = metric_of(results)
+    metric = headline(results["methods"][0]["curve"])
     rows = [["method", "backbone", "examples", metric.replace("_", " "), "adapt s", "state kB", "ms / query"]]
     for run in results["methods"]:
         rows.append(
@@ -194,7 +139,9 @@ def save(results: Mapping[str, Any], directory: str | Path, title: str) -> Path:
         directory.mkdir(parents=True, exist_ok=True)
         write_whole(directory / RESULTS_FILE, json.dumps(results, indent=2).encode())
         write_whole(directory / "results.md", markdown(table(results)).encode())
-        write_whole(directory / "curve.png", curve_plot(results["methods"], metric_of(results), title))
+        write_whole(
+            directory / CURVE_FILE, curve_plot(results["methods"], headline(results["methods"][0]["curve"]), title)
+        )
     except OSError as error:
         raise StateError(f"can't write results to {directory}: {error.strerror or error}") from error
     return directory

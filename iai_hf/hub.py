@@ -14,7 +14,7 @@ from iai_hf.errors import HubError
 
 ALLOWED = ["*.json", "*.safetensors", "*.md", "*.png"]
 AMORTIZER_FILES = ["config.json", "model.safetensors", "training.json", "README.md"]  # without a run's checkpoint
-STATE_FILES = ["config.json", "state.safetensors", "README.md", "*.png"]
+STATE_FILES = ["config.json", "state.safetensors", "evaluation.json", "README.md", "*.png"]
 DOWNLOADING = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 
 

@@ -220,15 +220,19 @@ class TaskState:
         """Save the state with its card and upload both; the commit's address.
 
         Args:
-            directory: where it is saved; by default a folder that is gone afterwards, unless the upload fails.
+            directory: where it is saved, and where an evaluation may stand; by default a folder that is gone
+                afterwards, unless the upload fails.
             pushing: `commit_message`, `private`, `token`, `revision`, `create_pr`; see `iai_hf.hub.push`.
 
         Raises:
             HubError: refused or cut off; what was saved is kept, and the message says how to push it again.
         """
         from iai_hf.card import state_card
+        from iai_hf.curve import read_evaluation
 
-        return hub.publish(self.save_pretrained, state_card(self, repo_id, tags), repo_id, directory, **pushing)
+        evaluation = read_evaluation(Path(directory)) if directory is not None else None
+        card = state_card(self, repo_id, tags, evaluation)
+        return hub.publish(self.save_pretrained, card, repo_id, directory, **pushing)
 
 
 def _digest(tensors: Mapping[str, torch.Tensor], header: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ def load_backbone(
     force_download: bool = False,
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
 ) -> Backbone:
     """Load an encoder, or a causal LM where the configuration names one, frozen and in evaluation mode.
 
@@ -32,6 +34,7 @@ def load_backbone(
         name: Hub id or folder; or `numeric/ARCHITECTURE` for tables of numbers, e.g. `numeric/llama`.
         dtype: a torch dtype or its name; by default bfloat16 where the processor has it, else float32.
         device: by default the GPU where there is one.
+        device_map: spreads a large model over devices instead, as in transformers, e.g. "auto".
         revision, token, cache_dir, local_files_only, force_download: as in `huggingface_hub`.
 
     Raises:
@@ -52,10 +55,13 @@ def load_backbone(
         force_download=force_download,
     )
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device is not None and device_map is not None:
+        raise BackboneError(f"got device {device} and device_map {device_map}; give one of them")
     precision = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
     if dtype is not None and not isinstance(precision, torch.dtype):
         raise BackboneError(f"dtype {dtype!r} is unknown; expected e.g. 'bfloat16' or 'float32'")
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    spread = {} if device_map is None else {"device_map": device_map}
     bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     # Reading a local file is a matter of a second, and that heads are left out is meant.
     logging.disable_progress_bar()
@@ -69,7 +75,7 @@ def load_backbone(
         if "add_pooling_layer" in inspect.signature(kind).parameters:
             options["add_pooling_layer"] = False  # features are pooled from the hidden states
         model: Any = loader.from_pretrained(
-            folder, config=config, dtype=precision or _native_dtype(place), use_safetensors=True, **options
+            folder, config=config, dtype=precision or _native_dtype(place), use_safetensors=True, **spread, **options
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise BackboneError(
@@ -80,7 +86,12 @@ def load_backbone(
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-    parts: dict[str, Any] = {"name": name, "revision": commit, "tokenizer": tokenizer, "model": model.to(place)}
+    parts: dict[str, Any] = {
+        "name": name,
+        "revision": commit,
+        "tokenizer": tokenizer,
+        "model": model if spread else model.to(place),
+    }
     if causal:
         from iai_hf.backbones.causal_lm import CausalLM
 

@@ -54,6 +54,10 @@ def adapt(
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the state in --output was left.")] = False,
     checkpointing_steps: Annotated[int, typer.Option(min=1, help="Save the state every so many chunks.")] = 20,
     shuffle_seed: ShuffleSeed = None,
+    test: Annotated[
+        str | None, typer.Option("--test", help="Test data: evaluation.json and curve.png go beside the state.")
+    ] = None,
+    evaluations: Annotated[int, typer.Option(min=1, help="Points on the curve of --test.")] = 5,
     kind: KindOption = None,
     labels: Labels = None,
     settings: Settings = None,
@@ -67,6 +71,8 @@ def adapt(
     """Stream a dataset through a method and save the task state."""
     start_logging(quiet)
     from iai_hf.auto import AutoAmortizer
+    from iai_hf.curve import Curve, marks
+    from iai_hf.data import open_stream
     from iai_hf.state import STATE_FILE, TaskState, check_writable
 
     standing = (output / STATE_FILE).is_file()
@@ -84,11 +90,17 @@ def adapt(
     amortizer = AutoAmortizer.from_pretrained(method, backbone=backbone, config=config)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # accelerate launch -m iai_hf.cli adapt ...
         amortizer.backbone.split_over_processes()
+    names = columns(input_column, output_column, target, state)
+    curve = None
+    if test is not None:
+        records = read_records(test, names, split="test")
+        curve = Curve(amortizer, [record.input for record in records], [record.output for record in records])
+        points = marks(chunk_size, max_examples or open_stream(data, names, split=split).length or 10**6, evaluations)
     state = amortizer.adapt(
         data,
         state,
         task=task_spec(kind, labels),
-        columns=columns(input_column, output_column, target),
+        columns=names,
         split=split,
         chunk_size=chunk_size,
         max_examples=max_examples,
@@ -96,8 +108,12 @@ def adapt(
         resume=standing,
         output=output,
         checkpointing_steps=checkpointing_steps,
+        on_step=None if curve is None else curve.evaluate_at(points),
         progress=not quiet,
     )
+    if curve is not None:
+        curve.evaluate(state)
+        curve.save(state, output, Path(str(test)).stem)
     report(describe(state), as_json, f"{state.header.examples:,} examples in {state.nbytes / 1000:,.0f} kB at {output}")
 
 

@@ -53,12 +53,14 @@ def push(
     from iai_hf import hub
     from iai_hf.auto import AutoAmortizer
     from iai_hf.card import amortizer_card, state_card
+    from iai_hf.curve import read_evaluation
     from iai_hf.state import STATE_FILE, TaskState, write_whole
 
     if not path.is_dir():
         raise StateError(f"nothing at {path}; expected a folder with a state or an amortizer")
     if (path / STATE_FILE).is_file():
-        card, only = state_card(TaskState.from_pretrained(path), repo_id, tags or ()), hub.STATE_FILES
+        state = TaskState.from_pretrained(path)
+        card, only = state_card(state, repo_id, tags or (), read_evaluation(path)), hub.STATE_FILES
     else:
         card, only = amortizer_card(AutoAmortizer.describe(path), repo_id, tags or ()), hub.AMORTIZER_FILES
     write_whole(path / hub.CARD_FILE, card.encode())
