@@ -71,9 +71,10 @@ def amortizer_card(described: Mapping[str, Any], repo_id: str, tags: Sequence[st
     )
     if backbone.startswith("numeric/"):
         names = [f"x{i}" for i in range(config.get("inputs") or 2)]
+        output = "i / 7" if config["kind"] == "regression" else "i % 2"
         filled = ", ".join(f'"{name}": float(i)' for name in names)
         rows = (
-            f'    [{{{filled}, "output": str(i % 2)}} for i in range(8)],\n    columns=Columns(numbers=()),\n)\n'
+            f'    [{{{filled}, "output": str({output})}} for i in range(8)],\n    columns=Columns(numbers=()),\n)\n'
             f"print(amortizer.predict(state, [({', '.join('0.0' for _ in names)},)]).outputs)"
         )
     imports = "from iai_hf import AutoAmortizer\n"

@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+SLOW = 4.0  # seconds
 TOKEN = "hf_" + "secret" * 5
 
 
@@ -34,13 +35,17 @@ class Repository:
 
 
 class LocalHub:
-    """The server; `faults` maps a part of a path to a status, or to "cut" for a transfer that breaks off half-way."""
+    """The server; `faults` maps a part of a path to what goes wrong there.
+
+    A status; "cut", a transfer that breaks off half-way; or "slow", an answer that comes too late.
+    """
 
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
         self.large: dict[str, bytes] = {}
         self.faults: dict[str, int | str] = {}
         self.requests: list[str] = []
+        self.stopped = threading.Event()
         hub = self
 
         class Handler(_Handler):
@@ -52,6 +57,7 @@ class LocalHub:
         self.thread.start()
 
     def close(self) -> None:
+        self.stopped.set()
         self.server.shutdown()
         self.server.server_close()
 
@@ -79,6 +85,8 @@ class _Handler(BaseHTTPRequestHandler):
             if part in path:
                 if fault == "cut":
                     self.cut = True
+                elif fault == "slow":
+                    hub.stopped.wait(SLOW)  # no sleep: tests make that pass at once
                 else:
                     return self._json(int(fault), {"error": f"status {fault} to order"})
         parts = path.strip("/").split("/")

@@ -103,7 +103,7 @@ def test_what_was_had_once_is_had_without_the_server(hub: LocalHub, state: TaskS
     assert again.header == state.header
 
 
-@pytest.mark.parametrize("status", [401, 403, 404, 500, 503])
+@pytest.mark.parametrize("status", [401, 403, 404, 409, 500, 503])
 def test_a_refused_push_keeps_everything_and_says_how_to_go_on(
     hub: LocalHub, state: TaskState, tmp_path: Path, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,6 +136,68 @@ def test_a_transfer_that_breaks_off_leaves_no_state(
         TaskState.from_pretrained(REPOSITORY)
     hub.faults.clear()
     assert TaskState.from_pretrained(REPOSITORY).header == state.header
+
+
+def test_a_server_that_is_too_slow_is_named(hub: LocalHub, state: TaskState, tmp_path: Path) -> None:
+    state.push_to_hub(REPOSITORY, token=TOKEN)
+    environment = {"HF_HUB_DOWNLOAD_TIMEOUT": "1", "HF_HUB_ETAG_TIMEOUT": "1"}
+    code = (
+        "import sys; from iai_hf import TaskState; from iai_hf.errors import HubError\n"
+        "try: TaskState.from_pretrained(sys.argv[1])\n"
+        "except HubError as error: print(error)"
+    )
+    hub.faults["/resolve/"] = "slow"
+    done = in_process(hub, tmp_path, "-c", code, REPOSITORY, **environment)
+    assert done.returncode == 0, done.stderr
+    assert REPOSITORY in done.stdout
+    assert "check the id, your access" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_a_push_to_a_server_that_is_down_keeps_everything(hub: LocalHub, state: TaskState, tmp_path: Path) -> None:
+    hub.close()
+    with pytest.raises(HubError, match="iai push"):
+        state.push_to_hub(REPOSITORY, token=TOKEN, directory=tmp_path / "kept")
+    assert TaskState.from_pretrained(tmp_path / "kept").header == state.header
+
+
+def test_the_evaluation_and_the_curve_go_along(hub: LocalHub, encoder_folder: Path, tmp_path: Path) -> None:
+    for name, seed in (("train", 0), ("test", 1)):
+        rows = "\n".join(json.dumps(row) for row in examples(60, seed=seed))
+        (tmp_path / f"{name}.jsonl").write_text(rows)
+    adapt = ["-m", "iai_hf.cli", "adapt", "iterative", "--backbone", encoder_folder, "--chunk-size", 8, "--quiet"]
+    adapt += ["--data", tmp_path / "train.jsonl", "--test", tmp_path / "test.jsonl", "--output", tmp_path / "state"]
+    assert in_process(hub, tmp_path, *adapt).returncode == 0
+    evaluation = json.loads((tmp_path / "state" / "evaluation.json").read_text())
+    assert [point["examples"] for point in evaluation["curve"]][-1] == 60
+    assert len(evaluation["curve"]) >= 3
+    done = in_process(hub, tmp_path, "-m", "iai_hf.cli", "push", tmp_path / "state", REPOSITORY)
+    assert done.returncode == 0, done.stderr
+    files = hub.repositories[REPOSITORY].commits[hub.repositories[REPOSITORY].branches["main"]]
+    assert files["curve.png"].startswith(b"\x89PNG")
+    card = files["README.md"].decode()
+    assert "model-index" in card
+    assert f"value: {evaluation['curve'][-1]['accuracy']:.4f}".rstrip("0") in card
+    assert "![Adaptation curve](curve.png)" in card
+    (tmp_path / "state" / "evaluation.json").write_text('{"curve": [7]}')
+    done = in_process(hub, tmp_path, "-m", "iai_hf.cli", "push", tmp_path / "state", REPOSITORY)
+    assert (done.returncode, "no evaluation" in done.stderr) == (2, True)
+
+
+def test_the_card_of_a_table_has_a_snippet_that_runs(hub: LocalHub, tmp_path: Path) -> None:
+    from iai_hf import Chunk, TaskSpec
+
+    amortizer = AutoAmortizer.from_pretrained("numeric-parametric")
+    state = amortizer.init_state(TaskSpec("regression", columns=("size", "age")))
+    state = amortizer.update(state, Chunk(((1.0, 2.0), (0.0, 1.0), (3.0, 0.0)), ("1", "2", "5")))
+    for name, what in (("someone/table", state), ("someone/numbers", amortizer)):
+        what.push_to_hub(name, token=TOKEN)  # type: ignore[attr-defined]
+        files = hub.repositories[name]
+        card = files.commits[files.branches["main"]]["README.md"].decode()
+        assert "base_model" not in card  # its backbone is an architecture, no repository
+        snippet = card.split("```python\n")[1].split("```")[0]
+        done = in_process(hub, tmp_path, "-c", snippet)
+        assert done.returncode == 0, done.stderr
 
 
 def test_a_file_that_leads_out_of_the_folder_is_refused(hub: LocalHub, state: TaskState, tmp_path: Path) -> None:
@@ -180,9 +242,9 @@ def test_the_command_line_pushes_and_pulls(
     assert f'TaskState.from_pretrained("{REPOSITORY}")' in card
 
 
-def in_process(hub: LocalHub, tmp_path: Path, *command: object) -> subprocess.CompletedProcess[str]:
+def in_process(hub: LocalHub, tmp_path: Path, *command: object, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
-    environment |= {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+    environment |= {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0", **variables}
     line = [sys.executable, *map(str, command)]
     return subprocess.run(line, env=environment, cwd=Path(__file__).parents[2], capture_output=True, text=True)
 
