@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from compare_report import error, table
+from compare_report import COLUMNS, error, table
 from compare_words import by_task
 from huggingface_hub import EvalResult, ModelCardData
 
@@ -19,9 +19,11 @@ from iai_hf.amortizer import Amortizer
 from iai_hf.amortizers.frozen_features import FrozenFeatures
 from iai_hf.auto import amortizer_class
 from iai_hf.compare import markdown
+from iai_hf.plots import blank, png
 from iai_hf.state import CONFIG_FILE, write_whole
 
 RESULTS = Path("scripts/results/compare/results.json")
+MEMBERSHIP = Path("scripts/results/membership.json")
 WORDS = Path("scripts/results/compare_words/results.json")
 CARDS = Path("model_cards")
 ON_FEATURES = (
@@ -41,7 +43,42 @@ def row_of(config: dict[str, Any]) -> str:
     return config["method"] if signal == "both" else f"{config['method']}, {signal}"
 
 
-def card(name: str, records: list[dict[str, Any]], answered: list[dict[str, Any]]) -> str:
+def curve(mine: list[dict[str, Any]], row: str, records: list[dict[str, Any]]) -> bytes:
+    """Mean accuracy over tasks against examples seen, beside logistic regression's and that of the label names."""
+    figure, axes = blank()
+    base = mine[0]["backbone"]
+    for shown in (row, "logistic regression", "label names"):
+        cells = table([record for record in records if record["backbone"] == base], "accuracy").get(shown, {})
+        places = [place for place, column in enumerate(COLUMNS) if column in cells]
+        values = [100 * mean(cells[COLUMNS[place]]) for place in places]
+        spread = [100 * error(cells[COLUMNS[place]]) for place in places]
+        axes.errorbar(places, values, spread, marker="o", markersize=5, label=shown)
+    axes.set_xticks(range(len(COLUMNS)), COLUMNS)
+    axes.set_xlabel("examples seen")
+    axes.set_ylabel("accuracy, %")
+    axes.set_title(f"Mean over {len({record['task'] for record in mine})} tasks that were not trained on")
+    axes.legend(frameon=False)
+    return png(figure)
+
+
+def leak(method: str, attacks: list[dict[str, Any]]) -> str:
+    """What a membership-inference attack achieved."""
+    found = []
+    for size in sorted({attack["size"] for attack in attacks}):
+        areas = [attack["area"] for attack in attacks if (attack["method"], attack["size"]) == (method, size)]
+        if len(areas) > 1:
+            found.append(f"{mean(areas):.2f} ± {error(areas):.2f} after {size} examples")
+    if not found:
+        return ""
+    return (
+        " A small membership-inference test, which guesses by likelihood whether a state has read a text of 20 "
+        f"Newsgroups, has an area under the ROC curve of {' and '.join(found)} (0.5: no leak)."
+    )
+
+
+def card(
+    name: str, records: list[dict[str, Any]], answered: list[dict[str, Any]], attacks: list[dict[str, Any]]
+) -> str:
     """A model card, metadata first."""
     config = json.loads((shipped.FOLDER / name / CONFIG_FILE).read_text())
     training = json.loads((shipped.FOLDER / name / "training.json").read_text())
@@ -62,6 +99,22 @@ def card(name: str, records: list[dict[str, Any]], answered: list[dict[str, Any]
                         metric_value=round(last[metric], 4),
                     )
                 )
+    if method.method == "lm-state":
+        for task in dict.fromkeys(record["task"] for record in answered):
+            scores = [
+                record["answers"]["exact_match"]
+                for record in answered
+                if (record["row"], record["task"]) == (method.method, task)
+            ]
+            results.append(
+                EvalResult(
+                    task_type="text-generation",
+                    dataset_type=task,
+                    dataset_name=f"{task}, up to {answered[0]['examples']} examples",
+                    metric_type="exact_match",
+                    metric_value=round(mean(scores), 4),
+                )
+            )
     data = ModelCardData(
         base_model=base,
         library_name="iai_hf",
@@ -104,6 +157,7 @@ def card(name: str, records: list[dict[str, Any]], answered: list[dict[str, Any]
             "## Evaluation",
             f"Mean over {tasks}, none of them trained on; ± standard error over orders.",
             *["\n".join(lines)],
+            f"![Accuracy against examples seen]({name}.png)",
         ]
     if method.method in {record["row"] for record in answered}:
         text += [
@@ -113,7 +167,7 @@ def card(name: str, records: list[dict[str, Any]], answered: list[dict[str, Any]
         ]
     text += [
         "## Limits",
-        limits,
+        limits + leak(config["method"], attacks),
     ]
     return "\n\n".join(text) + "\n"
 
@@ -121,9 +175,15 @@ def card(name: str, records: list[dict[str, Any]], answered: list[dict[str, Any]
 def main() -> None:
     records = json.loads(RESULTS.read_text()) if RESULTS.is_file() else []
     answered = json.loads(WORDS.read_text()) if WORDS.is_file() else []
+    attacks = json.loads(MEMBERSHIP.read_text()) if MEMBERSHIP.is_file() else []
     CARDS.mkdir(exist_ok=True)
     for name in shipped.names():
-        write_whole(CARDS / f"{name}.md", card(name, records, answered).encode())
+        write_whole(CARDS / f"{name}.md", card(name, records, answered, attacks).encode())
+        config = json.loads((shipped.FOLDER / name / CONFIG_FILE).read_text())
+        row = row_of(config)
+        mine = [r for r in records if (r["backbone"], r["row"]) == (config["base_model_name_or_path"], row)]
+        if mine:
+            write_whole(CARDS / f"{name}.png", curve(mine, row, records))
         print(CARDS / f"{name}.md")
 
 

@@ -43,7 +43,22 @@ def prepare(output: Path) -> None:
         print(f"{target}: {len(examples):,} examples", file=sys.stderr)
 
 
+def prepare_table(output: Path) -> None:
+    """A numeric table from scikit-learn, 442 patients: ten measurements, and the disease's progression a year later."""
+    from sklearn.datasets import load_diabetes
+
+    found = load_diabetes(scaled=False)
+    rows = [",".join([*found.feature_names, "progression"])]
+    rows += [",".join(map(str, [*x, y])) for x, y in zip(found.data.tolist(), found.target.tolist(), strict=True)]
+    for name, part in (("train", rows[1:343]), ("test", rows[343:])):
+        target = output / f"diabetes-{name}.csv"
+        if not target.exists():
+            write_whole(target, ("\n".join([rows[0], *part]) + "\n").encode())
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("demo/data"))
-    prepare(parser.parse_args().output)
+    folder: Path = parser.parse_args().output
+    prepare(folder)
+    prepare_table(folder)

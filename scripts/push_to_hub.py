@@ -30,6 +30,8 @@ def main() -> None:
         with hub.staged(None) as folder:
             shutil.copytree(shipped.FOLDER / name, folder, dirs_exist_ok=True)
             shutil.copy(CARDS / f"{name}.md", folder / hub.CARD_FILE)
+            for picture in CARDS.glob(f"{name}.png"):
+                shutil.copy(picture, folder)
             print(hub.push(folder, f"{args.namespace}/{name}", private=args.private or None))
 
 

@@ -290,7 +290,14 @@ def run(cell: Cell, preset: Preset, output: Path, full: bool) -> dict[str, Any]:
         if cell.family in LONG and amortizer.regime == "parametric" and cell.group in ("grid", "optimizer"):
             record["sizes"] = sizes(solver, tasks, preset, cell.seed)
             record["continual"] = continual(solver, tasks, preset, cell.seed)
-    return {**asdict(cell), **record}
+    return rounded({**asdict(cell), **record})
+
+
+def rounded(value: Any) -> Any:
+    """Floats to five significant digits, so that the file stays small."""
+    if isinstance(value, dict):
+        return {key: rounded(part) for key, part in value.items()}
+    return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
 def main() -> None:
@@ -334,6 +341,7 @@ def main() -> None:
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)  # what is done is kept; the same command goes on
             raise
+    write_whole(path, json.dumps(done).encode())
     paper_report.write(done, args.output)
     print(f"results.json, results.md and plots in {args.output}")
 

@@ -1,4 +1,5 @@
-"""Meta-train what an amortizer has to learn, with accelerate: a head on frozen features, or a start inside the LM.
+"""Meta-train what an amortizer has to learn, with accelerate: a head on frozen features, a start inside the LM, or
+a network on numbers.
 
     python scripts/prepare_data.py --output demo/data
     accelerate launch scripts/train_amortizer.py --config scripts/configs/minilm-l6-iterative.json \
@@ -21,11 +22,13 @@ import sys
 from pathlib import Path
 
 from accelerate import Accelerator
+from paper_tasks import POOLS, SYNTHETIC, family
 
 from iai_hf import AutoAmortizer, hub, load_backbone
 from iai_hf.amortizers.frozen_features import FrozenFeatures
 from iai_hf.amortizers.gradient import Gradient
 from iai_hf.amortizers.learned import Learned
+from iai_hf.amortizers.numeric import Numeric
 from iai_hf.auto import amortizer_class
 from iai_hf.backbones.cached import CachedBackbone
 from iai_hf.card import amortizer_card
@@ -36,6 +39,7 @@ from iai_hf.training import train
 from iai_hf.training.config import TrainingConfig, read_training_config
 from iai_hf.training.curriculum import Curriculum, task_files
 from iai_hf.training.features import FeatureCurriculum, load_tasks
+from iai_hf.training.numbers import NumbersCurriculum
 from iai_hf.training.texts import TextCurriculum, load_text_tasks
 
 
@@ -66,6 +70,8 @@ def prepare(
     kind = amortizer_class(config.method)
     if not issubclass(kind, Learned):
         raise ConfigError(f"method {config.method!r} has nothing to learn; expected e.g. iterative or lm-state")
+    if issubclass(kind, Numeric):
+        return numbers(config, cache_dir)
     files = task_files(config.tasks, data_dir)
     backbone = load_backbone(config.backbone, device=None if issubclass(kind, FrozenFeatures) else accelerator.device)
     if issubclass(kind, FrozenFeatures):
@@ -78,6 +84,25 @@ def prepare(
     texts = [record.input for path in task_files(config.unrelated, data_dir) for record in open_stream(path).records()]
     tasks = load_text_tasks(files, config.max_task_examples)
     return amortizer, TextCurriculum(amortizer, tasks, texts, config)
+
+
+def numbers(config: TrainingConfig, cache_dir: Path) -> tuple[Numeric, NumbersCurriculum]:
+    """For tables of numbers `tasks` names one family of scripts/paper_tasks.py; its sizes are the network's."""
+    if config.tasks[0] not in (*SYNTHETIC, *POOLS) or len(config.tasks) > 1:
+        raise ConfigError(f"tasks is {config.tasks}; on numbers expected one of {', '.join((*SYNTHETIC, *POOLS))}")
+    tasks = family(config.tasks[0], cache_dir)
+    settings = {
+        "kind": "classification" if tasks.classification else "regression",
+        "width": tasks.width,
+        "inputs": tasks.inputs,
+        "outputs": tasks.outputs,
+        "horizon": config.most_steps,
+        **config.settings,
+        "weights": None,
+    }
+    amortizer = AutoAmortizer.from_pretrained(config.method, backbone=config.backbone, config=settings)
+    assert isinstance(amortizer, Numeric)
+    return amortizer, NumbersCurriculum(amortizer, tasks, config)
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from compare_report import COLUMNS, best_rival, error, table
 from compare_words import by_task, means
+from paper_tables import families, findings
 
 from iai_hf.compare import markdown
 from iai_hf.state import write_whole
@@ -30,6 +31,8 @@ SHOWN = (
     "label names",
 )
 END = "<!-- end of results -->"
+PAPER_START = "<!-- paper: written by scripts/update_readme.py from scripts/results -->\n"
+PAPER_END = "<!-- end of paper -->"
 
 
 def curves(records: list[dict[str, Any]]) -> str:
@@ -71,6 +74,21 @@ The state of `lm-state` takes {mean(sizes) / 1000:,.0f} kB, {mean(caches[shown])
 keys and values of "{shown}". Next-token accuracy on unrelated texts changes by
 {100 * mean(harm):+.1f}% (relative) under it. Reading a chunk costs {cost["chunk_ratio"]:.2f} times the model's plain
 forward pass over it, a query {cost["query_ratio"]:.2f} times a zero-shot one.
+"""
+
+
+def paper(done: dict[str, Any]) -> str:
+    """What the reproduction found."""
+    cells = done["cells"]
+    seeds = len({cell["seed"] for cell in cells})
+    lines = "\n".join(findings(cells))
+    return f"""
+{len(cells)} models, {seeds} seeds, {len(families(cells))} families of tasks
+([all tables](scripts/results/paper/results.md)). The paper's findings, with our forms of its methods:
+
+{lines}
+
+![Loss against chunks read, by family of tasks](scripts/results/paper/curves.png)
 """
 
 
@@ -116,6 +134,9 @@ def main() -> None:
     files = ("benchmark.json", "compare/results.json", "harm.json", "compare_words/results.json")
     section = results(*(json.loads((RESULTS / name).read_text()) for name in files))
     updated = before + START + section + END + rest.split(END)[1]
+    before, rest = updated.split(PAPER_START)
+    done = json.loads((RESULTS / "paper" / "results.json").read_text())
+    updated = before + PAPER_START + paper(done) + PAPER_END + rest.split(PAPER_END)[1]
     if check and updated != text:
         raise SystemExit("README.md is not what scripts/update_readme.py writes; run it")
     write_whole(readme, updated.encode())

@@ -125,8 +125,8 @@ def test_progress_bars_obey_the_hubs_own_setting(encoder_folder: Path, tmp_path:
     # A bar is drawn on a terminal alone; a pseudo-terminal stands for one.
     code = (
         "import os, pty, sys\n"
-        "words = ['sh', '-c', 'stty rows 30 cols 100; exec \"$@\"', 'sh', sys.executable, '-m', 'iai_hf.cli', *sys.argv[1:]]\n"
-        "status = pty.spawn(words)\n"
+        "words = [sys.executable, '-m', 'iai_hf.cli', *sys.argv[1:]]\n"
+        "status = pty.spawn(['sh', '-c', 'stty rows 30 cols 100; exec \"$@\"', 'sh', *words])\n"
         "sys.exit(os.waitstatus_to_exitcode(status))"
     )
     words = ["adapt", "iterative", "--backbone", encoder_folder, "--data", data, "--output", tmp_path / "state"]
