@@ -85,7 +85,7 @@ def adapt(
         for chunk in stream.chunks(chunk_size, start, max_examples):
             position += len(chunk)
             state = amortizer.update(state, chunk).at(
-                StreamPosition(stream.fingerprint or "", chunk_size, shuffle_seed, position)
+                StreamPosition(stream.fingerprint or "", chunk_size, shuffle_seed, position), stream.hub_id
             )
             bar.update(len(chunk))
             if on_step is not None:

@@ -24,12 +24,17 @@ LIMITS = (
 
 
 def state_card(
-    state: TaskState, repo_id: str, tags: Sequence[str] = (), evaluation: Mapping[str, Any] | None = None
+    state: TaskState,
+    repo_id: str,
+    tags: Sequence[str] = (),
+    evaluation: Mapping[str, Any] | None = None,
+    license: str | None = None,
 ) -> str:
     """Card of a task state: what it answers, what it was made from, a snippet that runs, and how good it is.
 
     Args:
         evaluation: what `Curve.save` wrote beside the state.
+        license: as the Hub names it.
     """
     header = state.header
     task = header.task
@@ -58,6 +63,7 @@ def state_card(
         f'from iai_hf import TaskState\n\nstate = TaskState.from_pretrained("{repo_id}")\n'
         f"print(state.predict([{query}]).outputs)",
         evaluation,
+        {"license": license, "datasets": list(header.datasets) or None},
     )
 
 
@@ -101,6 +107,7 @@ def _card(
     what: str,
     snippet: str,
     evaluation: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, Any] | None = None,
 ) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -124,6 +131,7 @@ def _card(
         tags=list(dict.fromkeys(["iai_hf", method, *tags])),
         model_name=repo_id.split("/")[-1] if results else None,
         eval_results=results or None,
+        **(metadata or {}),
     )
     measured = []
     if evaluation:

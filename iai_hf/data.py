@@ -44,6 +44,7 @@ class Stream:
     Attributes:
         fingerprint: identifies the content and order; None for a plain iterable, which can't be told from another.
         length: number of records where known ahead.
+        hub_id: of the dataset, where it came from the Hub.
         rows: `rows(start)` yields `(place, row)` from record `start` on.
     """
 
@@ -52,6 +53,7 @@ class Stream:
     rows: Callable[[int], Iterator[tuple[str, dict[str, Any]]]]
     columns: Columns = field(default_factory=Columns)
     label_names: dict[int, str] = field(default_factory=dict)
+    hub_id: str | None = None
 
     def records(self, start: int = 0) -> Iterator[Record]:
         """Checked records from `start` on.
@@ -177,7 +179,8 @@ def open_stream(
             return replace(stream, length=sum(1 for _ in stream.records()))
         return _from_dataset(_as_arrow(path, fingerprint, columns), fingerprint, columns, shuffle_seed)
     if isinstance(data, str):
-        data = load_hub_dataset(data, split, revision, token)
+        found = open_stream(load_hub_dataset(data, split, revision, token), columns, shuffle_seed=shuffle_seed)
+        return replace(found, hub_id=data.partition(":")[0])
     if isinstance(data, (datasets.DatasetDict, datasets.IterableDatasetDict)):
         if split not in data:
             raise DataError(f"the dataset has splits {sorted(data)}; {split!r} is not one of them")

@@ -50,6 +50,7 @@ class StateHeader:
         examples, steps: examples and chunks absorbed over all streams.
         counts: what the method has to tell, e.g. texts cut at `max_tokens`, demonstrations left out.
         stream: position in the stream read last, None before the first.
+        datasets: Hub ids of the datasets read, for the card; files of one's own are not named.
     """
 
     method: str
@@ -63,6 +64,7 @@ class StateHeader:
     counts: Mapping[str, int] = field(default_factory=dict)
     stream: StreamPosition | None = None
     backbone_revision: str | None = None
+    datasets: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """One line, keys in order."""
@@ -77,6 +79,7 @@ class StateHeader:
         return cls(
             task=TaskSpec(task["kind"], tuple(task["labels"]), tuple(task.get("columns", ()))),
             stream=StreamPosition(**stream) if stream else None,
+            datasets=tuple(values.pop("datasets", ())),
             **values,
         )
 
@@ -118,9 +121,11 @@ class TaskState:
         )
         return TaskState(tensors, header)
 
-    def at(self, position: StreamPosition) -> TaskState:
-        """The same state, with its position in the stream noted."""
-        return TaskState(self.tensors, dataclasses.replace(self.header, stream=position))
+    def at(self, position: StreamPosition, dataset: str | None = None) -> TaskState:
+        """The same state, with its position in the stream noted, and the Hub id of the dataset where it has one."""
+        known = self.header.datasets
+        named = known if dataset is None or dataset in known else (*known, dataset)
+        return TaskState(self.tensors, dataclasses.replace(self.header, stream=position, datasets=named))
 
     def to(self, device: torch.device | str) -> TaskState:
         """The same state with its tensors on another device."""
@@ -215,11 +220,18 @@ class TaskState:
         return self.__dict__["_amortizer"].predict(self, queries)
 
     def push_to_hub(
-        self, repo_id: str, *, tags: Sequence[str] = (), directory: str | Path | None = None, **pushing: Any
+        self,
+        repo_id: str,
+        *,
+        tags: Sequence[str] = (),
+        license: str | None = None,
+        directory: str | Path | None = None,
+        **pushing: Any,
     ) -> str:
         """Save the state with its card and upload both; the commit's address.
 
         Args:
+            license: of the state, as the Hub names it, e.g. "cc-by-4.0".
             directory: where it is saved, and where an evaluation may stand; by default a folder that is gone
                 afterwards, unless the upload fails.
             pushing: `commit_message`, `private`, `token`, `revision`, `create_pr`; see `iai_hf.hub.push`.
@@ -231,7 +243,7 @@ class TaskState:
         from iai_hf.curve import read_evaluation
 
         evaluation = read_evaluation(Path(directory)) if directory is not None else None
-        card = state_card(self, repo_id, tags, evaluation)
+        card = state_card(self, repo_id, tags, evaluation, license)
         return hub.publish(self.save_pretrained, card, repo_id, directory, **pushing)
 
 

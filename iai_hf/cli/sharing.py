@@ -45,6 +45,7 @@ def push(
     revision: Annotated[str | None, typer.Option(help="Branch to push to.")] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
     tags: Annotated[list[str] | None, typer.Option("--tag", help="A tag of the card; may be repeated.")] = None,
+    license: Annotated[str | None, typer.Option(help="Licence of a state, by the Hub's name, e.g. cc-by-4.0.")] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -60,7 +61,7 @@ def push(
         raise StateError(f"nothing at {path}; expected a folder with a state or an amortizer")
     if (path / STATE_FILE).is_file():
         state = TaskState.from_pretrained(path)
-        card, only = state_card(state, repo_id, tags or (), read_evaluation(path)), hub.STATE_FILES
+        card, only = state_card(state, repo_id, tags or (), read_evaluation(path), license), hub.STATE_FILES
     else:
         card, only = amortizer_card(AutoAmortizer.describe(path), repo_id, tags or ()), hub.AMORTIZER_FILES
     write_whole(path / hub.CARD_FILE, card.encode())

@@ -13,6 +13,8 @@ from conftest import examples
 
 from iai_hf import AutoAmortizer, TaskState
 from iai_hf.backbones import Backbone
+from iai_hf.card import state_card
+from iai_hf.curve import EVALUATION_FILE, read_evaluation
 from iai_hf.errors import IAIError
 from iai_hf.state import CONFIG_FILE, STATE_FILE
 
@@ -75,6 +77,20 @@ def test_damaged_configurations(encoder: Backbone, tmp_path: Path) -> None:
         return AutoAmortizer.from_pretrained(folder, backbone=encoder)
 
     refused, loaded = survives(load, path, path.read_bytes(), random.Random(1))
+    assert refused > 0.3 * MUTATIONS
+    assert refused + loaded == MUTATIONS
+
+
+def test_damaged_evaluations(folder: Path) -> None:
+    point = {"examples": 12, "accuracy": 0.5, "adapt_seconds": 0.1}
+    good = {"test": "films", "test_examples": 20, "curve": [point, point]}
+    path = folder / EVALUATION_FILE
+    state = TaskState.from_pretrained(folder)
+
+    def card() -> object:
+        return state_card(state, "someone/films", evaluation=read_evaluation(folder))
+
+    refused, loaded = survives(card, path, json.dumps(good).encode(), random.Random(2))
     assert refused > 0.3 * MUTATIONS
     assert refused + loaded == MUTATIONS
 

@@ -184,6 +184,25 @@ def test_the_evaluation_and_the_curve_go_along(hub: LocalHub, encoder_folder: Pa
     assert (done.returncode, "no evaluation" in done.stderr) == (2, True)
 
 
+def test_a_card_names_the_datasets_and_the_licence(
+    hub: LocalHub, amortizer: Amortizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    loaded = datasets.Dataset.from_list(examples(20))
+    monkeypatch.setattr("iai_hf.data.load_hub_dataset", lambda *_: loaded)
+    state = amortizer.adapt("someone/films:small", progress=False)
+    state = amortizer.adapt("someone/films:small", state, progress=False)
+    assert state.header.datasets == ("someone/films",)
+    state.push_to_hub(REPOSITORY, token=TOKEN, license="cc-by-4.0")
+    files = hub.repositories[REPOSITORY]
+    card = files.commits[files.branches["main"]]["README.md"].decode()
+    metadata = card.split("---")[1]
+    assert "license: cc-by-4.0" in metadata
+    assert "datasets:\n- someone/films" in metadata
+    assert amortizer.adapt(examples(20), progress=False).header.datasets == ()
+
+
 def test_the_card_of_a_table_has_a_snippet_that_runs(hub: LocalHub, tmp_path: Path) -> None:
     from iai_hf import Chunk, TaskSpec
 

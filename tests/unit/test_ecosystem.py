@@ -104,8 +104,8 @@ def test_a_state_of_an_older_version_loads_and_one_of_a_newer_names_it(encoder: 
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
     header = json.loads(metadata["header"])
-    # Version 0.1.0 knew neither columns nor the backbone's revision.
-    del header["task"]["columns"], header["backbone_revision"]
+    # Version 0.1.0 knew neither columns, nor the backbone's revision, nor datasets.
+    del header["task"]["columns"], header["backbone_revision"], header["datasets"]
     tensors = dict(sorted(state.tensors.items()))
     older = {**metadata, "header": json.dumps(header, sort_keys=True)}
     older["digest"] = _digest(tensors, older["header"])
