@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -23,18 +22,17 @@ from typing import Any
 import torch
 from compare import TASKS, Task, chunks
 from compare_report import error
-from huggingface_hub.utils import tqdm
+from resumable import Answers, Job, run
 
 from iai_hf import AutoAmortizer, Chunk, Prediction, TaskSpec, load_backbone, score
 from iai_hf.backbones.causal_lm import CausalLM
 from iai_hf.errors import BackboneError, IAIError
-from iai_hf.state import check_writable, write_whole
+from iai_hf.state import write_whole
 
 BACKBONE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 MAX_TOKENS = 128
 RETRIEVED = 16
 BATCH = 8
-Answers = dict[str, Any]
 
 
 def adapted(model: CausalLM, task: Task, rows: list[dict[str, str]], method: str, config: dict[str, Any]) -> Answers:
@@ -180,27 +178,20 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--output", type=Path, default=Path("scripts/results/compare_lm"))
     args = parser.parse_args()
-    check_writable(args.output)
-    path = args.output / "results.json"
-    records: list[dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else []
     model = load_backbone(BACKBONE)
     if not isinstance(model, CausalLM):
         raise BackboneError(f"{BACKBONE} is no causal language model")
-    jobs = [(seed, name, row) for seed in range(args.seeds) for name in args.tasks for row in args.rows]
-    for seed, name, row in tqdm(jobs, desc="compare", unit=" runs"):
-        mine = {r["row"]: r["answers"] for r in records if (r["seed"], r["task"]) == (seed, name)}
-        if row in mine:
-            continue
+
+    def measured(job: Job, mine: dict[str, Answers]) -> tuple[dict[str, Any], Answers]:
+        seed, name, row = job
         task = Task(args.data_dir / name, model)
         stride = max(len(task.queries) // args.queries, 1)
         task.queries, task.answers = (part[::stride][: args.queries] for part in (task.queries, task.answers))
-        rows = task.rows(seed)[: args.examples]
         unit = mine.get("iterative", {}).get("seconds", 0.0)
-        answers = measure(row, model, task, rows, unit)
-        place = {"seed": seed, "task": name, "row": row, "examples": args.examples, "queries": len(task.queries)}
-        records.append({**place, "answers": answers})
-        write_whole(path, json.dumps(records, indent=1).encode())
-        report(records, args.output)
+        answers = measure(row, model, task, task.rows(seed)[: args.examples], unit)
+        return {"examples": args.examples, "queries": len(task.queries)}, answers
+
+    run(args.output, itertools.product(range(args.seeds), args.tasks, args.rows), measured, report)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -25,7 +24,7 @@ import torch
 from compare import Task
 from compare_lm import endless
 from compare_report import error
-from huggingface_hub.utils import tqdm
+from resumable import Answers, Job, run
 
 from iai_hf import AutoAmortizer, Chunk, TaskSpec, TaskState, load_backbone, score
 from iai_hf.amortizer import Amortizer
@@ -35,7 +34,7 @@ from iai_hf.backbones.causal_lm import CausalLM
 from iai_hf.compare import markdown
 from iai_hf.data import open_stream
 from iai_hf.errors import BackboneError, ConfigError, IAIError
-from iai_hf.state import check_writable, write_whole
+from iai_hf.state import write_whole
 
 BACKBONE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 TASKS = tuple(f"fv_{name}" for name in (
@@ -57,7 +56,6 @@ CHUNK = 64
 TIMES = 8
 UNRELATED_TEXTS, UNRELATED_TOKENS = 60, 64
 Rows = list[dict[str, str]]
-Answers = dict[str, Any]
 
 
 def chunk_of(rows: Rows) -> Chunk:
@@ -224,27 +222,20 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=100)
     parser.add_argument("--output", type=Path, default=Path("scripts/results/compare_words"))
     args = parser.parse_args()
-    check_writable(args.output)
-    path = args.output / "results.json"
-    records: list[dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else []
     model = load_backbone(args.backbone)
     if not isinstance(model, CausalLM):
         raise BackboneError(f"{args.backbone} is no causal language model")
     texts = [record.input for record in itertools.islice(open_stream(args.unrelated).records(), UNRELATED_TEXTS)]
-    jobs = [(seed, name, row) for seed in range(args.seeds) for name in args.tasks for row in args.rows]
-    for seed, name, row in tqdm(jobs, desc="compare", unit=" runs"):
-        mine = {r["row"]: r["answers"] for r in records if (r["seed"], r["task"]) == (seed, name)}
-        if row in mine:
-            continue
+
+    def measured(job: Job, mine: dict[str, Answers]) -> tuple[dict[str, Any], Answers]:
+        seed, name, row = job
         task = Task(args.data_dir / name, model)
         task.queries, task.answers = task.queries[: args.queries], task.answers[: args.queries]
-        measured = mine.get("lm-state") or mine.get("lm-state, untrained") or {"seconds": 0.0}
-        unit = measured["seconds"]
-        answers = measure(row, model, task, task.rows(seed)[: args.examples], unit, texts)
-        place = {"seed": seed, "task": name, "row": row, "examples": args.examples, "queries": args.queries}
-        records.append({**place, "answers": answers})
-        write_whole(path, json.dumps(records, indent=1).encode())
-        report(records, args.output)
+        known = mine.get("lm-state") or mine.get("lm-state, untrained") or {"seconds": 0.0}
+        answers = measure(row, model, task, task.rows(seed)[: args.examples], known["seconds"], texts)
+        return {"examples": args.examples, "queries": args.queries}, answers
+
+    run(args.output, itertools.product(range(args.seeds), args.tasks, args.rows), measured, report)
 
 
 if __name__ == "__main__":

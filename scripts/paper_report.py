@@ -56,6 +56,7 @@ def curves(cells: list[tables.Cell]) -> bytes:
     """Loss against chunks, one panel a family: the best signal of each regime, baselines, the exact answer."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     names = tables.families(cells)
     columns = min(4, len(names))
@@ -85,11 +86,13 @@ def curves(cells: list[tables.Cell]) -> bytes:
         axes.set_yscale("log")
         axes.set_title(family, fontsize=10)
         axes.set_xticks(list(map(int, tables.STEPS)), tables.STEPS)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        axes.yaxis.set_major_formatter("{x:.3g}")
         axes.minorticks_off()
         axes.grid(alpha=0.3)
     figure.supxlabel("chunks read", fontsize=10)
     figure.supylabel("loss (nats, or half the squared error)", fontsize=10)
-    figure.legend(list(lines.values()), list(lines), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    figure.legend(list(lines.values()), list(lines), loc="outside upper center", ncols=5, frameon=False, fontsize=9)
     return png(figure)
 
 
