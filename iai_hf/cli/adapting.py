@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 from pathlib import Path
@@ -280,7 +281,7 @@ def info(
 ) -> None:
     """What a state or an amortizer is, without loading its backbone."""
     start_logging(quiet)
-    from iai_hf.auto import AutoAmortizer
+    from iai_hf.auto import AutoAmortizer, amortizer_class
     from iai_hf.state import STATE_FILE, TaskState
 
     if (path / STATE_FILE).is_file() or path.is_file():
@@ -289,4 +290,6 @@ def info(
         content = AutoAmortizer.describe(path)
     else:
         raise StateError(f"nothing at {path}; expected a folder with a state or an amortizer")
+    kind = amortizer_class(content["method"])
+    content |= {"regime": kind.regime, "reads": kind.reads, "meaning": (inspect.getdoc(kind) or "").splitlines()[0]}
     report(content, as_json, "\n".join(f"{key}: {value}" for key, value in content.items()))

@@ -47,9 +47,11 @@ def test_a_regression_table_is_fitted_in_its_own_units(method: str, tmp_path: Pa
     assert iai(capsys, "predict", state, "--data", test, "--output", answers, "--quiet")[0] == 0
     assert len(answers.read_text().splitlines()) == 100
     assert float(json.loads(answers.read_text().splitlines()[0])["prediction"])
-    status, out, _ = iai(capsys, "info", state)
-    assert status == 0
-    assert "size" in out
+    status, out, _ = iai(capsys, "info", state, "--json")
+    told = json.loads(out)
+    assert (status, told["columns"], told["reads"]) == (0, list(COLUMNS), "numbers")
+    assert told["regime"] in method
+    assert told["meaning"]
 
 
 def test_a_table_with_classes_is_told_from_the_data(tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
