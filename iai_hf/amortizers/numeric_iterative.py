@@ -26,6 +26,7 @@ class NumericIterativeConfig(NumericConfig):
         window: states that an update sees; above 1 non-Markovian (parametric and explicit).
         carried: what the implicit regime hands on: "logits", "probabilities" or, in the free form, "latents".
         budget: examples that the implicit regime retains.
+        half_life: for streams that drift (parametric and explicit): examples after which what was seen counts half.
     """
 
     signal: str = "both"
@@ -33,9 +34,11 @@ class NumericIterativeConfig(NumericConfig):
     window: int = 1
     carried: str = "logits"
     budget: int = 4096
+    half_life: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(self.half_life is None or self.half_life > 0, f"half_life is {self.half_life}; expected 1 or more")
         for name, kind in (("signal", Signal), ("carried", Carried)):
             value = getattr(self, name)
             require(value in get_args(kind), f"{name} is {value!r}; expected {', '.join(get_args(kind))}")
@@ -51,7 +54,9 @@ class _Refining(Numeric):
     def make_solver(self, predictor: Predictor, sizes: NetworkSizes | None) -> Solver:
         """Refines theta."""
         config = self.config
-        return Parametric(predictor, config.signal, sizes, free=config.free, window=config.window)
+        return Parametric(
+            predictor, config.signal, sizes, free=config.free, window=config.window, half_life=config.half_life
+        )
 
 
 class NumericParametric(_Refining):

@@ -29,6 +29,7 @@ class Parametric(Solver):
         sizes: of the network; None for the bare solver, which works at any size.
         free: the paper's form, without a solver beneath; it needs a network.
         window: states that the network sees, the present one and those before it (non-Markovian above 1).
+        half_life: examples after which the moments count half, for streams that drift; None never forgets.
     """
 
     def __init__(
@@ -39,9 +40,11 @@ class Parametric(Solver):
         *,
         free: bool = False,
         window: int = 1,
+        half_life: int | None = None,
     ) -> None:
         super().__init__()
         self.predictor, self.signal, self.free, self.window = predictor, signal, free, window
+        self.half_life = half_life
         # Prior precision, in units of an example; first gradient step, in units of 1 / features, and its fall;
         # logits a unit of a ridge solution on one-hot targets; share of the curvature's bound.
         self.log_prior = Scalar(0.0)
@@ -118,11 +121,12 @@ class Parametric(Solver):
             length = self.log_rate().exp() / features.shape[-1]
             fall = (1 + tensors["steps"]) ** -self.decay().clamp(0, 1)
             return theta - length * fall[:, None, None] * gradient
-        refined["gram"] = tensors["gram"] + features.mT @ features
+        kept = 0.5 ** (features.shape[-2] / self.half_life) if self.half_life else 1.0
+        refined["gram"] = kept * tensors["gram"] + features.mT @ features
         precision = self.log_prior().exp() * torch.eye(features.shape[-1], device=features.device)
         if self.signal == "data":
             targets = batch.y - 1 / batch.y.shape[-1] if self.predictor.classification else batch.y
-            refined["sums"] = tensors["sums"] + features.mT @ targets
+            refined["sums"] = kept * tensors["sums"] + features.mT @ targets
             return self.log_scale().exp() * solve(refined["gram"] + precision, refined["sums"])
         share = CURVATURE * self.log_curvature().clamp(max=0.0).exp() if self.predictor.classification else 1.0
         return theta - solve(share * refined["gram"] + precision, features.shape[-2] * gradient)
