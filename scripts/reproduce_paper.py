@@ -324,7 +324,7 @@ def main() -> None:
         try:
             family(name, args.output / "cache", full)
         except DataError as error:
-            left_out[name] = str(error)
+            left_out[name] = str(error).split(" (")[0]
             logging.warning("%s is left out: %s", name, error)
     done["left_out"] = left_out
     jobs = [cell for cell in cells(preset) if cell not in known and cell.family not in left_out]
