@@ -344,9 +344,9 @@ def test_states_of_parts_merge_into_the_state_of_the_whole(amortizer: Amortizer)
 
 
 def test_forgetting_follows_a_stream_that_drifts(encoder: Backbone) -> None:
-    old, new = rows_of(amortizer, 240), rows_of(amortizer, 120, seed=2)
+    old, new = examples(240), examples(120, seed=2)
     swapped = [{**row, "output": LABELS[(LABELS.index(row["output"]) + 1) % 3]} for row in new]
-    test = rows_of(amortizer, 90, seed=5)
+    test = examples(90, seed=5)
     wanted = [LABELS[(LABELS.index(row["output"]) + 1) % 3] for row in test]
 
     def hits(half_life: int | None) -> int:
