@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from iai_hf import __version__
+from iai_hf.backbones.numeric import PREFIX
 from iai_hf.curve import CURVE_FILE
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def amortizer_card(described: Mapping[str, Any], repo_id: str, tags: Sequence[st
         '    [{"input": "a good film", "output": "positive"}, {"input": "a dull film", "output": "negative"}]\n)\n'
         'print(amortizer.predict(state, ["a fine film"]).outputs)'
     )
-    if backbone.startswith("numeric/"):
+    if backbone.startswith(PREFIX):
         names = [f"x{i}" for i in range(config.get("inputs") or 2)]
         output = "i / 7" if config["kind"] == "regression" else "i % 2"
         filled = ", ".join(f'"{name}": float(i)' for name in names)
@@ -84,7 +85,7 @@ def amortizer_card(described: Mapping[str, Any], repo_id: str, tags: Sequence[st
             f"print(amortizer.predict(state, [({', '.join('0.0' for _ in names)},)]).outputs)"
         )
     imports = "from iai_hf import AutoAmortizer\n"
-    if backbone.startswith("numeric/"):
+    if backbone.startswith(PREFIX):
         imports += "from iai_hf.data import Columns\n"
     return _card(
         repo_id,
@@ -111,7 +112,7 @@ def _card(
 ) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
-    on_hub = backbone.count("/") == 1 and not backbone.startswith(("/", ".", "numeric/"))
+    on_hub = backbone.count("/") == 1 and not backbone.startswith(("/", ".", PREFIX))
     last: Mapping[str, Any] = evaluation["curve"][-1] if evaluation else {}
     results = [
         EvalResult(

@@ -231,18 +231,14 @@ def distances(
     shape = (preset.tasks, preset.generated, 2)
     noise = torch.randn(shape, generator=generator)
     # True points that no state has read.
-    ends = torch.cat([chunk.y + _noise(chunk) for chunk in drawn.chunks(preset.generated)[2:3]])
+    later = drawn.chunks(preset.generated)[2]
+    ends = later.x[..., :2] + (1 - later.x[..., 2:]) * later.y  # x_1 from x_t and x_1 - x_0
     samples = {
         "generated": generate(lambda asked: solver.answer(state, asked), noise, steps=8),
         "true velocity": generate(lambda asked: exact(chunks[0], asked), noise, steps=8),
         "noise": noise,
     }
     return {name: float(energy_distance(sample, ends).mean()) for name, sample in samples.items()}
-
-
-def _noise(chunk: Batch) -> torch.Tensor:
-    """x_0 from x_t = x_0 + t (x_1 - x_0) and y = x_1 - x_0."""
-    return chunk.x[..., :2] - chunk.x[..., 2:] * chunk.y
 
 
 def sizes(solver: Solver, tasks: Family, preset: Preset, seed: int) -> dict[str, Any]:

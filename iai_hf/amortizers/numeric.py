@@ -61,7 +61,7 @@ class NumericConfig:
 class _Prepared(NamedTuple):
     solver: Solver
     tensors: Tensors
-    shift: torch.Tensor  # [2, inputs or 1 target]: of the inputs, and of the target
+    shift: torch.Tensor  # [inputs + 1]: of the inputs, then of the target
     scale: torch.Tensor
 
 

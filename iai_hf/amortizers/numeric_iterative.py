@@ -12,7 +12,6 @@ from iai_hf.solvers.network import NetworkSizes
 from iai_hf.solvers.one_shot import OneShot
 from iai_hf.solvers.parametric import Parametric
 from iai_hf.solvers.predictor import Predictor, Signal
-from iai_hf.solvers.retained import Retained
 from iai_hf.solvers.solver import Solver
 
 
@@ -83,9 +82,7 @@ class NumericImplicit(Numeric):
     def make_solver(self, predictor: Predictor, sizes: NetworkSizes | None) -> Solver:
         """Refines answers."""
         config = self.config
-        solver = Implicit(predictor, config.signal, sizes, free=config.free, carried=config.carried)
-        solver.budget = config.budget
-        return solver
+        return Implicit(predictor, config.signal, sizes, free=config.free, carried=config.carried, budget=config.budget)
 
 
 @dataclass(frozen=True)
@@ -112,7 +109,7 @@ class Hypernetwork(Numeric):
 
     def make_solver(self, predictor: Predictor, sizes: NetworkSizes | None) -> Solver:
         """One step, on the data alone."""
-        return _one_shot(Parametric(predictor, "data", sizes, free=sizes is not None), self.config.budget)
+        return OneShot(Parametric(predictor, "data", sizes, free=sizes is not None), self.config.budget)
 
 
 class PriorFitted(Numeric):
@@ -124,10 +121,4 @@ class PriorFitted(Numeric):
 
     def make_solver(self, predictor: Predictor, sizes: NetworkSizes | None) -> Solver:
         """One step, on the data alone."""
-        return _one_shot(Implicit(predictor, "data", sizes, free=sizes is not None), self.config.budget)
-
-
-def _one_shot(step: Solver, budget: int) -> Retained:
-    solver = OneShot(step)
-    solver.budget = budget
-    return solver
+        return OneShot(Implicit(predictor, "data", sizes, free=sizes is not None), self.config.budget)

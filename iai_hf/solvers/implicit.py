@@ -31,6 +31,7 @@ class Implicit(Retained):
         sizes: of the network; None for the bare solver.
         free: the paper's form, without a solver beneath.
         carried: what is handed from batch to batch: outputs, their probabilities, or, in the free form, a vector.
+        budget: examples retained.
     """
 
     def __init__(
@@ -41,8 +42,9 @@ class Implicit(Retained):
         *,
         free: bool = False,
         carried: Carried = "logits",
+        budget: int = 4096,
     ) -> None:
-        super().__init__()
+        super().__init__(budget)
         self.predictor, self.signal, self.free, self.carried = predictor, signal, free, carried
         self.log_prior = Scalar(0.0)
         # Logits a unit of a ridge answer on one-hot targets; the first boosting step, and how steps fall.
@@ -61,7 +63,7 @@ class Implicit(Retained):
                 nn.init.zeros_(self.decode.weight)
                 nn.init.zeros_(self.decode.bias)
 
-    def outputs_after(self, chunks: Sequence[Batch], x: torch.Tensor, greedy: bool) -> list[torch.Tensor]:
+    def rollout(self, chunks: Sequence[Batch], x: torch.Tensor, *, greedy: bool = True) -> list[torch.Tensor]:
         """Outputs `[tasks, queries, outputs]` after each chunk."""
         queries, outputs = x.shape[1], chunks[0].y.shape[-1]
         # Where the signal has a gradient, the inputs of later batches are queries too, behind the real ones.

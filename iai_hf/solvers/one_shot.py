@@ -13,8 +13,8 @@ from iai_hf.solvers.solver import Batch, Solver, Tensors
 class OneShot(Retained):
     """Over a `Parametric` step a hypernetwork, over an `Implicit` one a prior-fitted network."""
 
-    def __init__(self, step: Solver) -> None:
-        super().__init__()
+    def __init__(self, step: Solver, budget: int = 4096) -> None:
+        super().__init__(budget)
         self.step, self.predictor = step, step.predictor
 
     def answer(self, tensors: Tensors, x: torch.Tensor) -> torch.Tensor:
@@ -22,7 +22,7 @@ class OneShot(Retained):
         merged = {**tensors, "sizes": tensors["sizes"].sum(1, keepdim=True)}
         return super().answer(merged if tensors["x"].shape[1] else tensors, x)
 
-    def outputs_after(self, chunks: Sequence[Batch], x: torch.Tensor, greedy: bool) -> list[torch.Tensor]:
+    def rollout(self, chunks: Sequence[Batch], x: torch.Tensor, *, greedy: bool = True) -> list[torch.Tensor]:
         """Outputs of one step on all chunks so far, for each number of them."""
         found = []
         for length in range(1, len(chunks) + 1):

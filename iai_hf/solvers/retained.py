@@ -11,9 +11,11 @@ from iai_hf.solvers.solver import Batch, Solver, Tensors
 
 
 class Retained(Solver):
-    """Keeps the newest chunks, at most `budget` examples; `outputs_after` reads them."""
+    """Keeps the newest chunks, at most `budget` examples; `rollout` reads them."""
 
-    budget: int = 4096
+    def __init__(self, budget: int = 4096) -> None:
+        super().__init__()
+        self.budget = budget
 
     @property
     def per_output(self) -> Sequence[str]:
@@ -49,12 +51,8 @@ class Retained(Solver):
         if not sizes:
             return torch.zeros(*x.shape[:2], tensors["y"].shape[-1], device=x.device)
         chunks = list(map(Batch, tensors["x"].split(sizes, 1), tensors["y"].split(sizes, 1)))
-        return self.outputs_after(chunks, x, greedy=True)[-1]
-
-    def rollout(self, chunks: Sequence[Batch], x: torch.Tensor, *, greedy: bool = True) -> list[torch.Tensor]:
-        """Outputs for the queries `x` after each chunk, in one pass over the stream."""
-        return self.outputs_after(chunks, x, greedy)
+        return self.rollout(chunks, x)[-1]
 
     @abstractmethod
-    def outputs_after(self, chunks: Sequence[Batch], x: torch.Tensor, greedy: bool) -> list[torch.Tensor]:
-        """Outputs for `x` after each chunk."""
+    def rollout(self, chunks: Sequence[Batch], x: torch.Tensor, *, greedy: bool = True) -> list[torch.Tensor]:
+        """Outputs for the queries `x` after each chunk, in one pass over the stream."""

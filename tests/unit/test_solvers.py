@@ -160,8 +160,7 @@ def test_forgetting_follows_a_stream_whose_task_changes(signal: str) -> None:
 
 
 def test_what_is_retained_has_a_budget() -> None:
-    solver = Implicit(Predictor(False), "data")
-    solver.budget = 20
+    solver = Implicit(Predictor(False), "data", budget=20)
     tensors = solver.initial(3, 4, 2)
     stream = chunks(regression(64), 8)
     for part in stream:
