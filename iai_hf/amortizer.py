@@ -60,6 +60,12 @@ class Amortizer(ABC):
         self.config = config if config is not None else self.config_class()
         self._prepared: WeakKeyDictionary[TaskState, Any] = WeakKeyDictionary()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_prepared": {}}  # another process prepares states anew
+
+    def __setstate__(self, values: dict[str, Any]) -> None:
+        self.__dict__.update(values, _prepared=WeakKeyDictionary())
+
     # What a method is made of.
 
     @abstractmethod

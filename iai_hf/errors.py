@@ -5,7 +5,7 @@ class IAIError(Exception):
     """Base of every error that a user can mend; the command line prints it in one line, exit status 2."""
 
 
-class DataError(IAIError):
+class DataError(IAIError, ValueError):
     """The dataset is missing, empty, malformed or does not fit the task."""
 
 

@@ -97,6 +97,9 @@ class TaskState:
     def __post_init__(self) -> None:
         object.__setattr__(self, "tensors", MappingProxyType(dict(self.tensors)))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TaskState, (dict(self.tensors), self.header)  # between processes; on disk a state is safetensors
+
     @property
     def task(self) -> TaskSpec:
         """Kind and labels of the task."""

@@ -6,13 +6,20 @@ import base64
 import hashlib
 import json
 import threading
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from xet_store import XetFile, XetStore
+
 SLOW = 4.0  # seconds
 TOKEN = "hf_" + "secret" * 5
+XET_TOKEN = "xet_" + "secret" * 5
+File = bytes | XetFile
+WRITING = ("preupload", "commit", "branch", "discussions", "xet-write-token")
 
 
 @dataclass
@@ -20,10 +27,10 @@ class Repository:
     """Commits by id, each a whole tree of files; branches name commits."""
 
     private: bool = False
-    commits: dict[str, dict[str, bytes]] = field(default_factory=lambda: {"0" * 40: {}})
+    commits: dict[str, dict[str, File]] = field(default_factory=lambda: {"0" * 40: {}})
     branches: dict[str, str] = field(default_factory=lambda: {"main": "0" * 40})
 
-    def commit(self, branch: str, files: dict[str, bytes]) -> str:
+    def commit(self, branch: str, files: Mapping[str, File]) -> str:
         tree = {**self.commits[self.branches[branch]], **files}
         oid = hashlib.sha1(repr((sorted(tree.items()), len(self.commits))).encode()).hexdigest()
         self.commits[oid] = tree
@@ -43,6 +50,7 @@ class LocalHub:
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
         self.large: dict[str, bytes] = {}
+        self.xet = XetStore()
         self.faults: dict[str, int | str] = {}
         self.requests: list[str] = []
         self.stopped = threading.Event()
@@ -89,7 +97,7 @@ class _Handler(BaseHTTPRequestHandler):
                     hub.stopped.wait(SLOW)  # no sleep: tests make that pass at once
                 else:
                     return self._json(int(fault), {"error": f"status {fault} to order"})
-        parts = path.strip("/").split("/")
+        parts = [unquote(part) for part in address.path.strip("/").split("/")]
         if path == "/api/repos/create":
             return self._create(json.loads(body))
         if path == "/api/validate-yaml":
@@ -99,6 +107,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._json(200, {})
         if path.endswith(".git/info/lfs/objects/batch"):
             return self._batch(json.loads(body))
+        if parts[0] in ("v1", "v2", "xorbs"):
+            return self._xet(parts, body)
         if parts[:2] == ["api", "models"]:
             return self._model("/".join(parts[2:4]), parts[4:], query, body)
         if len(parts) > 4 and parts[2] == "resolve":
@@ -125,8 +135,13 @@ class _Handler(BaseHTTPRequestHandler):
         if found is None or (found.private and not self._may_write()):
             return self._json(401, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
         action, revision = rest[0] if rest else "revision", rest[1] if len(rest) > 1 else "main"
-        if action in ("preupload", "commit", "branch") and not self._may_write():
+        if action in WRITING and not self._may_write():
             return self._json(403, {"error": "You don't have the rights to write"})
+        if action in ("xet-write-token", "xet-read-token"):
+            return self._xet_token()
+        if action == "discussions":
+            found.branches.setdefault("refs/pr/1", found.branches["main"])
+            return self._json(200, _discussion(name))
         if action == "preupload":
             files = [
                 {
@@ -147,17 +162,19 @@ class _Handler(BaseHTTPRequestHandler):
             return self._json(404, {"error": "Invalid rev id"}, {"X-Error-Code": "RevisionNotFound"})
         if action == "tree":
             return self._json(200, [_entry(path, content) for path, content in found.commits[oid].items()])
-        siblings = [{"rfilename": path, "size": len(content)} for path, content in found.commits[oid].items()]
+        siblings = [{"rfilename": path} for path in found.commits[oid]]
         return self._json(200, {"id": name, "sha": oid, "private": found.private, "tags": [], "siblings": siblings})
 
     def _commit(self, name: str, found: Repository, branch: str, pull_request: bool, body: bytes) -> None:
-        files = {}
+        files: dict[str, File] = {}
+        hub = self.server_hub
         for line in body.splitlines():
             item = json.loads(line)
             if item["key"] == "file":
                 files[item["value"]["path"]] = base64.b64decode(item["value"]["content"])
             elif item["key"] == "lfsFile":
-                files[item["value"]["path"]] = self.server_hub.large[item["value"]["oid"]]
+                oid = item["value"]["oid"]
+                files[item["value"]["path"]] = hub.large[oid] if oid in hub.large else hub.xet.files[oid]
         if pull_request:
             found.branches["refs/pr/1"] = found.branches[branch]
             branch = "refs/pr/1"
@@ -176,14 +193,56 @@ class _Handler(BaseHTTPRequestHandler):
         if oid is None or path not in found.commits[oid]:
             return self._json(404, {"error": "Entry not found"}, {"X-Error-Code": "EntryNotFound"})
         content = found.commits[oid][path]
-        etag = hashlib.sha256(content).hexdigest()
+        size, etag = _size_and_digest(content)
         self.send_response(200)
         self.send_header("X-Repo-Commit", oid)
         self.send_header("ETag", f'"{etag}"')
-        self.send_header("Content-Length", str(len(content)))
+        if isinstance(content, XetFile):
+            self.send_header("X-Xet-Hash", content.xet_hash)
+            self.send_header("X-Xet-Refresh-Route", f"{self.server_hub.url}/api/models/{name}/xet-read-token/{oid}")
+            content = b"" if self.command == "HEAD" else b"this file is had by Xet alone"
+        self.send_header("Content-Length", str(size))
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content[: len(content) // 2] if self.cut else content)
+        if self.cut:
+            self.close_connection = True
+
+    def _xet_token(self) -> None:
+        """For downloads the client reads the head, for uploads the body."""
+        url, expires = self.server_hub.url, int(time.time()) + 3600
+        head = {"X-Xet-Cas-Url": url, "X-Xet-Access-Token": XET_TOKEN, "X-Xet-Token-Expiration": str(expires)}
+        self._json(200, {"casUrl": url, "accessToken": XET_TOKEN, "exp": expires}, head)
+
+    def _xet(self, parts: list[str], body: bytes) -> None:
+        """The store of chunks: first versions alone, to which the client falls back."""
+        store = self.server_hub.xet
+        if parts[0] == "xorbs":
+            return self._range(store.xorbs[parts[1]])
+        if self.headers.get("Authorization") != f"Bearer {XET_TOKEN}":
+            return self._json(401, {"error": "Unauthorized"})
+        try:
+            if parts[:3] == ["v1", "xorbs", "default"]:
+                store.xorbs[parts[3]] = body
+                return self._json(200, {"was_inserted": True})
+            if parts == ["v1", "shards"]:
+                store.add_shard(body)
+                return self._json(200, {"result": 1})
+            if parts[:2] == ["v1", "reconstructions"]:
+                return self._json(200, store.reconstruction(parts[2], f"{self.server_hub.url}/xorbs"))
+        except KeyError as missing:
+            return self._json(404, {"error": f"no {missing}"})
+        return self._json(404, {"error": "not found"})
+
+    def _range(self, content: bytes) -> None:
+        """Bytes of a xorb, as signed addresses of a storage give them."""
+        first, last = map(int, self.headers["Range"].removeprefix("bytes=").split("-"))
+        part = content[first : last + 1]
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes {first}-{last}/{len(content)}")
+        self.send_header("Content-Length", str(len(part)))
+        self.end_headers()
+        self.wfile.write(part[: len(part) // 2] if self.cut else part)
         if self.cut:
             self.close_connection = True
 
@@ -201,10 +260,39 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
 
-def _entry(path: str, content: bytes) -> dict[str, Any]:
+def _discussion(name: str) -> dict[str, Any]:
+    """An open pull request."""
+    return {
+        "num": 1,
+        "title": "Upload",
+        "status": "open",
+        "createdAt": "2026-01-01T00:00:00.000Z",
+        "isPullRequest": True,
+        "repo": {"name": name, "type": "model"},
+        "events": [],
+        "changes": {"base": "refs/heads/main"},
+        "filesWithConflicts": [],
+    }
+
+
+def _size_and_digest(content: File) -> tuple[int, str]:
+    """Bytes, and SHA-256 in hexadecimal."""
+    if isinstance(content, XetFile):
+        return content.size, content.digest
+    return len(content), hashlib.sha256(content).hexdigest()
+
+
+def _entry(path: str, content: File) -> dict[str, Any]:
     """A file of a tree; large ones have their content's digest."""
-    oid = hashlib.sha1(content).hexdigest()
-    entry: dict[str, Any] = {"type": "file", "path": path, "size": len(content), "oid": oid}
+    size, digest = _size_and_digest(content)
+    entry: dict[str, Any] = {
+        "type": "file",
+        "path": path,
+        "size": size,
+        "oid": hashlib.sha1(digest.encode()).hexdigest(),
+    }
     if path.endswith(".safetensors"):
-        entry["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
+        entry["lfs"] = {"oid": digest, "size": size, "pointerSize": 130}
+    if isinstance(content, XetFile):
+        entry["xetHash"] = content.xet_hash
     return entry

@@ -24,14 +24,22 @@ REPOSITORY = "someone/reviews"
 QUERIES = [row["input"] for row in examples(5, seed=3)]
 
 
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalHub]:
+FEW_RETRIES = {"HF_XET_CLIENT_RETRY_MAX_DURATION": "2s", "HF_XET_CLIENT_RETRY_BASE_DELAY": "50ms"}
+
+
+@pytest.fixture(params=["lfs", "xet"])
+def hub(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalHub]:
+    """The server, and the client's settings: all that is promised holds by either transfer."""
     local = LocalHub()
+    for name, value in FEW_RETRIES.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("HF_XET_CACHE", str(tmp_path / "xet"))
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", str(int(request.param == "lfs")))  # of other processes
     for name, value in {
         "ENDPOINT": local.url,
         "HF_HUB_CACHE": str(tmp_path / "cache"),
         "HF_TOKEN_PATH": str(tmp_path / "no-token"),
-        "HF_HUB_DISABLE_XET": True,
+        "HF_HUB_DISABLE_XET": request.param == "lfs",
         "HF_HUB_OFFLINE": False,
     }.items():
         monkeypatch.setattr(constants, name, value)
@@ -103,12 +111,14 @@ def test_what_was_had_once_is_had_without_the_server(hub: LocalHub, state: TaskS
     assert again.header == state.header
 
 
+@pytest.mark.parametrize("step", ["preupload", "content", "commit"])
 @pytest.mark.parametrize("status", [401, 403, 404, 409, 500, 503])
 def test_a_refused_push_keeps_everything_and_says_how_to_go_on(
-    hub: LocalHub, state: TaskState, tmp_path: Path, status: int, monkeypatch: pytest.MonkeyPatch
+    hub: LocalHub, state: TaskState, tmp_path: Path, status: int, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("time.sleep", lambda _: None)
-    hub.faults["/commit/"] = status
+    paths = {"preupload": ["/preupload/"], "content": ["/large/", "/v1/xorbs/"], "commit": ["/commit/"]}
+    hub.faults |= dict.fromkeys(paths[step], status)
     with pytest.raises(HubError) as caught:
         state.push_to_hub(REPOSITORY, token=TOKEN, directory=tmp_path / "kept")
     assert f"iai push {tmp_path / 'kept'} {REPOSITORY}" in str(caught.value)
@@ -131,7 +141,7 @@ def test_a_transfer_that_breaks_off_leaves_no_state(
 ) -> None:
     monkeypatch.setattr("time.sleep", lambda _: None)
     state.push_to_hub(REPOSITORY, token=TOKEN)
-    hub.faults["state.safetensors"] = "cut"
+    hub.faults |= {"state.safetensors": "cut", "/xorbs/": "cut"}
     with pytest.raises(HubError, match=REPOSITORY):
         TaskState.from_pretrained(REPOSITORY)
     hub.faults.clear()
@@ -262,7 +272,7 @@ def test_the_command_line_pushes_and_pulls(
 
 
 def in_process(hub: LocalHub, tmp_path: Path, *command: object, **variables: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN}
     environment |= {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0", **variables}
     line = [sys.executable, *map(str, command)]
     return subprocess.run(line, env=environment, cwd=Path(__file__).parents[2], capture_output=True, text=True)

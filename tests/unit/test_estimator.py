@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import warnings
 
 import numpy
@@ -58,6 +59,19 @@ def test_it_works_in_scikit_learns_own_tools(classifier: IAIClassifier) -> None:
         warnings.simplefilter("ignore", SkipTestWarning)  # the checks with numbers do not apply to texts
         check_estimator(classifier)
     assert cross_val_score(make_pipeline(classifier), TEXTS, OUTPUTS, cv=3).mean() > 0.5
+
+
+@pytest.mark.parametrize("method", ["numeric-parametric", "numeric-implicit", "prior-fitted", "adam"])
+def test_of_numbers_it_is_an_estimator_in_full(method: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SkipTestWarning)
+        check_estimator(IAIClassifier(method))
+
+
+def test_a_fitted_one_goes_to_another_process(classifier: IAIClassifier) -> None:
+    classifier.fit(TEXTS, OUTPUTS)
+    copy = pickle.loads(pickle.dumps(classifier))
+    numpy.testing.assert_array_equal(copy.predict_proba(TEXTS[:5]), classifier.predict_proba(TEXTS[:5]))
 
 
 def test_bad_input_is_named(classifier: IAIClassifier) -> None:
