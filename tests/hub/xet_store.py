@@ -55,7 +55,7 @@ class XetStore:
                 at += ENTRY
                 length, first, end = struct.unpack_from("<III", shard, at + 36)
                 terms.append(Term(_hexadecimal(shard[at : at + 32]), length, first, end))
-                self.xorbs[terms[-1].xorb]  # noqa: B018 - a KeyError where it is not
+                self.xorbs[terms[-1].xorb]
             at += ENTRY * count if flags & WITH_VERIFICATION else 0
             assert flags & WITH_DIGEST, "a repository's files need their SHA-256"
             at += ENTRY
