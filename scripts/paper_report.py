@@ -45,6 +45,7 @@ def write(results: dict[str, Any], output: Path) -> None:
         tables.continual_table(cells),
         "## Cost",
         tables.cost_table(cells),
+        tables.training_table(cells),
         "## All tasks",
         *(tables.main_table(cells, family) for family in tables.families(cells)),
     ]

@@ -135,7 +135,8 @@ def pays_table(cells: Sequence[Cell]) -> str:
 
 def versus_table(cells: Sequence[Cell]) -> str:
     """Of the nine cells of regime by signal, how many beat each rival on the same data."""
-    rivals = ("hypernetwork", "prior-fitted", "maml", "reptile", "learned-optimizer", "adam", "sgd")
+    own = "one-shot form of its regime"
+    rivals = (own, "hypernetwork", "prior-fitted", "maml", "reptile", "learned-optimizer", "adam", "sgd")
     lines = [["cells better than the rival, after 10 / 50 chunks", *rivals]]
     grid = pick(cells, group="grid")
     totals = {(rival, steps): [0, 0] for rival in rivals for steps in ("10", "50")}
@@ -143,10 +144,12 @@ def versus_table(cells: Sequence[Cell]) -> str:
         mine = {name: row for name, row in rows_of(grid, family).items() if row}
         line = [family]
         for rival in rivals:
-            other = pick(cells, family=family, method=rival)
+            others = {
+                name: pick(cells, family=family, method=_one_shot(name) if rival == own else rival) for name in mine
+            }
             parts = []
-            for steps in ("10", "50") if other else ():
-                wins = sum(mean(losses(row, steps)) < mean(losses(other, steps)) for row in mine.values())
+            for steps in ("10", "50") if all(others.values()) else ():
+                wins = sum(mean(losses(row, steps)) < mean(losses(others[name], steps)) for name, row in mine.items())
                 parts.append(f"{wins} of {len(mine)}")
                 totals[rival, steps][0] += wins
                 totals[rival, steps][1] += len(mine)
@@ -154,6 +157,10 @@ def versus_table(cells: Sequence[Cell]) -> str:
         lines.append(line)
     sums = [" / ".join("{} of {}".format(*totals[rival, steps]) for steps in ("10", "50")) for rival in rivals]
     return markdown([*lines, ["all", *sums]])
+
+
+def _one_shot(name: str) -> str:
+    return "prior-fitted" if name.startswith("implicit") else "hypernetwork"
 
 
 def ratio_table(cells: Sequence[Cell]) -> str:
@@ -229,9 +236,34 @@ def continual_table(cells: Sequence[Cell]) -> str:
     lines = [head]
     for family in families(rows):
         for name, row in rows_of(rows, family).items():
-            values = [[cell["continual"][mark]["new"] for cell in row] for mark in marks]
-            values += [[cell["continual"][mark]["old"] for cell in row] for mark in (marks[0], marks[-1])]
-            lines.append([family, name, *(shown(each, digits=2) for each in values)])
+            for key, title in (("continual", name), ("continual, forgetting", f"{name}, forgetting")):
+                runs = [cell[key] for cell in row if key in cell]
+                values = [[run[mark]["new"] for run in runs] for mark in marks]
+                values += [[run[mark]["old"] for run in runs] for mark in (marks[0], marks[-1])]
+                lines += [[family, title, *(shown(each, digits=2) for each in values)]] if runs else []
+    return markdown(lines)
+
+
+def training_table(cells: Sequence[Cell]) -> str:
+    """What an episode of training costs by its number of steps, relative to one step."""
+    rows = [cell for cell in cells if "training" in cell]
+    if not rows:
+        return ""
+    steps_of = list(rows[0]["training"])
+    lines = [["training, relative to one step: time / memory, by steps", "ms, one step", "MB, one step", *steps_of[1:]]]
+    for name in dict.fromkeys((cell["method"], cell["signal"]) for cell in rows):
+        row = [cell["training"] for cell in pick(rows, method=name[0], signal=name[1])]
+        costs = {
+            (steps, part): mean(each[steps][part] for each in row)
+            for steps in steps_of
+            for part in ("seconds", "bytes")
+        }
+        ratios = [
+            " / ".join(f"{costs[steps, part] / costs['1', part]:.1f}" for part in ("seconds", "bytes"))
+            for steps in steps_of[1:]
+        ]
+        first = [f"{1000 * costs['1', 'seconds']:.0f}", f"{costs['1', 'bytes'] / 1e6:.1f}"]
+        lines.append([f"{name[0].removeprefix('numeric-')}, {name[1]}", *first, *ratios])
     return markdown(lines)
 
 

@@ -30,6 +30,7 @@ from paper_tasks import POOLS, SYNTHETIC, family
 from iai_hf import AutoAmortizer
 from iai_hf.amortizers.numeric import Numeric
 from iai_hf.errors import DataError, IAIError
+from iai_hf.solvers.parametric import Parametric
 from iai_hf.solvers.solver import Batch, Solver, Tensors
 from iai_hf.state import check_writable, write_whole
 from iai_hf.training import train
@@ -43,6 +44,7 @@ REGIMES = ("parametric", "explicit", "implicit")
 SIGNALS = ("data", "gradient", "both")
 RATES = {"sgd": (0.3, 1.0, 3.0, 10.0, 30.0), "adam": (0.003, 0.01, 0.03, 0.1, 0.3)}
 LONG = ("linear regression, 10", "linear classification")  # with data-size ablation and continual streams
+FORGETTING = 5  # chunks: the half-life on continual streams
 
 
 @dataclass(frozen=True)
@@ -258,6 +260,31 @@ def sizes(solver: Solver, tasks: Family, preset: Preset, seed: int) -> dict[str,
     return found
 
 
+def training_cost(solver: Solver, tasks: Family, preset: Preset, seed: int) -> dict[str, Any]:
+    """Of one episode by its number of steps: seconds of a forward and a backward pass, bytes kept between them."""
+    generator = torch.Generator().manual_seed(5 * 10**9 + seed)
+    drawn = tasks.sample(generator, preset.tasks, preset.horizon * preset.chunk, 32)
+    found = {}
+    for steps in (steps for steps in STEPS if steps <= preset.horizon):
+        kept: dict[int, int] = {}  # storages, which several tensors share
+
+        def keep(tensor: torch.Tensor, kept: dict[int, int] = kept) -> torch.Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        seconds = []
+        for _ in range(3):
+            began = time.perf_counter()
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                outputs = solver.outputs(drawn.chunks(preset.chunk)[:steps], drawn.queries.x)
+                loss = torch.stack([solver.predictor.loss(part, drawn.queries.y).mean() for part in outputs]).mean()
+            loss.backward()
+            seconds.append(time.perf_counter() - began)
+        solver.zero_grad()
+        found[str(steps)] = {"seconds": min(seconds), "bytes": sum(kept.values())}
+    return found
+
+
 def continual(solver: Solver, tasks: Family, preset: Preset, seed: int) -> dict[str, Any]:
     """A stream whose task changes after 25 chunks: errors on the old and the new task along it."""
     generator = torch.Generator().manual_seed(4 * 10**9 + seed)
@@ -280,12 +307,20 @@ def run(cell: Cell, preset: Preset, output: Path, full: bool) -> dict[str, Any]:
     folder = output / "cells" / "-".join(map(str, asdict(cell).values())).replace(" ", "_").replace("/", "_")
     amortizer, record = learned(cell, tasks, preset, folder)
     solver = amortizer.solver
+    regime = amortizer.regime if cell.family in LONG and cell.group in ("grid", "optimizer") else None
+    if regime and cell.group == "grid":
+        amortizer.module.requires_grad_(True)
+        record["training"] = training_cost(solver, tasks, preset, cell.seed)
+        amortizer.module.requires_grad_(False)
     with torch.no_grad():
         record["in distribution"] = tested(solver, tasks, preset, cell.seed, shifted=False)
         record["shifted"] = tested(solver, tasks, preset, cell.seed, shifted=True)
-        if cell.family in LONG and amortizer.regime == "parametric" and cell.group in ("grid", "optimizer"):
+        if regime == "parametric":
             record["sizes"] = sizes(solver, tasks, preset, cell.seed)
             record["continual"] = continual(solver, tasks, preset, cell.seed)
+            if isinstance(solver, Parametric) and solver.signal != "gradient":
+                solver.half_life = FORGETTING * preset.chunk
+                record["continual, forgetting"] = continual(solver, tasks, preset, cell.seed)
     return rounded({**asdict(cell), **record})
 
 

@@ -25,6 +25,7 @@ class NumericIterativeConfig(NumericConfig):
         window: states that an update sees; above 1 non-Markovian (parametric and explicit).
         carried: what the implicit regime hands on: "logits", "probabilities" or, in the free form, "latents".
         budget: examples that the implicit regime retains.
+        batches: that it reads them in, at most; the free form reads chunk by chunk.
         half_life: for streams that drift (parametric and explicit): examples after which what was seen counts half.
     """
 
@@ -33,6 +34,7 @@ class NumericIterativeConfig(NumericConfig):
     window: int = 1
     carried: str = "logits"
     budget: int = 4096
+    batches: int = 5
     half_life: int | None = None
 
     def __post_init__(self) -> None:
@@ -42,7 +44,8 @@ class NumericIterativeConfig(NumericConfig):
             value = getattr(self, name)
             require(value in get_args(kind), f"{name} is {value!r}; expected {', '.join(get_args(kind))}")
         require(self.window > 0, f"window is {self.window}; expected 1 or more")
-        require(self.budget > 0, f"budget is {self.budget}; expected 1 or more")
+        for name in ("budget", "batches"):
+            require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; expected 1 or more")
         require(self.free or self.carried != "latents", "latents are carried in the free form alone; set free too")
         require(self.inputs > 0 or not self.free, "free has nothing but a network; give inputs and outputs")
 
@@ -82,7 +85,15 @@ class NumericImplicit(Numeric):
     def make_solver(self, predictor: Predictor, sizes: NetworkSizes | None) -> Solver:
         """Refines answers."""
         config = self.config
-        return Implicit(predictor, config.signal, sizes, free=config.free, carried=config.carried, budget=config.budget)
+        return Implicit(
+            predictor,
+            config.signal,
+            sizes,
+            free=config.free,
+            carried=config.carried,
+            budget=config.budget,
+            batches=config.batches,
+        )
 
 
 @dataclass(frozen=True)
@@ -121,4 +132,6 @@ class PriorFitted(Numeric):
 
     def make_solver(self, predictor: Predictor, sizes: NetworkSizes | None) -> Solver:
         """One step, on the data alone."""
-        return OneShot(Implicit(predictor, "data", sizes, free=sizes is not None), self.config.budget)
+        return OneShot(
+            Implicit(predictor, "data", sizes, free=sizes is not None, budget=self.config.budget), self.config.budget
+        )

@@ -3,8 +3,9 @@
 Safe form, by signal: the running mean of the ridge answers of the batches (data: a committee), or boosting, a ridge
 answer of each batch to what the state leaves unexplained on it (gradient, both: functional gradient steps); plus what
 a network proposes, zero at first, bounded, in steps of length 1, 1/2, 1/3, and so on. For the gradient at a batch, the
-state is also rolled for the batch's own inputs, which no batch before has seen. Free form, as in the paper: the network
-alone.
+state is also rolled for the batch's own inputs, which no batch before has seen. What is retained is read in a few
+batches, which grow with the stream: more steps than it was trained for make a network drift. Free form, as in the
+paper: the network alone, chunk by chunk.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import nn
 from iai_hf.solvers.network import NetworkSizes, UpdateNetwork
 from iai_hf.solvers.parametric import BOUND, CURVATURE, solve
 from iai_hf.solvers.predictor import Predictor, Signal
-from iai_hf.solvers.retained import Retained
+from iai_hf.solvers.retained import Retained, merged
 from iai_hf.solvers.solver import Batch, Scalar
 
 Carried = Literal["logits", "probabilities", "latents"]
@@ -31,7 +32,7 @@ class Implicit(Retained):
         sizes: of the network; None for the bare solver.
         free: the paper's form, without a solver beneath.
         carried: what is handed from batch to batch: outputs, their probabilities, or, in the free form, a vector.
-        budget: examples retained.
+        budget, batches: examples retained, and batches that the safe form reads them in, at most.
     """
 
     def __init__(
@@ -43,8 +44,9 @@ class Implicit(Retained):
         free: bool = False,
         carried: Carried = "logits",
         budget: int = 4096,
+        batches: int = 5,
     ) -> None:
-        super().__init__(budget)
+        super().__init__(budget, None if free else batches)
         self.predictor, self.signal, self.free, self.carried = predictor, signal, free, carried
         self.log_prior = Scalar(0.0)
         # Logits a unit of a ridge answer on one-hot targets; the first boosting step, and how steps fall.
@@ -63,8 +65,17 @@ class Implicit(Retained):
                 nn.init.zeros_(self.decode.weight)
                 nn.init.zeros_(self.decode.bias)
 
-    def rollout(self, chunks: Sequence[Batch], x: torch.Tensor, *, greedy: bool = True) -> list[torch.Tensor]:
-        """Outputs `[tasks, queries, outputs]` after each chunk."""
+    def lesson(self, chunks: Sequence[Batch], generator: torch.Generator) -> Sequence[Batch]:
+        """The chunks merged into a random number of batches."""
+        most = min(self.batches or 0, len(chunks))
+        return merged(chunks, int(torch.randint(1, most + 1, (), generator=generator))) if most else chunks
+
+    def read(self, chunks: Sequence[Batch], x: torch.Tensor) -> torch.Tensor:
+        """Refine the answers batch by batch."""
+        return self.outputs(chunks, x)[-1]
+
+    def outputs(self, chunks: Sequence[Batch], x: torch.Tensor, *, greedy: bool = True) -> list[torch.Tensor]:
+        """Outputs `[tasks, queries, outputs]` after each batch."""
         queries, outputs = x.shape[1], chunks[0].y.shape[-1]
         # Where the signal has a gradient, the inputs of later batches are queries too, behind the real ones.
         later = [] if self.signal == "data" else [chunk.x for chunk in chunks]

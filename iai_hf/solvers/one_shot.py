@@ -7,25 +7,16 @@ from collections.abc import Sequence
 import torch
 
 from iai_hf.solvers.retained import Retained
-from iai_hf.solvers.solver import Batch, Solver, Tensors
+from iai_hf.solvers.solver import Batch, Solver
 
 
 class OneShot(Retained):
     """Over a `Parametric` step a hypernetwork, over an `Implicit` one a prior-fitted network."""
 
     def __init__(self, step: Solver, budget: int = 4096) -> None:
-        super().__init__(budget)
+        super().__init__(budget, batches=1)
         self.step, self.predictor = step, step.predictor
 
-    def answer(self, tensors: Tensors, x: torch.Tensor) -> torch.Tensor:
+    def read(self, chunks: Sequence[Batch], x: torch.Tensor) -> torch.Tensor:
         """One step on all that is retained."""
-        merged = {**tensors, "sizes": tensors["sizes"].sum(1, keepdim=True)}
-        return super().answer(merged if tensors["x"].shape[1] else tensors, x)
-
-    def rollout(self, chunks: Sequence[Batch], x: torch.Tensor, *, greedy: bool = True) -> list[torch.Tensor]:
-        """Outputs of one step on all chunks so far, for each number of them."""
-        found = []
-        for length in range(1, len(chunks) + 1):
-            x_all, y_all = (torch.cat(parts, 1) for parts in zip(*chunks[:length], strict=True))
-            found.append(self.step.rollout([Batch(x_all, y_all)], x, greedy=greedy)[-1])
-        return found
+        return self.step.rollout(chunks, x)[-1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 
@@ -11,11 +12,16 @@ from iai_hf.solvers.solver import Batch, Solver, Tensors
 
 
 class Retained(Solver):
-    """Keeps the newest chunks, at most `budget` examples; `rollout` reads them."""
+    """Keeps the newest chunks, at most `budget` examples, and reads them for each query.
 
-    def __init__(self, budget: int = 4096) -> None:
+    Args:
+        budget: examples.
+        batches: they are read in, at most; where there are more chunks, neighbours are merged. None reads each chunk.
+    """
+
+    def __init__(self, budget: int = 4096, batches: int | None = None) -> None:
         super().__init__()
-        self.budget = budget
+        self.budget, self.batches = budget, batches
 
     @property
     def per_output(self) -> Sequence[str]:
@@ -51,8 +57,14 @@ class Retained(Solver):
         if not sizes:
             return torch.zeros(*x.shape[:2], tensors["y"].shape[-1], device=x.device)
         chunks = list(map(Batch, tensors["x"].split(sizes, 1), tensors["y"].split(sizes, 1)))
-        return self.rollout(chunks, x)[-1]
+        return self.read(merged(chunks, min(self.batches or len(chunks), len(chunks))), x)
 
     @abstractmethod
-    def rollout(self, chunks: Sequence[Batch], x: torch.Tensor, *, greedy: bool = True) -> list[torch.Tensor]:
-        """Outputs for the queries `x` after each chunk, in one pass over the stream."""
+    def read(self, chunks: Sequence[Batch], x: torch.Tensor) -> torch.Tensor:
+        """Outputs for the queries `x` from these batches, in their order."""
+
+
+def merged(chunks: Sequence[Batch], count: int) -> list[Batch]:
+    """As many batches, of about as many neighbouring chunks each."""
+    bounds = [round(number * len(chunks) / count) for number in range(count + 1)]
+    return [Batch(*(torch.cat(parts, 1) for parts in zip(*chunks[a:b], strict=True))) for a, b in pairwise(bounds)]

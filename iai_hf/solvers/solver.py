@@ -82,6 +82,14 @@ class Solver(nn.Module, ABC):
             found.append(self.answer(tensors, x))
         return found
 
+    def lesson(self, chunks: Sequence[Batch], generator: torch.Generator) -> Sequence[Batch]:
+        """The steps to train on, of an episode's chunks; by default these."""
+        return chunks
+
+    def outputs(self, chunks: Sequence[Batch], x: torch.Tensor, *, greedy: bool = True) -> list[torch.Tensor]:
+        """Outputs for the queries `x` after each step of a lesson, all of which training pays for; as `rollout`."""
+        return self.rollout(chunks, x, greedy=greedy)
+
 
 def stopped(tensors: Tensors) -> Tensors:
     """The tensors without their history."""

@@ -15,6 +15,7 @@ from iai_hf.solvers.one_shot import OneShot
 from iai_hf.solvers.optimizers import GradientOptimizer, Reptile
 from iai_hf.solvers.parametric import Parametric
 from iai_hf.solvers.predictor import Predictor
+from iai_hf.solvers.retained import merged
 from iai_hf.solvers.solver import Batch, Solver
 from iai_hf.solvers.tokens import ThetaTokens
 
@@ -123,12 +124,12 @@ def test_the_order_within_a_chunk_and_the_other_queries_do_not_matter(name: str)
 
 
 @pytest.mark.parametrize("name", networks())
-def test_step_by_step_equals_the_rollout_and_tasks_do_not_mix(name: str) -> None:
+def test_step_by_step_equals_what_training_sees_and_tasks_do_not_mix(name: str) -> None:
     solver = shaken(networks()[name])
     parts, asked = chunks(regression(24), 8), regression(9, seed=1).x
     with torch.no_grad():
         tensors = solver.initial(3, 4, 2)
-        for part, expected in zip(parts, solver.rollout(parts, asked), strict=True):
+        for part, expected in zip(parts, solver.outputs(parts, asked), strict=True):
             tensors = solver.refine(tensors, part)
             torch.testing.assert_close(solver.answer(tensors, asked), expected, atol=1e-4, rtol=1e-4)
     alone = outputs(solver, [Batch(part.x[1:2], part.y[1:2]) for part in parts], asked[1:2])
@@ -169,6 +170,19 @@ def test_what_is_retained_has_a_budget() -> None:
     assert torch.equal(tensors["x"], torch.cat([part.x for part in stream[-2:]], 1))
     tensors = solver.refine(tensors, regression(50))  # a chunk larger than the budget: a part of it
     assert tensors["x"].shape[1] == 20
+
+
+def test_however_long_the_stream_answers_are_refined_in_few_batches() -> None:
+    solver = shaken(lambda: Implicit(Predictor(False), "both", sizes(), batches=3))
+    stream, asked = chunks(regression(56), 8), regression(9, seed=1).x
+    batches = merged(stream, 3)
+    assert [batch.x.shape[1] for batch in batches] == [16, 24, 16]
+    assert torch.equal(torch.cat([batch.y for batch in batches], 1), regression(56).y)
+    with torch.no_grad():
+        torch.testing.assert_close(outputs(solver, stream, asked), solver.outputs(batches, asked)[-1])
+        torch.testing.assert_close(outputs(solver, stream[:2], asked), solver.outputs(stream[:2], asked)[-1])
+    lengths = {len(solver.lesson(stream, torch.Generator().manual_seed(seed))) for seed in range(30)}
+    assert lengths == {1, 2, 3}
 
 
 @pytest.mark.parametrize(("features", "count"), [(10, 1), (11, 1), (785, 10), (1000, 100)])

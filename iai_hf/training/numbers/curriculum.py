@@ -31,7 +31,7 @@ class GreedyObjective(nn.Module):
         chunks, queries = episode
         if isinstance(self.solver, Reptile):
             return self.solver.pull(chunks)
-        found = self.solver.rollout(chunks, queries.x, greedy=self.greedy)
+        found = self.solver.outputs(chunks, queries.x, greedy=self.greedy)
         return torch.stack([self.solver.predictor.loss(outputs, queries.y).mean() for outputs in found]).mean()
 
 
@@ -55,7 +55,8 @@ class NumbersCurriculum(Curriculum):
         steps = int(torch.randint(1, self.config.most_steps + 1, (), generator=generator))
         size = _log_uniform(generator, *self.config.chunk_sizes)
         drawn = self.family.sample(generator, self.config.tasks_per_episode, steps * size, self.config.queries)
-        return _on(drawn, size, device)
+        chunks, queries = _on(drawn, size, device)
+        return list(self.solver.lesson(chunks, generator)), queries
 
     def describe(self, episode: Any) -> str:
         """Where an episode comes from."""
