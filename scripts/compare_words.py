@@ -2,9 +2,9 @@
 
     python scripts/compare_words.py --data_dir META_TEST --output scripts/results/compare_words
 
-Rows: `lm-state` with its shipped weights and untrained, also after 8 times as many examples as its training saw, epoch
-after epoch; zero-shot; in-context learning with more and more demonstrations; prompt tuning and LoRA given 1 and 10
-times the seconds that `lm-state` takes. Exact match of generated answers. For `lm-state` also: how much next-token
+Rows: `lm-state` with its shipped weights and untrained, also after 8 times as many examples (where a task has fewer,
+epoch after epoch); zero-shot; in-context learning with more and more demonstrations; prompt tuning and LoRA given 1 and
+10 times the seconds that `lm-state` takes. Exact match of generated answers. For `lm-state` also: how much next-token
 accuracy on unrelated texts (--unrelated) changes under its state. What is in OUTPUT/results.json already is not
 measured again.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import sys
 import time
 from collections.abc import Callable
@@ -26,7 +27,7 @@ from compare_lm import endless
 from compare_report import error
 from resumable import Answers, Job, run
 
-from iai_hf import AutoAmortizer, Chunk, TaskSpec, TaskState, load_backbone, score
+from iai_hf import AutoAmortizer, Chunk, TaskSpec, TaskState, load_backbone, score, shipped
 from iai_hf.amortizer import Amortizer
 from iai_hf.amortizers.gradient import Gradient
 from iai_hf.amortizers.prompted import Prompted
@@ -36,7 +37,7 @@ from iai_hf.data import open_stream
 from iai_hf.errors import BackboneError, ConfigError, IAIError
 from iai_hf.state import write_whole
 
-BACKBONE = "HuggingFaceTB/SmolLM2-135M-Instruct"
+BACKBONE, SHIPPED = "HuggingFaceTB/SmolLM2-135M-Instruct", "smollm2-135m-lm-state"
 TASKS = tuple(f"fv_{name}" for name in (
     "antonym", "country_capital", "present_past", "english_german", "landmark_country", "fruit_v_animal_5",
 ))  # fmt: skip
@@ -130,14 +131,15 @@ def harm(amortizer: Gradient, state: TaskState, texts: list[str]) -> Answers:
     return {"unrelated_accuracy": hits_under / plain_hits - 1, "unrelated_likelihood": under_state - plain}
 
 
-def measure(row: str, model: CausalLM, task: Task, rows: Rows, unit: float, unrelated: list[str]) -> Answers:
-    """One row; `unit` is the seconds that `lm-state` took."""
+def measure(
+    row: str, model: CausalLM, task: Task, rows: Rows, longer: Rows, unit: float, unrelated: list[str]
+) -> Answers:
+    """One row; `longer` are 8 times as many rows, `unit` is the seconds that `lm-state` took."""
     if row.startswith("in-context, "):
         shots = row.removeprefix("in-context, ")
         shown = rows if shots == SHOTS[-1] else rows[: int(shots)]
         return in_one_pass(model, task, shown, "in-context", {"budget": 4096})
 
-    longer = list(itertools.islice(itertools.cycle(rows), TIMES * len(rows)))
     rows_of: dict[str, Callable[[], Answers]] = {
         "lm-state": lambda: shipped_state(model, task, rows, unrelated),
         "lm-state, 8 times as long": lambda: shipped_state(model, task, longer, unrelated),
@@ -199,6 +201,16 @@ def costs(records: list[dict[str, Any]]) -> list[list[str]]:
     return rows
 
 
+def compute() -> list[list[str]]:
+    """Head and a row each: scores of the shipped weights on held-out training tasks along their training."""
+    history = json.loads((shipped.folder(SHIPPED) / "training.json").read_text())["history"]
+    rows = [["meta-training of lm-state", "minutes", "held-out loss, nats a token", "exact match, %"]]
+    for point in history:
+        figures = (f"{point['seconds'] / 60:.1f}", f"{point['loss']:.3f}", f"{100 * point['accuracy']:.1f}")
+        rows.append([f"{point['step']} steps", *figures])
+    return rows
+
+
 def report(records: list[dict[str, Any]], output: Path) -> None:
     """Write results.md."""
     first = records[0]
@@ -206,7 +218,7 @@ def report(records: list[dict[str, Any]], output: Path) -> None:
         f"{BACKBONE}, up to {first['examples']:,} examples, up to {first['queries']} queries; mean over tasks, "
         "± standard error over orders. Unrelated texts: change of next-token accuracy under the state."
     )
-    tables = [markdown(by_task(records)), markdown(costs(records))]
+    tables = [markdown(by_task(records)), markdown(costs(records)), markdown(compute())]
     write_whole(output / "results.md", "\n".join([f"{title}\n", *tables]).encode())
 
 
@@ -232,7 +244,10 @@ def main() -> None:
         task = Task(args.data_dir / name, model)
         task.queries, task.answers = task.queries[: args.queries], task.answers[: args.queries]
         known = mine.get("lm-state") or mine.get("lm-state, untrained") or {"seconds": 0.0}
-        answers = measure(row, model, task, task.rows(seed)[: args.examples], known["seconds"], texts)
+        every = task.rows(seed)
+        rows = every[: args.examples]
+        longer = list(itertools.islice(itertools.cycle(every), TIMES * len(rows)))
+        answers = measure(row, model, task, rows, longer, known["seconds"], texts)
         return {"examples": args.examples, "queries": args.queries}, answers
 
     run(args.output, itertools.product(range(args.seeds), args.tasks, args.rows), measured, report)
