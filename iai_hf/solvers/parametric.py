@@ -1,8 +1,8 @@
 """Parametric and explicit: theta[i+1] = h_phi(theta[i], B[i]), theta the weights of the predictor.
 
 Safe form: a solver that can't collapse, plus the running mean of what a network proposes, which is zero at first.
-The solver, by signal: the ridge solution of the moments of all observations (data); gradient steps of learned, falling
-length (gradient); gradient steps preconditioned by the curvature of all observations (both), which for the squared
+The solver, by signal: the ridge solution of the moments of all observations (data); gradient steps as long as a Kalman
+filter of theta would take them (gradient); gradient steps preconditioned by the curvature of all observations (both), which for the squared
 error is recursive least squares, hence exact, and for the cross-entropy an online Newton method with a curvature
 bound (Boehning 1992). Free form, as in the paper: theta[i+1] = theta[i] + network(theta[i], B[i]).
 """
@@ -45,11 +45,12 @@ class Parametric(Solver):
         super().__init__()
         self.predictor, self.signal, self.free, self.window = predictor, signal, free, window
         self.half_life = half_life
-        # Prior precision, in units of an example; first gradient step, in units of 1 / features, and its fall;
-        # logits a unit of a ridge solution on one-hot targets; share of the curvature's bound.
+        # Prior precision, in units of an example; likeness of the features, 1 where they may be all alike, 0 where they
+        # are independent, and noise of the targets, in units of the prior, which both shorten a gradient step; logits a
+        # unit of a ridge solution on one-hot targets; share of the curvature's bound.
         self.log_prior = Scalar(0.0)
-        self.log_rate = Scalar(0.0)
-        self.decay = Scalar(0.5)
+        self.likeness = Scalar(1.0)
+        self.log_noise = Scalar(-1.0)
         self.log_scale = Scalar(1.5 if predictor.classification else 0.0)
         self.log_curvature = Scalar(0.0)
         self.network: UpdateNetwork | None = None
@@ -79,6 +80,8 @@ class Parametric(Solver):
             tensors["gram"] = torch.zeros(tasks, size, size, device=device)
         if self.signal == "data" and not self.free:
             tensors["sums"] = theta
+        if self.signal == "gradient" and not self.free:
+            tensors["spread"] = torch.ones(tasks, device=device)
         return tensors
 
     def refine(self, tensors: Tensors, batch: Batch) -> Tensors:
@@ -120,9 +123,14 @@ class Parametric(Solver):
     ) -> torch.Tensor:
         """The solver's theta; its moments are put into `refined`."""
         if self.signal == "gradient":
-            length = self.log_rate().exp() / features.shape[-1]
-            fall = (1 + tensors["steps"]) ** -self.decay().clamp(0, 1)
-            return theta - length * fall[:, None, None] * gradient
+            # Where all features have curvature 1, theta minus the gradient is an estimate of the optimum; its variance:
+            # that of theta (`spread`, of a weight) times features / examples, for a chunk's curvature is known only on
+            # average, and the noise of the targets. Features that are alike have a curvature of up to their number.
+            n, size = features.shape[-2:]
+            curvature = size ** self.likeness().clamp(min=0.0) + size / n
+            gain = tensors["spread"] / (curvature * tensors["spread"] + self.log_noise().exp() / n)
+            refined["spread"] = (1 - gain) * tensors["spread"]
+            return theta - gain[:, None, None] * gradient
         kept = 0.5 ** (features.shape[-2] / self.half_life) if self.half_life else 1.0
         refined["gram"] = kept * tensors["gram"] + features.mT @ features
         precision = self.log_prior().exp() * torch.eye(features.shape[-1], device=features.device)
