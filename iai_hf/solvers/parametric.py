@@ -2,9 +2,9 @@
 
 Safe form: a solver that can't collapse, plus the running mean of what a network proposes, which is zero at first.
 The solver, by signal: the ridge solution of the moments of all observations (data); gradient steps as long as a Kalman
-filter of theta would take them (gradient); gradient steps preconditioned by the curvature of all observations (both), which for the squared
-error is recursive least squares, hence exact, and for the cross-entropy an online Newton method with a curvature
-bound (Boehning 1992). Free form, as in the paper: theta[i+1] = theta[i] + network(theta[i], B[i]).
+filter of theta would take them (gradient); gradient steps preconditioned by the curvature of all observations (both),
+which for the squared error is recursive least squares, hence exact, and for the cross-entropy an online Newton method
+with a curvature bound (Boehning 1992). Free form, as in the paper: theta[i+1] = theta[i] + network(theta[i], B[i]).
 """
 
 from __future__ import annotations

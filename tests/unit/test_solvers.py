@@ -66,6 +66,28 @@ def test_one_implicit_step_is_ridge_regression_in_both_of_its_forms() -> None:
             torch.testing.assert_close(found, ridge(batch, asked), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("size", [1, 8, 64])
+@pytest.mark.parametrize("alike", [False, True])
+def test_gradient_steps_do_not_run_away_even_where_features_are_all_alike(size: int, alike: bool) -> None:
+    batch, asked = regression(640), regression(200, seed=1)
+    if alike:
+        one = batch.x[..., :1].abs().expand_as(batch.x)
+        batch, asked = Batch(one, one @ torch.ones(4, 2)), Batch(one[:, :200], one[:, :200] @ torch.ones(4, 2))
+    solver = Parametric(Predictor(False), "gradient")
+    losses = [solver.predictor.loss(found, asked.y) for found in solver.rollout(chunks(batch, size), asked.x)]
+    at_rest = 0.5 * asked.y.square().mean((1, 2))
+    assert bool((torch.stack(losses) <= 2 * at_rest).all())
+    assert bool((losses[-1] < 0.5 * at_rest).all())
+
+
+def test_on_independent_features_gradient_steps_come_near_the_ridge_solution() -> None:
+    batch, asked = regression(640), regression(200, seed=1)
+    solver = Parametric(Predictor(False), "gradient")
+    solver.likeness.slow.data.zero_()
+    loss = solver.predictor.loss(outputs(solver, chunks(batch, 16), asked.x), asked.y)
+    assert bool((loss < 1.05 * solver.predictor.loss(ridge(batch, asked.x), asked.y)).all())
+
+
 @pytest.mark.parametrize("signal", SIGNALS)
 def test_an_untrained_network_changes_nothing(signal: str) -> None:
     batch, asked = regression(40), regression(9, seed=1).x
