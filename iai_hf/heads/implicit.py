@@ -1,16 +1,19 @@
 """Implicit regime: nothing but observations is kept, and each query's logits are refined batch by batch.
 
-    logits[i + 1] = r([x, logits[i]], B[i]) = log(exp(logits[i]) + sum over (x_j, c) in B[i] of weight_c K(x, x_j))
+    logits[i + 1] = r([x, logits[i]], B[i]) = logits[i] + sum over (x_j, c_j) in B[i] of K(x, x_j) move_j
+    moves of a batch = (K_bb / 2 + penalty)^-1 (onehot(c) - softmax(logits[i]) - penalty * moves so far)
 
-With a Gaussian kernel K on unit vectors this is kernel regression (Nadaraya-Watson), the streaming form of one softmax
-attention head over all examples: the logits are all that a query carries from batch to batch, the order of batches
-does not matter, and no number of steps can harm. Before the first batch the logits are those of the label names.
-Learned: the kernel's sharpness, what names count for, how class frequency and temperature enter, as functions of how
-much was seen. The state keeps batches within a budget, the newest of each class, balanced; counts of all stay.
+Data and gradient are the signal: a batch's residuals are the loss's gradient in the logits, spread by a kernel K to
+like texts, queries and observations alike, in steps that Boehning's (1992) bound of the curvature keeps from
+overshooting. A few rounds over the batches are block coordinate descent on kernel logistic regression, around the
+label names, which alone speak before the first batch. Learned: the kernel's sharpness and scale, the penalty, what
+names count for, how class frequency and temperature enter, as functions of how much was seen. The state keeps
+observations within a budget, each once, the newest of each class, balanced; counts of all stay.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -21,13 +24,16 @@ from iai_hf.heads.head import Head, Tensors, grown
 from iai_hf.heads.numbers import Numbers
 
 NUMBERS = {
-    "sharpness": 15.0,
-    "name_sharpness": 10.0,
-    "name_count": 1.0,
+    "sharpness": 1.0,
+    "scale": 20.0,
+    "penalty": 0.5,
+    "name_scale": 10.0,
     "frequency": 1.0,  # exponent of examples seen over examples kept, per class
-    "temperature": 0.7,
+    "temperature": 1.5,
 }
-BATCH = 64  # kept examples that refine a query's logits at once
+BATCH = 256  # kept examples that refine logits at once
+ROUNDS = 5
+SAME = 0.999  # likeness of two features, unit vectors, from which on they are of the same text
 BUDGET = 1024
 
 
@@ -39,6 +45,33 @@ class Observations:
     targets: torch.Tensor
     counts: torch.Tensor
     names: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What queries need.
+
+    Attributes:
+        features, moves: of the observations, `[kept, d]` and `[kept, C]`.
+        names: weight of the logits before the first batch, `[C, d]`.
+        weight: log weights of the classes, `[C]`.
+        values: learned numbers.
+    """
+
+    features: torch.Tensor
+    moves: torch.Tensor
+    names: torch.Tensor
+    weight: torch.Tensor
+    values: dict[str, torch.Tensor]
+
+    def by_name(self, features: torch.Tensor) -> torch.Tensor:
+        """Logits before the first batch."""
+        return features @ self.names.T
+
+    def kernel(self, features: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
+        """K: Gaussian, for unit vectors have -|x - x_j|^2 / 2 = x . x_j - 1."""
+        sharpness = self.values["sharpness"]
+        return self.values["scale"] / sharpness * (sharpness * (features @ observed.T - 1)).exp()
 
 
 class ImplicitHead(Head):
@@ -76,6 +109,8 @@ class ImplicitHead(Head):
         counts = state.counts + torch.bincount(targets, minlength=len(state.counts))
         every = torch.cat([state.features, features.to(torch.float16)])
         labels = torch.cat([state.targets, targets.to(torch.int16)])
+        once = newest_of_same(every.float(), labels, len(features))
+        every, labels = every[once], labels[once]
         kept = newest_balanced(labels, len(counts), self.budget)
         return vars(replace(state, features=every[kept], targets=labels[kept], counts=counts))
 
@@ -94,48 +129,53 @@ class ImplicitHead(Head):
         moved["targets"] = places[tensors["targets"].long()].to(torch.int16)
         return moved
 
-    def prepare(self, tensors: Tensors) -> Observations:
+    def prepare(self, tensors: Tensors) -> Prepared:
         state = Observations(**tensors)
+        features, targets = state.features.float(), state.targets.long()
+        classes = len(state.counts)
+        values = self.numbers(state.counts.sum(), classes)
         names = nn.functional.normalize(state.names.float(), dim=1)
-        return replace(state, features=state.features.float(), names=names)
-
-    def logits(self, prepared: Observations, features: torch.Tensor) -> torch.Tensor:
-        classes, kept = len(prepared.counts), len(prepared.targets)
-        values = self.numbers(prepared.counts.sum(), classes)
-        targets = prepared.targets.long()
         here = torch.bincount(targets, minlength=classes).clamp(min=1)
-        weight = values["frequency"] * (prepared.counts.clamp(min=1) / here).log()
-        similarity = features @ prepared.names.T
-        by_name = values["name_sharpness"] * (similarity - similarity.mean(1, keepdim=True))
-        # A name weighs as so many examples of typical likeness, whatever the kernel's sharpness is.
-        centre = prepared.features.mean(0) if kept else prepared.names.mean(0)
-        typical = values["sharpness"] * (features @ centre - 1)
-        logits = by_name + typical[:, None] + values["name_count"].log()
-        for first in range(0, kept, BATCH):
-            last = first + BATCH
-            logits = self.refined(
-                logits, features, prepared.features[first:last], targets[first:last], weight, values["sharpness"]
-            )
-        return values["temperature"] * logits
+        weight = values["frequency"] * (state.counts.clamp(min=1) / here).log()
+        start = values["name_scale"] * (names - names.mean(0))
+        prepared = Prepared(features, features.new_zeros(len(features), classes), start, weight, values)
+        return replace(prepared, moves=self._moves(prepared, nn.functional.one_hot(targets, classes).to(features)))
 
-    def refined(
-        self,
-        logits: torch.Tensor,
-        queries: torch.Tensor,
-        features: torch.Tensor,
-        targets: torch.Tensor,
-        weight: torch.Tensor,
-        sharpness: torch.Tensor,
-    ) -> torch.Tensor:
-        """One step r: logits `[n, C]` of queries `[n, d]`, by a batch `[b, d]`, `[b]` with class log weights `[C]`."""
-        classes = logits.shape[1]
-        # For unit vectors, -|x - x_j|^2 / 2 = x . x_j - 1.
-        likeness = sharpness * (queries @ features.T - 1) + weight[targets]
-        belongs = targets[:, None] == torch.arange(classes)
-        evidence = likeness[:, :, None].masked_fill(~belongs, float("-inf"))
-        present = belongs.any(0)
-        summed = evidence[:, :, present].logsumexp(1)
-        return logits.index_copy(1, present.nonzero()[:, 0], torch.logaddexp(logits[:, present], summed))
+    def logits(self, prepared: Prepared, features: torch.Tensor) -> torch.Tensor:
+        logits = prepared.by_name(features)
+        for batch in batches(len(prepared.features)):
+            logits = logits + prepared.kernel(features, prepared.features[batch]) @ prepared.moves[batch]
+        return prepared.values["temperature"] * logits + prepared.weight
+
+    def _moves(self, prepared: Prepared, onehot: torch.Tensor) -> torch.Tensor:
+        """What each observation moves the logits of like texts by, `[kept, C]`."""
+        penalty, steps = prepared.values["penalty"], []
+        for batch in batches(len(onehot)):
+            spread = prepared.kernel(prepared.features, prepared.features[batch])
+            bound = 0.5 * spread[batch] + penalty * torch.eye(spread.shape[1])
+            steps.append((batch, spread, torch.linalg.cholesky(bound)))
+        moves, logits = prepared.moves, prepared.by_name(prepared.features)
+        for _ in range(ROUNDS):
+            for batch, spread, factor in steps:
+                residual = onehot[batch] - logits[batch].softmax(1) - penalty * moves[batch]
+                move = torch.cholesky_solve(residual, factor)
+                moves = moves.index_add(0, batch, move)
+                logits = logits + spread @ move
+        return moves
+
+
+def batches(kept: int) -> list[torch.Tensor]:
+    """Positions of each batch's observations; they are dealt out, so that a sorted stream's batches are mixed."""
+    count = math.ceil(kept / BATCH)
+    return [torch.arange(first, kept, count) for first in range(count)]
+
+
+def newest_of_same(features: torch.Tensor, targets: torch.Tensor, new: int) -> torch.Tensor:
+    """Positions, in order, without the examples that come again among the last `new`: those push no others out."""
+    first = len(targets) - new
+    same = (features @ features[first:].T > SAME) & (targets[:, None] == targets[first:])
+    later = torch.arange(len(targets))[:, None] < torch.arange(first, len(targets))
+    return (~(same & later).any(1)).nonzero()[:, 0]
 
 
 def newest_balanced(targets: torch.Tensor, classes: int, budget: int) -> torch.Tensor:

@@ -186,12 +186,47 @@ def test_probabilities_are_honest() -> None:
     assert ours < theirs + 0.02
 
 
-def test_implicit_refinement_does_not_depend_on_order_or_batches() -> None:
+def test_implicit_refinement_does_not_depend_on_order_or_chunks() -> None:
     head = ImplicitHead().requires_grad_(False)
     x, y = blobs(200)
     order = torch.randperm(200, generator=torch.Generator().manual_seed(1))
     first = answers(head, stream(head, x, y, 200), x[:10])
     torch.testing.assert_close(first, answers(head, stream(head, x[order], y[order], 7), x[:10]), atol=1e-3, rtol=1e-3)
+
+
+def test_implicit_refinement_is_kernel_logistic_regression() -> None:
+    head = ImplicitHead().requires_grad_(False)
+    x, y = blobs(600)
+    prepared = head.prepare(stream(head, x, y, 64))
+    kernel = prepared.kernel(prepared.features, prepared.features)
+
+    def objective(moves: torch.Tensor) -> float:
+        logits = prepared.by_name(prepared.features) + kernel @ moves
+        penalty = 0.5 * prepared.values["penalty"] * (moves * (kernel @ moves)).sum()
+        return float(torch.nn.functional.cross_entropy(logits, y, reduction="sum") + penalty)
+
+    start, found = objective(torch.zeros_like(prepared.moves)), objective(prepared.moves)
+    moves = prepared.moves.double().requires_grad_()
+    optimizer = torch.optim.LBFGS([moves], max_iter=500, line_search_fn="strong_wolfe")
+    kernel, names = kernel.double(), prepared.by_name(prepared.features).double()
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        penalty = 0.5 * float(prepared.values["penalty"]) * (moves * (kernel @ moves)).sum()
+        loss = torch.nn.functional.cross_entropy(names + kernel @ moves, y, reduction="sum") + penalty
+        loss.backward()
+        return loss
+
+    best = float(optimizer.step(closure).detach())  # type: ignore[no-untyped-call]
+    assert found - best < 0.1 * (start - best)
+
+
+def test_a_text_that_comes_again_is_kept_once() -> None:
+    head = ImplicitHead(budget=40).requires_grad_(False)
+    x, y = blobs(40)
+    state = stream(head, torch.cat([x, x[:1].repeat(60, 1)]), torch.cat([y, y[:1].repeat(60)]), 20)
+    torch.testing.assert_close(state["features"].float().sum(0), x.sum(0), atol=0.01, rtol=0.01)
+    assert float(state["counts"].sum()) == 100
 
 
 def test_what_is_kept_is_new_and_balanced() -> None:
