@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,8 @@ class GradientConfig(PromptConfig):
 
     Attributes:
         learning_rate, decay: step size before meta-training, in step i times i ** decay; learned weights have theirs.
-        batch_size: examples a gradient step; a chunk is gone through once, in its order.
+        batch_size: examples a gradient step.
+        passes: times that a chunk is gone through, in its order, before it is let go; each costs as much as the first.
         weights: learned start and step sizes: the name of shipped ones, or a folder; None for the plain method; "auto"
             for the shipped ones that belong to the backbone, where there are any.
     """
@@ -37,11 +39,12 @@ class GradientConfig(PromptConfig):
     learning_rate: float = 1e-3
     decay: float = 0.0
     batch_size: int = 8
+    passes: int = 1
     weights: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("learning_rate", "batch_size"):
+        for name in ("learning_rate", "batch_size", "passes"):
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; expected more than 0")
         require(self.decay <= 0, f"decay is {self.decay}; expected 0 or less")
 
@@ -99,7 +102,7 @@ class Gradient(Prompted, Learned):
         cuts = sum(self.prompter.query(text)[1] for text in chunk.inputs) if limit else 0
         shared = self.learner.common()
         moved = self.learner.loaded(tensors, self.backbone.device)
-        for rows in self.batches(chunk):
+        for rows in itertools.chain(*(self.batches(chunk) for _ in range(self.config.passes))):
             leaves = {name: own.detach().requires_grad_() for name, own in self.learner.own(moved).items()}
             with torch.enable_grad():
                 losses = self.losses(leaves, shared, rows)

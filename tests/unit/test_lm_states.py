@@ -136,6 +136,21 @@ def test_adapting_and_answering_leave_the_backbone_as_it_was(causal: CausalLM) -
     assert hooks() == hooked
 
 
+def test_a_second_pass_over_a_chunk_is_a_second_update(causal: CausalLM) -> None:
+    rows = examples(16)
+    chunk = Chunk(tuple(row["input"] for row in rows), tuple(row["output"] for row in rows))
+    once, twice = (
+        AutoAmortizer.from_pretrained("lora", backbone=causal, config={"rank": 2, "passes": passes})
+        for passes in (1, 2)
+    )
+    expected = once.update(once.update(once.init_state(WORDS), chunk), chunk)
+    found = twice.update(twice.init_state(WORDS), chunk)
+    torch.testing.assert_close(dict(found.tensors), dict(expected.tensors))
+    assert found.header.examples == 16
+    with pytest.raises(ConfigError, match="passes is 0"):
+        AutoAmortizer.from_pretrained("lora", backbone=causal, config={"passes": 0})
+
+
 def test_an_untrained_lm_state_without_examples_is_the_plain_model(causal: CausalLM) -> None:
     task = TaskSpec("classification", LABELS)
     amortizer = AutoAmortizer.from_pretrained("lm-state", backbone=causal, config=ADAPTED["lm-state"])
