@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parent / "weights"
 # Settings that weights do not depend on.
-DESCRIBES_READING = ("max_tokens", "weights", "budget", "half_life", "calibrate", "max_new_tokens")
+DESCRIBES_READING = ("max_tokens", "weights", "budget", "half_life", "calibrate", "max_new_tokens", "passes")
 
 
 def names() -> tuple[str, ...]:
