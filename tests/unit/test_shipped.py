@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 
 import pytest
 
 from iai_hf import AutoAmortizer, TaskState, shipped
+from iai_hf.auto import amortizer_class
 from iai_hf.backbones import Backbone
 from iai_hf.errors import ConfigError
 
@@ -20,6 +22,13 @@ def test_they_are_small_and_say_where_they_come_from() -> None:
         record = json.loads((shipped.FOLDER / name / "training.json").read_text())
         assert record["step"] >= record["best_step"]
         assert not any("meta_test" in task for task in record["config"]["tasks"])
+
+
+def test_they_know_all_settings_that_they_depend_on() -> None:
+    for name in shipped.names():
+        record = shipped.describe(shipped.FOLDER / name)
+        depends = {field.name for field in dataclasses.fields(amortizer_class(record["method"]).config_class)}
+        assert depends - set(shipped.DESCRIBES_READING) <= set(record["config"]), name
 
 
 @pytest.mark.parametrize("method", ["iterative", "iterative-explicit", "iterative-implicit"])
