@@ -86,6 +86,11 @@ class Backbone:
         first = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
         return full[:first], full[first + len(bare) :]
 
+    @property
+    def lead(self) -> tuple[int, ...]:
+        """Ids that a text is read behind, and that are no part of its feature."""
+        return ()
+
     @cached_property
     def fingerprint(self) -> str:
         """Digest of architecture, vocabulary and a sample of every weight, alike for float32 and bfloat16 loading."""
@@ -97,6 +102,7 @@ class Backbone:
             flat = weight.detach().reshape(-1)
             sample = flat[:: max(flat.numel() // 16, 1)].to("cpu", torch.bfloat16)
             digest.update(name.encode() + sample.contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(str(self.lead).encode() if self.lead else b"")
         probe = self.tokenizer("The quick brown fox, 12.5% of Zürich!")["input_ids"]
         digest.update(str(probe).encode())
         return digest.hexdigest()[:32]
@@ -120,6 +126,7 @@ class Backbone:
             cut = sum(len(text) > max_tokens for text in ids)
             ids = [text[:max_tokens] for text in ids]
         start, end = self.special_tokens
+        start = [*start, *self.lead]
         room = min(self.context, MAX_WINDOW) - len(start) - len(end)
         owners: list[int] = []
         windows: list[list[int]] = []
