@@ -129,6 +129,12 @@ class ImplicitHead(Head):
         moved["targets"] = places[tensors["targets"].long()].to(torch.int16)
         return moved
 
+    def faded(self, tensors: Tensors, factor: float) -> Tensors:
+        """As `Head.faded`; of the observations, as many of the oldest go."""
+        faded = dict(super().faded(tensors, factor))
+        gone = len(tensors["targets"]) - math.ceil(factor * len(tensors["targets"]))
+        return faded | {name: tensors[name][gone:] for name in ("features", "targets")}
+
     def prepare(self, tensors: Tensors) -> Prepared:
         state = Observations(**tensors)
         features, targets = state.features.float(), state.targets.long()

@@ -229,6 +229,17 @@ def test_a_text_that_comes_again_is_kept_once() -> None:
     assert float(state["counts"].sum()) == 100
 
 
+def test_where_an_implicit_state_fades_the_oldest_observations_go() -> None:
+    head = ImplicitHead().requires_grad_(False)
+    x, y = blobs(100)
+    state = stream(head, x, y, 20)
+    faded = head.faded(state, 0.25)
+    torch.testing.assert_close(faded["features"].float(), x[75:], atol=1e-3, rtol=1e-2)
+    assert faded["targets"].tolist() == y[75:].tolist()
+    assert float(faded["counts"].sum()) == 25
+    assert head.faded(state, 1.0)["targets"].tolist() == y.tolist()
+
+
 def test_what_is_kept_is_new_and_balanced() -> None:
     targets = torch.tensor([0] * 50 + [1] * 5 + [2] * 45)
     kept = newest_balanced(targets, 3, 30)
