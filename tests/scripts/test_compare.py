@@ -50,6 +50,31 @@ def test_it_measures_goes_on_and_reports(tasks: Path, tmp_path: Path, encoder_fo
     assert len(list(output.glob("*.png"))) == 2
 
 
+def test_streams_that_change_and_come_in_parts_are_measured(tasks: Path, tmp_path: Path, encoder_folder: Path) -> None:
+    output = tmp_path / "streams"
+    options = [
+        "--data_dir",
+        tasks,
+        "--tasks",
+        "a",
+        "b",
+        "--backbone",
+        encoder_folder,
+        "--seeds",
+        "2",
+        "--output",
+        output,
+    ]
+    command = [sys.executable, "scripts/measure_streams.py", *map(str, options), "--cache_dir", str(tmp_path / "cache")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((output / "results.json").read_text())
+    exact = found["in_parts"]["iterative-explicit"]["a"][0]
+    assert exact["8"]["accuracy"] == exact["1"]["accuracy"]
+    report = (output / "results.md").read_text()
+    assert all(name in report for name in found["changing"])
+
+
 def test_weights_that_are_not_shipped_are_named(tasks: Path, tmp_path: Path, encoder_folder: Path) -> None:
     done = compare(tasks, tmp_path / "results", encoder_folder, "iterative")
     assert done.returncode == 2
