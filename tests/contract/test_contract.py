@@ -23,8 +23,8 @@ NETWORK = {"kind": "classification", "inputs": 12, "outputs": 3, "hidden": 16, "
 LIMITED = {**NETWORK, "budget": 32}
 METHODS = {
     "iterative/encoder": ("iterative", "encoder", {}),
-    "iterative/causal": ("iterative", "causal", {"max_features": 16}),
-    "iterative/data": ("iterative", "encoder", {"signal": "data"}),
+    "iterative/causal": ("iterative", "causal", {}),
+    "iterative/data": ("iterative", "encoder", {"signal": "data", "max_features": 16}),
     "iterative/gradient": ("iterative", "encoder", {"signal": "gradient"}),
     "iterative-explicit": ("iterative-explicit", "encoder", {}),
     "iterative-implicit": ("iterative-implicit", "encoder", {"budget": 32}),

@@ -120,7 +120,12 @@ def test_answers_in_words_are_compared(tasks: Path, tmp_path: Path, causal_folde
     assert {(r["row"], r["task"], r["seed"]) for r in records} == {
         (row, task, seed) for row in rows for task in "ab" for seed in (0, 1)
     }
-    assert all(row in (output / "results.md").read_text() for row in rows)
+    report = output / "results.md"
+    written = report.read_text()
+    assert all(row in written for row in rows)
+    report.unlink()
+    assert words(tasks, output, causal_folder, *rows).returncode == 0  # nothing left to measure: told all the same
+    assert report.read_text() == written
     unmeasured = words(tasks, output, causal_folder, "lm-state")
     assert (unmeasured.returncode, "no weights of lm-state" in unmeasured.stderr) == (2, True)
     assert json.loads((output / "results.json").read_text()) == records
