@@ -149,16 +149,16 @@ class ImplicitHead(Head):
 
     def logits(self, prepared: Prepared, features: torch.Tensor) -> torch.Tensor:
         logits = prepared.by_name(features)
-        for batch in batches(len(prepared.features)):
+        for batch in batches(prepared.features):
             logits = logits + prepared.kernel(features, prepared.features[batch]) @ prepared.moves[batch]
         return prepared.values["temperature"] * logits + prepared.weight
 
     def _moves(self, prepared: Prepared, onehot: torch.Tensor) -> torch.Tensor:
         """What each observation moves the logits of like texts by, `[kept, C]`."""
         penalty, steps = prepared.values["penalty"], []
-        for batch in batches(len(onehot)):
+        for batch in batches(onehot):
             spread = prepared.kernel(prepared.features, prepared.features[batch])
-            bound = 0.5 * spread[batch] + penalty * torch.eye(spread.shape[1])
+            bound = 0.5 * spread[batch] + penalty * torch.eye(spread.shape[1]).to(spread)
             steps.append((batch, spread, torch.linalg.cholesky(bound)))
         moves, logits = prepared.moves, prepared.by_name(prepared.features)
         for _ in range(ROUNDS):
@@ -170,28 +170,30 @@ class ImplicitHead(Head):
         return moves
 
 
-def batches(kept: int) -> list[torch.Tensor]:
-    """Positions of each batch's observations; they are dealt out, so that a sorted stream's batches are mixed."""
-    count = math.ceil(kept / BATCH)
-    return [torch.arange(first, kept, count) for first in range(count)]
+def batches(observed: torch.Tensor) -> list[torch.Tensor]:
+    """Positions of each batch among what was `[kept, ...]` observed, dealt out: a sorted stream's batches are mixed."""
+    count = math.ceil(len(observed) / BATCH)
+    return [torch.arange(first, len(observed), count, device=observed.device) for first in range(count)]
 
 
 def newest_of_same(features: torch.Tensor, targets: torch.Tensor, new: int) -> torch.Tensor:
     """Positions, in order, without the examples that come again among the last `new`: those push no others out."""
     first = len(targets) - new
     same = (features @ features[first:].T > SAME) & (targets[:, None] == targets[first:])
-    later = torch.arange(len(targets))[:, None] < torch.arange(first, len(targets))
+    places = torch.arange(len(targets), device=targets.device)
+    later = places[:, None] < places[first:]
     return (~(same & later).any(1)).nonzero()[:, 0]
 
 
 def newest_balanced(targets: torch.Tensor, classes: int, budget: int) -> torch.Tensor:
     """Positions `[at most budget]`, in order, of the newest examples of each class, as even as classes allow."""
+    places = torch.arange(len(targets), device=targets.device)
     if len(targets) <= budget:
-        return torch.arange(len(targets))
+        return places
     counts = torch.bincount(targets.long(), minlength=classes)
-    quotas = torch.arange(budget + 1)
+    quotas = torch.arange(budget + 1, device=targets.device)
     quota = int((torch.minimum(counts, quotas[:, None]).sum(1) <= budget).nonzero().max())
     onehot = torch.nn.functional.one_hot(targets.long(), classes)
     still_to_come = onehot.flip(0).cumsum(0).flip(0)
-    rank = still_to_come[torch.arange(len(targets)), targets.long()]  # 1 for the newest of its class
+    rank = still_to_come[places, targets.long()]  # 1 for the newest of its class
     return (rank <= quota).nonzero()[:, 0]

@@ -29,7 +29,7 @@ class Numbers(nn.Module):
     def forward(self, examples: torch.Tensor, classes: int) -> dict[str, torch.Tensor]:
         """Values by name, each `[]`, after `examples` (`[]`) examples of `classes` classes."""
         n = examples.clamp(max=self.horizon)
-        many = torch.tensor(math.log(classes / 6))
+        many = torch.tensor(math.log(classes / 6), device=n.device)
         seen = (1 + n / 32).log()
         phi = 0.5 * torch.stack([seen, many, (1 + n / (4 * classes)).log(), seen * many])
         values = (self.base + self.slope @ phi.to(self.base)).exp()

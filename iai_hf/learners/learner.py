@@ -82,7 +82,7 @@ class Learner(nn.Module):
         for name, own in self.own(tensors).items():
             moments = (tensors[f"mean.{name}"].to(own), tensors[f"square.{name}"].to(own))
             direction, (mean, square) = RULES[self.rule](gradients[name].to(own), moments, step)
-            rates = (self.rates[name] + self.decays[name] * math.log(step)).detach().exp()
+            rates = (self.rates[name] + self.decays[name] * math.log(step)).detach().exp().to(own)
             moved = own - share * rates.view(group_shape(own)) * direction
             refined |= {f"own.{name}": moved, f"mean.{name}": mean, f"square.{name}": square}
         return refined

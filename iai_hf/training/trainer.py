@@ -96,7 +96,7 @@ def train(
                     save_checkpoint(output, learned, optimizer.optimizer, best, progress, run)
                 accelerator.wait_for_everyone()
     learned.load_state_dict(best)
-    learned.requires_grad_(False).eval()
+    learned.requires_grad_(False).eval().cpu()  # where states are
     amortizer.__dict__.pop("fingerprint", None)  # it is a digest of the weights
     return progress
 

@@ -34,25 +34,29 @@ class FeatureCurriculum(Curriculum):
         self.objective: GreedyObjective = GreedyObjective(amortizer.head, config.unroll)
 
     def draw(self, number: int, device: torch.device) -> Episode:
-        episode = draw(self.training, self.hidden, self.config, number)
-        moved = {
-            field.name: getattr(episode, field.name).to(device)
-            for field in dataclasses.fields(episode)
-            if isinstance(getattr(episode, field.name), torch.Tensor)
-        }
-        return dataclasses.replace(episode, **moved)
+        return _on(draw(self.training, self.hidden, self.config, number), device)
 
     def describe(self, episode: Episode) -> str:
         return f"task {episode.task!r} ({len(episode.targets)} examples, {episode.classes} classes)"
 
     def evaluate(self) -> Evaluation | None:
         losses, hits = [], []
+        device = next(self.objective.parameters()).device
         with torch.no_grad():
             for task in self.validation:
                 for seed in range(VALIDATION_ORDERS):
-                    episode = whole(task, self.config, seed)
+                    episode = _on(whole(task, self.config, seed), device)
                     for logits in self.objective.paid_logits(episode):
                         loss = torch.nn.functional.cross_entropy(logits, episode.answers)
                         losses.append(float(loss) / math.log(max(episode.classes, 2)))
                         hits.append(float((logits.argmax(1) == episode.answers).float().mean()))
         return Evaluation(sum(losses) / len(losses), sum(hits) / len(hits)) if losses else None
+
+
+def _on(episode: Episode, device: torch.device) -> Episode:
+    moved = {
+        field.name: getattr(episode, field.name).to(device)
+        for field in dataclasses.fields(episode)
+        if isinstance(getattr(episode, field.name), torch.Tensor)
+    }
+    return dataclasses.replace(episode, **moved)

@@ -35,7 +35,8 @@ class GreedyObjective(nn.Module):
         """Logits of the queries, `[q, C]`, after each paid step."""
         head, size = self.head, episode.features.shape[1]
         with torch.no_grad():
-            tensors = head.grow(head.initial(size), episode.names)
+            empty = {name: tensor.to(episode.names.device) for name, tensor in head.initial(size).items()}
+            tensors = head.grow(empty, episode.names)
         recent: deque[tuple[Tensors, torch.Tensor, torch.Tensor]] = deque(maxlen=self.unroll)
         sizes = list(episode.sizes)
         chunks = zip(episode.features.split(sizes), episode.targets.split(sizes), strict=True)
