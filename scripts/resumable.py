@@ -30,6 +30,8 @@ def run(
     check_writable(output)
     path = output / "results.json"
     records: list[dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else []
+    if records:
+        report(records, output)  # also where nothing is left to measure: the report itself may have changed
     for job in tqdm(list(jobs), desc="compare", unit=" runs"):
         seed, task, row = job
         mine = {r["row"]: r["answers"] for r in records if (r["seed"], r["task"]) == (seed, task)}
@@ -39,5 +41,3 @@ def run(
         records.append({"seed": seed, "task": task, "row": row, **noted, "answers": answers})
         write_whole(path, json.dumps(records, indent=1).encode())
         report(records, output)
-    if records:
-        report(records, output)  # also where nothing was left to measure: the report itself may have changed
