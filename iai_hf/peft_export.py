@@ -1,12 +1,13 @@
 """Task states as genuine PEFT adapters: `PeftModel.from_pretrained` loads them without this package.
 
 Texts must be given to the PEFT model as `Prompter` words them, without special tokens where the adapter is a prompt
-or a prefix: start-of-text is a part of it.
+or a prefix: start-of-text is a part of it. Where a `prompt.txt` lies beside it, its text belongs before every query.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,17 +17,27 @@ from iai_hf.state import write_whole
 if TYPE_CHECKING:
     import torch
 
+    from iai_hf.amortizers.prompting import Prompter
     from iai_hf.backbones import Backbone
-    from iai_hf.backbones.causal_lm import CausalLM, Prefix
+    from iai_hf.backbones.causal_lm import CausalLM
     from iai_hf.backbones.low_rank import LowRank
+    from iai_hf.backbones.prefix import Prefix
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PROMPT = "prompt.txt"
 
 
-def write_lora(weights: LowRank, rank: int, alpha: int, backbone: Backbone, directory: Path) -> None:
-    """A LoRA adapter: `lora_A` is `down` [rank, in], `lora_B` times alpha / rank is `up` [out, rank]; also vLLM's."""
+def write_lora(
+    weights: LowRank, rank: int, alpha: int, prompter: Prompter, demonstrations: Sequence[int], directory: Path
+) -> None:
+    """A LoRA adapter: `lora_A` is `down` [rank, in], `lora_B` times alpha / rank is `up` [out, rank]; also vLLM's.
+
+    With demonstrations it is an activated LoRA (Greenewald et al. 2025): the weights act from the query on, whose first
+    tokens invoke them. The demonstrations' text, which belongs before every query, is written beside it.
+    """
     import peft
 
+    backbone = prompter.model
     tensors = {}
     for name in weights.down:
         tensors[f"base_model.model.{name}.lora_A.weight"] = weights.down[name]
@@ -39,9 +50,11 @@ def write_lora(weights: LowRank, rank: int, alpha: int, backbone: Backbone, dire
         lora_alpha=alpha,
         target_modules=sorted({name.split(".")[-1] for name in weights.down}),
         layers_to_transform=None if everywhere else layers,
+        alora_invocation_tokens=list(prompter.head) if demonstrations else None,
         **_base(backbone),
     )
-    _write(config, tensors, directory)
+    texts = {PROMPT: str(backbone.tokenizer.decode(list(demonstrations)))} if demonstrations else {}
+    _write(config, tensors, directory, texts)
 
 
 def write_prompt(prompt: torch.Tensor, model: CausalLM, directory: Path) -> None:
@@ -93,8 +106,10 @@ def _base(backbone: Backbone) -> dict[str, Any]:
     return {"base_model_name_or_path": backbone.name, "revision": backbone.revision, "inference_mode": True}
 
 
-def _write(config: Any, tensors: dict[str, torch.Tensor], directory: Path) -> None:
-    """Both files, the weights first: a folder with a configuration is complete."""
+def _write(
+    config: Any, tensors: dict[str, torch.Tensor], directory: Path, texts: Mapping[str, str] | None = None
+) -> None:
+    """All files, the configuration last: a folder with one is complete."""
     from safetensors.torch import save
 
     values = config.to_dict() | {"peft_version": _peft_version()}
@@ -103,6 +118,8 @@ def _write(config: Any, tensors: dict[str, torch.Tensor], directory: Path) -> No
     try:
         directory.mkdir(parents=True, exist_ok=True)
         write_whole(directory / ADAPTER_WEIGHTS, content)
+        for name, text in (texts or {}).items():
+            write_whole(directory / name, text.encode())
         write_whole(directory / ADAPTER_CONFIG, json.dumps(plain, indent=2, default=str).encode())
     except OSError as error:
         raise StateError(f"can't write the adapter to {directory}: {error.strerror or error}") from error

@@ -118,7 +118,7 @@ def harm(amortizer: Gradient, state: TaskState, texts: list[str]) -> Answers:
     model = amortizer.prompter.model
     ids = [model.tokens(text[: 20 * UNRELATED_TOKENS])[:UNRELATED_TOKENS] for text in texts]
     learner = amortizer.learner
-    entering = amortizer.entering(learner.own(state.tensors), learner.common())
+    entering = amortizer.entering(learner.own(state.tensors), learner.common(), amortizer.retained(state.tensors))
     found = []
     for under in (None, entering):
         hits, likelihoods = [], []

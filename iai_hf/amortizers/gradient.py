@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,9 +18,11 @@ from iai_hf.task import Chunk, TaskSpec
 if TYPE_CHECKING:
     import torch
 
-    from iai_hf.backbones.causal_lm import Entering, Losses
+    from iai_hf.backbones.causal_lm import Entering
     from iai_hf.backbones.packing import Row
     from iai_hf.learners import Learner
+
+READ_TOGETHER = 64  # rows: steps on later ones take what was read before the first step as given
 
 
 @dataclass(frozen=True)
@@ -64,34 +65,42 @@ class Gradient(Prompted, Learned):
         """The learner at its initial value."""
 
     @abstractmethod
-    def entering(self, own: Mapping[str, torch.Tensor], shared: Mapping[str, torch.Tensor]) -> Entering:
-        """How the task's own weights and the shared ones enter the model, differentiable in both."""
+    def entering(
+        self, own: Mapping[str, torch.Tensor], shared: Mapping[str, torch.Tensor], retained: Mapping[str, torch.Tensor]
+    ) -> Entering:
+        """How a task's state enters the model, differentiable in its own weights and the shared ones."""
 
-    def losses(
-        self, own: Mapping[str, torch.Tensor], shared: Mapping[str, torch.Tensor], rows: Sequence[Row]
-    ) -> Losses:
-        """Losses of rows with one answer each, differentiable in the task's own and the shared weights."""
-        return self.prompter.model.losses(rows, self.entering(own, shared))
+    def retain(
+        self, retained: Mapping[str, torch.Tensor], chunk: Chunk, steps: int
+    ) -> tuple[Mapping[str, torch.Tensor], int]:
+        """What a state keeps of its examples as they are, after a chunk, and how many of its first ones those are.
 
-    def divergence(
-        self,
-        own: Mapping[str, torch.Tensor],
-        shared: Mapping[str, torch.Tensor],
-        texts: Sequence[str],
-        length: int,
-    ) -> torch.Tensor:
-        """Mean divergence KL(plain || under the state) of the next token on the beginnings of texts, in nats."""
+        `steps` were taken before the chunk; they are taken on all other examples.
+        """
+        return retained, 0
+
+    def retained(self, tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """What a state keeps of its examples as they are, among its tensors."""
+        return {}
+
+    def divergence(self, entering: Entering, texts: Sequence[str], length: int) -> torch.Tensor:
+        """Mean divergence KL(plain || entering) of the next token on the beginnings of texts, in nats.
+
+        The plain model reads them behind the same prefix.
+        """
         import torch
+
+        from iai_hf.backbones.causal_lm import Entering
 
         model = self.prompter.model
         ids = [model.tokens(text[: 20 * length])[:length] for text in texts]
         with torch.no_grad():
-            plain = model.next_tokens(ids)
-        found = model.next_tokens(ids, self.entering(own, shared))
+            plain = model.next_tokens(ids, Entering(prefix=entering.prefix))
+        found = model.next_tokens(ids, entering)
         return (plain.exp() * (plain - found)).sum(-1).mean()
 
     def initial(self, task: TaskSpec) -> Mapping[str, torch.Tensor]:
-        return self.learner.stored(self.learner.initial())
+        return {**self.learner.stored(self.learner.initial()), **self.retained({})}
 
     def refine(
         self, tensors: Mapping[str, torch.Tensor], task: TaskSpec, chunk: Chunk, examples: int
@@ -102,28 +111,45 @@ class Gradient(Prompted, Learned):
         cuts = sum(self.prompter.query(text)[1] for text in chunk.inputs) if limit else 0
         shared = self.learner.common()
         moved = self.learner.loaded(tensors, self.backbone.device)
-        for rows in itertools.chain(*(self.batches(chunk) for _ in range(self.config.passes))):
-            leaves = {name: own.detach().requires_grad_() for name, own in self.learner.own(moved).items()}
-            with torch.enable_grad():
-                losses = self.losses(leaves, shared, rows)
-                loss = (losses.sums / losses.tokens).mean()
-            if not loss.isfinite():
-                raise DataError(
-                    f"the loss is {float(loss)} on a batch behind example {examples}; the state is as it was before "
-                    "the chunk: look at its texts, or lower learning_rate"
-                )
-            gradients = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
-            moved = self.learner.refined(moved, gradients, len(rows) / self.config.batch_size)
-        return self.learner.stored(moved), {"texts_cut": cuts} if limit else {}
+        retained, kept = self.retain(self.retained(tensors), chunk, int(moved["steps"]))
 
-    def batches(self, chunk: Chunk) -> Iterator[list[Row]]:
-        """Rows of a chunk in its order, as many as make one gradient step; long ones in smaller batches."""
+        rows = self.rows(chunk)[kept:] * self.config.passes
+        for group in read_together(rows):
+            read = self.read(group, self.entering(self.learner.own(moved), shared, retained))
+            for batch in self.batches(read):
+                leaves = {name: own.detach().requires_grad_() for name, own in self.learner.own(moved).items()}
+                with torch.enable_grad():
+                    losses = self.prompter.model.losses(batch, self.entering(leaves, shared, retained))
+                    loss = (losses.sums / losses.tokens).mean()
+                if not loss.isfinite():
+                    raise DataError(
+                        f"the loss is {float(loss)} on a batch behind example {examples}; the state is as it was "
+                        "before the chunk: look at its texts, or lower learning_rate"
+                    )
+                gradients = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+                moved = self.learner.refined(moved, gradients, len(batch) / self.config.batch_size)
+        return {**self.learner.stored(moved), **retained}, {"texts_cut": cuts} if limit else {}
+
+    def rows(self, chunk: Chunk) -> list[Row]:
+        """The examples of a chunk, each with its answer."""
+        return [self.prompter.row(text, [output]) for text, output in zip(chunk.inputs, chunk.outputs, strict=True)]
+
+    def batches(self, rows: Sequence[Row]) -> Iterator[list[Row]]:
+        """Rows in their order, as many as make one gradient step; fewer where they are long."""
         batch: list[Row] = []
-        for text, output in zip(chunk.inputs, chunk.outputs, strict=True):
-            row = self.prompter.row(text, [output])
+        for row in rows:
             full = len(batch) == self.config.batch_size or sum(map(len, batch)) + len(row) > BATCH_TOKENS
             if batch and full:
                 yield batch
                 batch = []
             batch.append(row)
         yield batch
+
+    def read(self, rows: Sequence[Row], entering: Entering) -> Sequence[Row]:
+        """The rows with what is read of them once for all steps on them; here nothing is."""
+        return rows
+
+
+def read_together(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+    """Rows in their order, so many as are read at once."""
+    return (rows[first : first + READ_TOGETHER] for first in range(0, len(rows), READ_TOGETHER))

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from iai_hf.amortizers.learned import AUTO
 from iai_hf.amortizers.lora import LoRA, LoRAConfig
 
+if TYPE_CHECKING:
+    from iai_hf.backbones.causal_lm import Entering
+    from iai_hf.backbones.packing import Row
+
 
 @dataclass(frozen=True)
 class LMStateConfig(LoRAConfig):
-    """Settings of `lm-state`: those of `lora`, for a small state in the upper layers, where a gradient is cheap."""
+    """Settings of `lm-state`: those of `lora`, for a small state in the upper layers, where a gradient is cheap.
+
+    Attributes:
+        demonstrations: about four short examples.
+    """
 
     rank: int = 16
     alpha: int = 32
     target_modules: list = field(default_factory=lambda: ["v_proj", "o_proj"])
-    layers: int | None = 14
-    batch_size: int = 16
+    layers: int | None = 12
+    demonstrations: int = 64
+    batch_size: int = 8
     learning_rate: float = 0.012
     decay: float = -0.3
     weights: str | None = AUTO
@@ -26,11 +37,15 @@ class LMState(LoRA):
     """Fast weights: the up projections of the last layers are the task's own, the down projections are shared.
 
     Shared projections, start and step sizes are meta-learned; untrained, it is LoRA with frozen random down
-    projections (Zhang et al. 2023, LoRA-FA). A chunk costs one forward pass and a backward pass through the last
-    layers alone.
+    projections (Zhang et al. 2023, LoRA-FA). The first examples are kept as demonstrations, so before its first step a
+    state is in-context learning, and steps are taken on what that gets wrong. A chunk is read in one forward pass, and
+    steps go through the positions of its answers alone, in the last layers: it costs little more than that pass.
     """
 
     method = "lm-state"
     config_class = LMStateConfig
     rule = "per_group"
     shares_down = True
+
+    def read(self, rows: Sequence[Row], entering: Entering) -> Sequence[Row]:
+        return self.prompter.model.read(rows, entering)

@@ -12,14 +12,18 @@ from typing import TYPE_CHECKING, ClassVar
 from iai_hf.amortizers.gradient import Gradient, GradientConfig
 from iai_hf.config import require
 from iai_hf.errors import BackboneError
-from iai_hf.task import TaskSpec
+from iai_hf.task import Chunk, TaskSpec
 
 if TYPE_CHECKING:
     import torch
 
     from iai_hf.backbones.causal_lm import Condition, Entering
     from iai_hf.backbones.low_rank import LowRank
+    from iai_hf.backbones.prefix import Prefix
     from iai_hf.learners import Learner
+
+RETAINED = "demonstrations"  # tokens of all kept demonstrations in a row, int32
+MOST_ENCODED = 8  # prefixes of demonstrations, a few MB each
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,8 @@ class LoRAConfig(GradientConfig):
         rank, alpha: of the low-rank weights; they are scaled by alpha / rank.
         target_modules: linear layers that get them, by the last part of their name.
         layers: adapt only so many of the model's last layers; None adapts all.
+        demonstrations: tokens of the first examples that the state keeps as they are; the plain model reads them once,
+            as a prefix of everything that is read under the state. No step is taken on them.
         seed: of the random down projections.
     """
 
@@ -37,6 +43,7 @@ class LoRAConfig(GradientConfig):
     alpha: int = 16
     target_modules: list = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
     layers: int | None = None
+    demonstrations: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -44,6 +51,7 @@ class LoRAConfig(GradientConfig):
         require(self.rank > 0, f"rank is {self.rank}; expected 1 or more")
         require(self.alpha > 0, f"alpha is {self.alpha}; expected 1 or more")
         require(self.layers is None or self.layers > 0, f"layers is {self.layers}; expected 1 or more")
+        require(self.demonstrations >= 0, f"demonstrations is {self.demonstrations}; expected 0 or more tokens")
         names = bool(self.target_modules) and all(isinstance(name, str) for name in self.target_modules)
         require(names, f"target_modules is {self.target_modules}; expected names of linear layers")
 
@@ -95,8 +103,7 @@ class LoRA(Gradient):
         found = {}
         for name, module in model.named_modules():
             parts = name.split(".")
-            place = next((int(part) for part in parts if part.isdecimal()), -1)
-            if isinstance(module, nn.Linear) and parts[-1] in self.config.target_modules and place >= first:
+            if isinstance(module, nn.Linear) and parts[-1] in self.config.target_modules and layer_of(name) >= first:
                 found[name] = module
         if not found:
             linear = {name.split(".")[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
@@ -106,16 +113,62 @@ class LoRA(Gradient):
             )
         return found
 
-    def entering(self, own: Mapping[str, torch.Tensor], shared: Mapping[str, torch.Tensor]) -> Entering:
+    @cached_property
+    def first_layer(self) -> int:
+        """The first of the model's layers that is adapted."""
+        return min(layer_of(name) for name in self.targets)
+
+    def entering(
+        self, own: Mapping[str, torch.Tensor], shared: Mapping[str, torch.Tensor], retained: Mapping[str, torch.Tensor]
+    ) -> Entering:
         from iai_hf.backbones.causal_lm import Entering
 
-        return Entering(weights=self.low_rank(own, shared))
+        return Entering(None, self.low_rank(own, shared), self.prefix(retained), self.first_layer)
+
+    def retained(self, tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        import torch
+
+        if not self.config.demonstrations:
+            return {}
+        return {RETAINED: tensors.get(RETAINED, torch.zeros(0, dtype=torch.int32))}
+
+    def retain(
+        self, retained: Mapping[str, torch.Tensor], chunk: Chunk, steps: int
+    ) -> tuple[Mapping[str, torch.Tensor], int]:
+        """Demonstrations are the first examples of a stream, up to the first that does not fit."""
+        import torch
+
+        tokens, taken = retained[RETAINED].tolist() if retained else [], 0
+        for text, output in zip(chunk.inputs, chunk.outputs, strict=True) if retained and not steps else ():
+            more, _ = self.prompter.demonstration(text, output)
+            if len(tokens) + len(more) > self.config.demonstrations:
+                break
+            tokens += more
+            taken += 1
+        return ({RETAINED: torch.tensor(tokens, dtype=torch.int32)} if taken else retained), taken
+
+    def prefix(self, retained: Mapping[str, torch.Tensor]) -> Prefix:
+        """The demonstrations as the plain model reads them; those of the last few states stay encoded."""
+        from iai_hf.backbones.prefix import NO_PREFIX
+
+        if not retained:
+            return NO_PREFIX
+        tokens = tuple(retained[RETAINED].tolist())
+        if tokens not in self._encoded:
+            while len(self._encoded) >= MOST_ENCODED:
+                self._encoded.pop(next(iter(self._encoded)))
+            self._encoded[tokens] = self.prompter.model.encode_prefix(tokens)
+        return self._encoded[tokens]
+
+    @cached_property
+    def _encoded(self) -> dict[tuple[int, ...], Prefix]:
+        return {}
 
     def prepare(self, tensors: Mapping[str, torch.Tensor], task: TaskSpec) -> Condition:
-        from iai_hf.backbones.causal_lm import NO_PREFIX, Condition
+        from iai_hf.backbones.causal_lm import Condition
 
         weights = self.low_rank(self.learner.own(tensors), self.learner.common())
-        return Condition(NO_PREFIX, (weights,))
+        return Condition(self.prefix(self.retained(tensors)), (weights,))
 
     def low_rank(self, own: Mapping[str, torch.Tensor], shared: Mapping[str, torch.Tensor]) -> LowRank:
         """The weights as the model takes them, in its precision and on its device."""
@@ -138,10 +191,12 @@ class LoRA(Gradient):
     def export_peft(self, tensors: Mapping[str, torch.Tensor], task: TaskSpec, directory: Path) -> None:
         from iai_hf.peft_export import write_lora
 
-        write_lora(
-            self.low_rank(self.learner.own(tensors), self.learner.common()),
-            self.config.rank,
-            self.config.alpha,
-            self.backbone,
-            directory,
-        )
+        weights = self.low_rank(self.learner.own(tensors), self.learner.common())
+        retained = self.retained(tensors)
+        shown = retained[RETAINED].tolist() if retained else []
+        write_lora(weights, self.config.rank, self.config.alpha, self.prompter, shown, directory)
+
+
+def layer_of(name: str) -> int:
+    """Number of the layer that a module belongs to by its name, -1 for none."""
+    return next((int(part) for part in name.split(".") if part.isdecimal()), -1)

@@ -64,7 +64,9 @@ class PromptTuning(Gradient):
         start = {"prompt": encoder.embedding.weight.detach().float().cpu().clone()}
         return Learner(start, {}, self.config.learning_rate, self.config.decay, "per_weight")
 
-    def entering(self, own: Mapping[str, torch.Tensor], shared: Mapping[str, torch.Tensor]) -> Entering:
+    def entering(
+        self, own: Mapping[str, torch.Tensor], shared: Mapping[str, torch.Tensor], retained: Mapping[str, torch.Tensor]
+    ) -> Entering:
         from iai_hf.backbones.causal_lm import Entering
 
         return Entering(prompt=own["prompt"])

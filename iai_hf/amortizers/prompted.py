@@ -43,18 +43,20 @@ class Prompted(Amortizer):
     def answer_each(
         self, prepared: Sequence[Condition], tasks: Sequence[TaskSpec], queries: Sequence[str]
     ) -> list[Prediction]:
-        """One forward pass for all states that differ in their low-rank weights alone."""
+        """One forward pass for all states that are asked the same kind of task."""
         from iai_hf.backbones.causal_lm import Condition
+        from iai_hf.backbones.prefix import joined
 
         answers: dict[int, Prediction] = {}
         groups: dict[tuple[int, str], list[int]] = {}
         for i, (condition, task) in enumerate(zip(prepared, tasks, strict=True)):
-            groups.setdefault((id(condition.prefix), task.kind), []).append(i)
+            groups.setdefault((len(condition.weights), task.kind), []).append(i)
         for (_, kind), group in groups.items():
             members = {id(condition): condition for condition in (prepared[i] for i in group)}
             number = {key: place for place, key in enumerate(members)}
             mixed = Condition(
-                prepared[group[0]].prefix, tuple(weights for member in members.values() for weights in member.weights)
+                joined([member.prefix for member in members.values()]),
+                tuple(weights for member in members.values() for weights in member.weights),
             )
             labels = [tasks[i].labels if kind == "classification" else () for i in group]
             rows = [

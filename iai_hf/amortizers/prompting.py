@@ -56,13 +56,17 @@ class Prompter:
         self.model: CausalLM = backbone
         self.config = config
 
+    @property
+    def head(self) -> tuple[int, ...]:
+        """Tokens that every query begins with."""
+        return self.model.tokens(self.config.input_label)
+
     def query(self, text: str) -> tuple[tuple[int, ...], bool]:
         """Tokens up to where the answer starts, and whether the text was cut at `max_tokens`."""
-        head = self.model.tokens(self.config.input_label)
         body = self.model.tokens(f" {text}")
         limit = self.config.max_tokens
         tail = self.model.tokens(f"{STOP}{self.config.output_label}")
-        return head + body[:limit] + tail, limit is not None and len(body) > limit
+        return self.head + body[:limit] + tail, limit is not None and len(body) > limit
 
     def answer(self, text: str) -> tuple[int, ...]:
         """Tokens of an answer with its end."""

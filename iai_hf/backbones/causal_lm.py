@@ -9,7 +9,8 @@ count go through the language-model head.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,36 +18,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from iai_hf.backbones.backbone import Backbone
 from iai_hf.backbones.batching import length_buckets
 from iai_hf.backbones.low_rank import LowRank, applied
-from iai_hf.backbones.packing import Packed, Row, packs
+from iai_hf.backbones.packing import Packed, Reading, Row, packs
+from iai_hf.backbones.prefix import NO_PREFIX, Prefix
 from iai_hf.errors import BackboneError, DataError
 
 if TYPE_CHECKING:
     import torch
-    from transformers import DynamicCache
 
 LEAD = "What is this about?\n"
-
-
-@dataclass(frozen=True, eq=False)
-class Prefix:
-    """Keys and values of what comes before every query, `[1, heads, length, head size]` a layer."""
-
-    layers: tuple[tuple[torch.Tensor, torch.Tensor], ...]
-    length: int
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all keys and values."""
-        return sum(keys.nbytes + values.nbytes for keys, values in self.layers)
-
-    def cache(self, copies: int = 1) -> DynamicCache:
-        """A cache that may be appended to; the prefix itself stays as it is."""
-        from transformers import DynamicCache
-
-        return DynamicCache([tuple(part.expand(copies, -1, -1, -1) for part in layer) for layer in self.layers])
-
-
-NO_PREFIX = Prefix((), 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,10 +52,24 @@ class Sampling:
 
 @dataclass(frozen=True, eq=False)
 class Entering:
-    """What enters the model while it is trained: a soft prompt `[length, hidden]`, or low-rank weights."""
+    """What enters the model while it is trained.
+
+    Attributes:
+        prompt: a soft prompt `[length, hidden]`.
+        weights: low-rank weights.
+        prefix: what the plain model has read before every row.
+        layer: the first one that is changed.
+    """
 
     prompt: torch.Tensor | None = None
     weights: LowRank | None = None
+    prefix: Prefix = NO_PREFIX
+    layer: int = 0
+
+    @property
+    def low_rank(self) -> tuple[LowRank, ...]:
+        """The weights, if there are any."""
+        return () if self.weights is None else (self.weights,)
 
 
 class Losses(NamedTuple):
@@ -142,7 +135,7 @@ class CausalLM(Backbone):
         if not isinstance(cache, DynamicCache):
             raise BackboneError(f"{self.name} keeps no keys and values to share; choose a Transformer decoder")
         layers: list[Any] = cache.layers
-        return Prefix(tuple((layer.keys, layer.values) for layer in layers), len(inputs))
+        return Prefix(tuple((layer.keys, layer.values) for layer in layers), (len(inputs),))
 
     def score(self, condition: Condition, rows: Sequence[Row]) -> list[torch.Tensor]:
         """Log-probability of each answer of each row, summed over its tokens: float32 `[answers]` a row.
@@ -154,7 +147,7 @@ class CausalLM(Backbone):
 
         rows = self._started(condition, rows)
         for row in rows:
-            self.check_room(condition.prefix.length, len(row.query) + max(map(len, row.answers)))
+            self.check_room(condition.prefix.part(row.member)[1], len(row.query) + max(map(len, row.answers)))
         scores: list[torch.Tensor] = []
         with torch.inference_mode():
             for first, last in packs([len(row) for row in rows]):
@@ -166,21 +159,70 @@ class CausalLM(Backbone):
     def losses(self, rows: Sequence[Row], entering: Entering) -> Losses:
         """Losses of the first answers, in one forward pass, differentiable in what enters.
 
+        Of rows that have a `reading` only the positions that are scored go through the model, from `entering.layer` on;
+        the keys and values of all others are taken from it as given.
+
         Raises:
             DataError: a row that does not fit the context.
         """
         from torch.nn.attention import SDPBackend, sdpa_kernel
 
-        prompt = entering.prompt
-        before: torch.Tensor | Prefix = NO_PREFIX if prompt is None else self._started_prompt(prompt)
-        rows = rows if prompt is not None else self._started(Condition(NO_PREFIX), rows)
+        prompt, prefix = entering.prompt, entering.prefix
+        before: torch.Tensor | Prefix = prefix if prompt is None else self._started_prompt(prompt)
+        rows = rows if prompt is not None else self._started(Condition(prefix), rows)
         for row in rows:
-            self.check_room(0 if isinstance(before, Prefix) else len(before), len(row))
+            self.check_room(before.length if isinstance(before, Prefix) else len(before), len(row))
         packed = Packed.of(rows, self.device)
-        # The fused attention kernel's backward pass is slow on short rows: a sixth of all the time.
-        with applied(self.model, () if entering.weights is None else (entering.weights,)), sdpa_kernel(SDPBackend.MATH):
-            logits = self._forward(packed, before)
-        return Losses(*packed.losses(logits))
+        readings = [row.reading for row in rows if row.reading is not None]
+        with applied(self.model, entering.low_rank):
+            if readings:
+                return Losses(*packed.losses(self._forward_scored(packed, readings, entering)))
+            # The fused attention kernel's backward pass is slow on short rows: a sixth of all the time.
+            with sdpa_kernel(SDPBackend.MATH):
+                return Losses(*packed.losses(self._forward(packed, before)))
+
+    def read(self, rows: Sequence[Row], entering: Entering) -> list[Row]:
+        """The rows with their `reading` from `entering.layer` on, under what enters; one forward pass, no gradient.
+
+        Raises:
+            DataError: a row that does not fit the context.
+        """
+        import torch
+
+        prefix, layer = entering.prefix, entering.layer
+        rows = self._started(Condition(prefix), rows)
+        for row in rows:
+            self.check_room(prefix.length, len(row))
+        found: list[Row] = []
+        for first, last in packs([len(row) for row in rows]):
+            packed = Packed.of(rows[first:last], self.device)
+            positions, visible = self._behind(prefix, packed)
+            caught: list[torch.Tensor] = []
+            cache: Any = prefix.cache()
+            hook = self._layers[layer].register_forward_pre_hook(
+                lambda _, given, caught=caught: caught.append(given[0])
+            )
+            try:
+                with torch.no_grad(), applied(self.model, entering.low_rank):
+                    self.model.base_model(
+                        inputs_embeds=self.model.get_input_embeddings()(packed.ids)[None],
+                        position_ids=positions[None],
+                        attention_mask=self._mask(visible),
+                        past_key_values=cache,
+                        use_cache=True,
+                    )
+            finally:
+                hook.remove()
+            sizes = [len(row) - len(row.answers) for row in rows[first:last]]
+            hidden = caught[0][0].split(sizes)
+            kept = [
+                [part[0, :, prefix.length :].split(sizes, dim=1) for part in (known.keys, known.values)]
+                for known in cache.layers[layer:]
+            ]
+            for i, row in enumerate(rows[first:last]):
+                layers = tuple((keys[i], values[i]) for keys, values in kept)
+                found.append(dataclasses.replace(row, reading=Reading(hidden[i], layers)))
+        return found
 
     def next_tokens(self, texts: Sequence[Sequence[int]], entering: Entering | None = None) -> torch.Tensor:
         """Log-probabilities of the token behind each one of the texts, float32 `[tokens, vocabulary]`."""
@@ -190,14 +232,17 @@ class CausalLM(Backbone):
         batch, mask = self._pad(texts)
         inputs = self.model.get_input_embeddings()(batch)
         mask = torch.ones_like(batch) if mask is None else mask
-        length = 0
+        length, read = 0, entering.prefix.length
         if entering.prompt is not None:
             prompt = self._started_prompt(entering.prompt)
             length = len(prompt)
             inputs = torch.cat([prompt.expand(len(batch), -1, -1), inputs], dim=1)
-        whole = torch.cat([torch.ones(len(batch), length, dtype=mask.dtype, device=mask.device), mask], dim=1)
-        with applied(self.model, () if entering.weights is None else (entering.weights,)):
-            logits = self.model(inputs_embeds=inputs, attention_mask=whole).logits
+        whole = torch.cat([torch.ones(len(batch), read + length, dtype=mask.dtype, device=mask.device), mask], dim=1)
+        cache = entering.prefix.cache_of([0] * len(batch))
+        with applied(self.model, entering.low_rank):
+            logits = self.model(
+                inputs_embeds=inputs, attention_mask=whole, past_key_values=cache, use_cache=cache is not None
+            ).logits
         return logits[:, length:][mask.bool()].float().log_softmax(-1)
 
     def generate(
@@ -213,7 +258,7 @@ class CausalLM(Backbone):
 
         rows, prefix = self._started(condition, rows), condition.prefix
         for row in rows:
-            self.check_room(prefix.length, len(row.query) + max_new_tokens)
+            self.check_room(prefix.part(row.member)[1], len(row.query) + max_new_tokens)
         drawn: dict[str, Any] = {"do_sample": False}
         if sampling is not None:
             drawn = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
@@ -223,25 +268,27 @@ class CausalLM(Backbone):
                 torch.manual_seed(sampling.seed)
             for group in length_buckets([len(row.query) + max_new_tokens for row in rows]):
                 longest = max(len(rows[i].query) for i in group)
-                pads = [longest - len(rows[i].query) for i in group]
+                numbers = [rows[i].member for i in group]
+                read = [prefix.part(number)[1] for number in numbers]
                 # Positions of the prefix are in the cache; the ids there only fill the place.
-                ids = [
-                    [self._pad_id] * (prefix.length + pad) + list(rows[i].query)
-                    for i, pad in zip(group, pads, strict=True)
+                queries = [rows[i].query for i in group]
+                ids = [[self._pad_id] * (max(read) + longest - len(query)) + list(query) for query in queries]
+                mask = [
+                    [0] * (max(read) - known) + [1] * known + [0] * (longest - len(query)) + [1] * len(query)
+                    for query, known in zip(queries, read, strict=True)
                 ]
-                mask = [[1] * prefix.length + [0] * pad + [1] * (longest - pad) for pad in pads]
-                members = torch.tensor([[rows[i].member] for i in group], device=self.device)
+                members = torch.tensor(numbers, device=self.device)[:, None]
                 with applied(self.model, condition.weights, members):
                     output = self.model.generate(
                         input_ids=torch.tensor(ids, device=self.device),
                         attention_mask=torch.tensor(mask, device=self.device),
-                        past_key_values=prefix.cache(len(group)) if prefix.length else None,
+                        past_key_values=prefix.cache_of(numbers),
                         max_new_tokens=max_new_tokens,
                         pad_token_id=self._pad_id,
                         eos_token_id=self._ends(stop),
                         **drawn,
                     )
-                texts = self.tokenizer.batch_decode(output[:, prefix.length + longest :], skip_special_tokens=True)
+                texts = self.tokenizer.batch_decode(output[:, max(read) + longest :], skip_special_tokens=True)
                 for i, text in zip(group, texts, strict=True):
                     answers[i] = text.split(stop)[0].strip()
         return answers
@@ -286,8 +333,9 @@ class CausalLM(Backbone):
         import torch
 
         inputs = self.model.get_input_embeddings()(packed.ids)
+        shift, cache = 0, None
         if isinstance(before, torch.Tensor):
-            length, shift, cache = len(before), len(before), None
+            length = shift = len(before)
             inputs = torch.cat([before, inputs])
             positions = torch.cat([torch.arange(length, device=self.device), packed.positions + length])
             visible = torch.zeros(len(inputs), len(inputs), dtype=torch.bool, device=self.device)
@@ -295,17 +343,87 @@ class CausalLM(Backbone):
             visible[:length, :length] = visible[:length, :length].tril()
             visible[length:, length:] = packed.visible
         else:
-            length, shift, cache = before.length, 0, before.cache()
-            positions = packed.positions + length
-            seen = torch.ones(len(inputs), length, dtype=torch.bool, device=self.device)
-            visible = torch.cat([seen, packed.visible], dim=1)
-        mask = torch.zeros(visible.shape, dtype=self.dtype, device=self.device)
-        mask.masked_fill_(~visible, torch.finfo(self.dtype).min)
+            cache = before.cache()
+            positions, visible = self._behind(before, packed)
         return self.model(
             inputs_embeds=inputs[None],
             position_ids=positions[None],
-            attention_mask=mask[None, None],
+            attention_mask=self._mask(visible),
             past_key_values=cache,
             use_cache=cache is not None,
             logits_to_keep=packed.scored + shift,
         ).logits[0]
+
+    def _forward_scored(self, packed: Packed, readings: Sequence[Reading], entering: Entering) -> torch.Tensor:
+        """As `_forward`, for the scored positions alone and from `entering.layer` on; `readings` tell all else."""
+        import torch
+        from transformers import DynamicCache
+
+        prefix, layer = entering.prefix, entering.layer
+        at = packed.scored.unique()
+        hidden = torch.cat([reading.hidden for reading in readings])[at]
+        positions, visible = self._behind(prefix, packed)
+        again = visible[at].index_fill(1, prefix.length + at, False)  # what is known of the scored ones is not seen
+        cached: list[tuple[torch.Tensor | None, torch.Tensor | None]] = [(None, None)] * layer
+        for place in range(len(readings[0].layers)):
+            before = prefix.layers[layer + place] if prefix.layers else ()
+            parts = zip(*(reading.layers[place] for reading in readings), strict=True)
+            keys, values = (torch.cat(part, dim=1)[None] for part in parts)
+            if before:
+                keys, values = torch.cat([before[0], keys], dim=2), torch.cat([before[1], values], dim=2)
+            cached.append((keys, values))
+        with self._from_layer(layer, hidden):
+            return self.model(
+                inputs_embeds=hidden[None],
+                position_ids=positions[at][None],
+                attention_mask=self._mask(torch.cat([again, packed.visible[at][:, at]], dim=1)),
+                past_key_values=DynamicCache(cached),
+                use_cache=True,
+                logits_to_keep=torch.searchsorted(at, packed.scored),
+            ).logits[0]
+
+    def _behind(self, prefix: Prefix, packed: Packed) -> tuple[torch.Tensor, torch.Tensor]:
+        """Positions of a pack's tokens behind a prefix, and what each sees, bool `[tokens, prefix + tokens]`."""
+        import torch
+
+        parts = torch.tensor(prefix.parts, device=self.device)
+        several = len(prefix.parts) > 1
+        own = packed.members if several else torch.zeros_like(packed.members)
+        of_part = torch.arange(len(parts), device=self.device).repeat_interleave(parts)
+        seen = own[:, None] == of_part[None]
+        return packed.positions + parts[own], torch.cat([seen, packed.visible], dim=1)
+
+    def _mask(self, visible: torch.Tensor) -> torch.Tensor:
+        """What is visible, as attention takes it: `[1, 1, queries, keys]`, added to scores."""
+        import torch
+
+        mask = torch.zeros(visible.shape, dtype=self.dtype, device=self.device)
+        return mask.masked_fill_(~visible, torch.finfo(self.dtype).min)[None, None]
+
+    @cached_property
+    def _list_of_layers(self) -> str:
+        """What the model calls the list of its layers."""
+        from torch import nn
+
+        depth = int(self.model.config.num_hidden_layers)
+        for name, part in self.model.base_model.named_children():
+            if isinstance(part, nn.ModuleList) and len(part) == depth:
+                return name
+        raise BackboneError(f"{self.name} has no list of {depth} layers; set layers to null, to adapt it as a whole")
+
+    @property
+    def _layers(self) -> torch.nn.ModuleList:
+        layers: torch.nn.ModuleList = getattr(self.model.base_model, self._list_of_layers)
+        return layers
+
+    @contextmanager
+    def _from_layer(self, first: int, hidden: torch.Tensor) -> Iterator[None]:
+        """The model from layer `first` on, which gets `hidden` `[tokens, hidden]`, for the length of a `with` block."""
+        base, name, layers = self.model.base_model, self._list_of_layers, self._layers
+        hook = layers[first].register_forward_pre_hook(lambda _, given: (hidden[None], *given[1:]))
+        setattr(base, name, layers[first:])
+        try:
+            yield
+        finally:
+            setattr(base, name, layers)
+            hook.remove()

@@ -6,10 +6,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from iai_hf.backbones.batching import BATCH_TOKENS
+PACK_TOKENS = 256  # of a forward pass: attention costs the square of a pack
 
 if TYPE_CHECKING:
     import torch
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What a row's tokens are from a layer of the model on; an answer's last token is predicted, never read.
+
+    Attributes:
+        hidden: at the entrance of that layer, `[tokens, hidden]`.
+        layers: keys and values of that layer and all after it, `[heads, tokens, head size]`.
+    """
+
+    hidden: torch.Tensor
+    layers: tuple[tuple[torch.Tensor, torch.Tensor], ...]
 
 
 @dataclass(frozen=True)
@@ -17,12 +30,14 @@ class Row:
     """A query with its candidate answers, as token ids.
 
     Attributes:
-        member: which of a condition's low-rank weights it is read with, where there are several.
+        member: which of a condition's prefixes and low-rank weights it is read with, where there are several.
+        reading: what its tokens are inside the model, where that is known.
     """
 
     query: tuple[int, ...]
     answers: tuple[tuple[int, ...], ...] = ()
     member: int = 0
+    reading: Reading | None = None
 
     def __len__(self) -> int:
         return len(self.query) + sum(map(len, self.answers))
@@ -109,7 +124,7 @@ def packs(lengths: Sequence[int]) -> list[tuple[int, int]]:
     packs: list[tuple[int, int]] = []
     first = total = 0
     for i, length in enumerate(lengths):
-        if total and total + length > BATCH_TOKENS:
+        if total and total + length > PACK_TOKENS:
             packs.append((first, i))
             first, total = i, 0
         total += length

@@ -10,17 +10,18 @@ import torch
 from conftest import LABELS, examples
 
 from iai_hf import AutoAmortizer, Chunk, TaskSpec, TaskState
+from iai_hf.amortizers.gradient import Gradient
 from iai_hf.amortizers.prompted import Prompted
 from iai_hf.backbones import Backbone
 from iai_hf.backbones.causal_lm import CausalLM, Sampling
 from iai_hf.errors import BackboneError, ConfigError, DataError, StateError
-from iai_hf.peft_export import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from iai_hf.peft_export import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PROMPT
 
 WORDS = TaskSpec("generation")
 TEXTS = ["the match was won", "shares fell", "rain is expected in the north today"]
 ADAPTED = {
     "lora": {"rank": 2, "learning_rate": 0.03},
-    "lm-state": {"rank": 2, "layers": 1, "learning_rate": 0.1},
+    "lm-state": {"rank": 2, "layers": 1, "learning_rate": 0.1, "input_label": "Input"},
     "prompt-tuning": {"num_virtual_tokens": 3, "learning_rate": 0.3},
     "in-context": {"budget": 64},
 }
@@ -53,12 +54,15 @@ def test_an_exported_state_is_a_peft_adapter_with_the_same_logits(
     amortizer.export(state, tmp_path / "adapter")
     base = AutoModelForCausalLM.from_pretrained(causal_folder, dtype=torch.float32)
     row = amortizer.prompter.row(TEXTS[0], ["music"])
-    before = plain_logits(base, row.query)
+    prompt = tmp_path / "adapter" / PROMPT
+    query = (amortizer.prompter.model.tokens(prompt.read_text()) if prompt.exists() else ()) + row.query
+    assert prompt.exists() == (method == "lm-state")
+    before = plain_logits(base, query)
     loaded = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
-    after = plain_logits(loaded, row.query)
+    after = plain_logits(loaded, query)
     expected = amortizer.prompter.model.score(amortizer.prepared(state), [row])[0]
     with torch.no_grad():
-        whole = loaded(input_ids=torch.tensor([row.query + row.answers[0]])).logits[0].log_softmax(-1)
+        whole = loaded(input_ids=torch.tensor([query + row.answers[0]])).logits[0].log_softmax(-1)
     answer = row.answers[0]
     first = len(whole) - len(answer) - 1
     found = sum(whole[first + i, token] for i, token in enumerate(answer))
@@ -154,9 +158,55 @@ def test_a_second_pass_over_a_chunk_is_a_second_update(causal: CausalLM) -> None
 def test_an_untrained_lm_state_without_examples_is_the_plain_model(causal: CausalLM) -> None:
     task = TaskSpec("classification", LABELS)
     amortizer = AutoAmortizer.from_pretrained("lm-state", backbone=causal, config=ADAPTED["lm-state"])
-    plain = AutoAmortizer.from_pretrained("in-context", backbone=causal)
+    plain = AutoAmortizer.from_pretrained("in-context", backbone=causal, config={"input_label": "Input"})
     found = amortizer.predict(amortizer.init_state(task), TEXTS).log_probs
     torch.testing.assert_close(found, plain.predict(plain.init_state(task), TEXTS).log_probs, rtol=1e-5, atol=1e-5)
+
+
+def test_before_its_first_step_lm_state_is_in_context_learning_on_its_first_examples(causal: CausalLM) -> None:
+    task = TaskSpec("classification", LABELS)
+    rows = examples(3)
+    chunk = Chunk(tuple(row["input"] for row in rows), tuple(row["output"] for row in rows))
+    config = {**ADAPTED["lm-state"], "demonstrations": 80}
+    amortizer = AutoAmortizer.from_pretrained("lm-state", backbone=causal, config=config)
+    plain = AutoAmortizer.from_pretrained("in-context", backbone=causal, config={"budget": 80, "input_label": "Input"})
+    state = amortizer.update(amortizer.init_state(task), chunk)
+    expected = plain.update(plain.init_state(task), chunk)
+    assert state.tensors["demonstrations"].tolist() == expected.tensors["tokens"].tolist()
+    assert int(state.tensors["steps"]) == 0
+    found = amortizer.predict(state, TEXTS).log_probs
+    torch.testing.assert_close(found, plain.predict(expected, TEXTS).log_probs, rtol=1e-5, atol=1e-5)
+    refined = amortizer.update(amortizer.update(state, chunk), chunk)
+    assert len(refined.tensors["demonstrations"]) <= 80
+    kept = len(state.tensors["demonstrations"])
+    assert refined.tensors["demonstrations"][:kept].tolist() == state.tensors["demonstrations"].tolist()
+    assert int(refined.tensors["steps"]) > 0
+
+
+@pytest.mark.parametrize("shown", [0, 2])
+def test_losses_of_read_rows_are_those_of_the_whole_model(shown: int, causal: CausalLM) -> None:
+    config = {**ADAPTED["lm-state"], "target_modules": ["o_proj"]}
+    amortizer = AutoAmortizer.from_pretrained("lm-state", backbone=causal, config=config)
+    assert isinstance(amortizer, Gradient)
+    rows = amortizer.rows(
+        Chunk(tuple(row["input"] for row in examples(6)), tuple(row["output"] for row in examples(6)))
+    )
+    demonstrations = [amortizer.prompter.demonstration(text, "food")[0] for text in TEXTS[:shown]]
+    retained = {"demonstrations": torch.tensor([token for tokens in demonstrations for token in tokens])}
+    found = []
+    for given in (rows, None):
+        own = {
+            name: torch.full_like(value, 0.1)
+            for name, value in amortizer.learner.own(amortizer.learner.initial()).items()
+        }
+        leaves = {name: value.requires_grad_() for name, value in own.items()}
+        entering = amortizer.entering(leaves, amortizer.learner.common(), retained)
+        losses = causal.losses(given or amortizer.read(rows, entering), entering)
+        # Behind the last layer's attention no other position's keys and values follow, so this gradient is exact.
+        found.append((losses.sums.detach(), *torch.autograd.grad(losses.sums.sum(), list(leaves.values()))))
+    whole, read = found
+    assert whole[1].abs().max() > 1e-3
+    torch.testing.assert_close(read, whole, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("method", ADAPTED)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from iai_hf.backbones.packing import packs
 from iai_hf.task import Chunk, TaskSpec
 from iai_hf.training.config import TrainingConfig
 from iai_hf.training.curriculum import Curriculum, Evaluation, split
@@ -56,13 +57,15 @@ class TextCurriculum(Curriculum):
             records = random.Random(f"{self.config.seed} {task.name}").sample(task.records, len(task.records))
             queries = records[: min(self.config.queries, len(records) // 3)]
             stream = records[len(queries) :][: self.config.longest]
-            tensors = self.amortizer.learner.initial()
+            tensors = self.amortizer.initial(TaskSpec("generation"))
             for chunk in chunks_of(stream, VALIDATION_CHUNK):
                 tensors, _ = self.amortizer.refine(tensors, TaskSpec("generation"), chunk, 0)
+            learner, model = self.amortizer.learner, self.amortizer.prompter.model
+            entering = self.amortizer.entering(learner.own(tensors), learner.common(), self.amortizer.retained(tensors))
+            rows = self.amortizer.rows(_as_chunk(queries))
             with torch.no_grad():
-                own, shared = self.amortizer.learner.own(tensors), self.amortizer.learner.common()
-                for rows in self.amortizer.batches(_as_chunk(queries)):
-                    found = self.amortizer.losses(own, shared, rows)
+                for first, last in packs([len(row) for row in rows]):
+                    found = model.losses(rows[first:last], entering)
                     losses += (found.sums / found.tokens).tolist()
         hits = [loss < math.log(2) for loss in losses]
         return Evaluation(sum(losses) / len(losses), sum(hits) / len(hits)) if losses else None

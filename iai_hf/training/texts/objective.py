@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from iai_hf.amortizers.gradient import read_together
 from iai_hf.learners import Learner, Tensors
 from iai_hf.training.texts.episodes import TextEpisode
 
 if TYPE_CHECKING:
     from iai_hf.amortizers.gradient import Gradient
+    from iai_hf.backbones.packing import Row
 
 UNRELATED_TOKENS = 32
 
@@ -39,18 +41,29 @@ class PrequentialObjective(nn.Module):
         device = next(self.learner.parameters()).device
         tensors: Tensors = {name: tensor.to(device) for name, tensor in self.learner.initial().items()}
         paid = _Paid(self.learner)
-        steps = [rows for chunk in episode.chunks for rows in self.amortizer.batches(chunk)]
-        for rows in steps:
-            own, shared = self._leaves(tensors)
-            losses = self.amortizer.losses(own, shared, rows)
-            loss = (losses.sums / losses.tokens).mean()
-            gradients = paid.add(loss, own, shared, 1 / len(steps))
-            refined = self.learner.refined(tensors, gradients, len(rows) / self.amortizer.config.batch_size)
-            paid.moved(tensors, refined)
-            tensors = refined
+        amortizer, model = self.amortizer, self.amortizer.prompter.model
+        retained: Tensors = amortizer.retained({})
+        planned: list[tuple[list[Row], Tensors]] = []
+        total = 0
+        for chunk in episode.chunks:
+            retained, kept = amortizer.retain(retained, chunk, total)
+            planned.append((amortizer.rows(chunk)[kept:], retained))
+            total += len(chunk) - kept
+        for rows, known in planned:
+            for group in read_together(rows):
+                own, shared = self._leaves(tensors)
+                for batch in amortizer.batches(amortizer.read(group, amortizer.entering(own, shared, known))):
+                    own, shared = self._leaves(tensors)
+                    losses = model.losses(batch, amortizer.entering(own, shared, known))
+                    loss = (losses.sums / losses.tokens).mean()
+                    gradients = paid.add(loss, own, shared, len(batch) / total)
+                    refined = self.learner.refined(tensors, gradients, len(batch) / amortizer.config.batch_size)
+                    paid.moved(tensors, refined)
+                    tensors = refined
         if self.unrelated_weight and episode.unrelated:
             own, shared = self._leaves(tensors)
-            divergence = self.amortizer.divergence(own, shared, episode.unrelated, UNRELATED_TOKENS)
+            entering = amortizer.entering(own, shared, retained)
+            divergence = amortizer.divergence(entering, episode.unrelated, UNRELATED_TOKENS)
             paid.add(divergence, own, shared, self.unrelated_weight)
         return paid.total()
 
