@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from iai_hf.amortizers.prompting import Prompter
     from iai_hf.backbones import Backbone
     from iai_hf.backbones.causal_lm import CausalLM
+    from iai_hf.backbones.conditions import Prefix
     from iai_hf.backbones.low_rank import LowRank
-    from iai_hf.backbones.prefix import Prefix
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PROMPT = "prompt.txt"

@@ -2,11 +2,11 @@
 
     python scripts/compare_words.py --data_dir META_TEST --output scripts/results/compare_words
 
-Rows: `lm-state` with its shipped weights, in one pass and in two, and untrained, also after 8 times as many examples
-(where a task has fewer, epoch after epoch); zero-shot; in-context learning with more and more demonstrations; prompt
-tuning and LoRA given 1 and 10 times the seconds that `lm-state` takes, LoRA also 10 times those of two passes. Exact
-match of generated answers. For `lm-state` also: how much next-token accuracy on unrelated texts (--unrelated) changes
-under its state. What is in OUTPUT/results.json already is not measured again.
+Rows: `lm-state` with its shipped weights, also with a single step on each example, and untrained, also after 8 times as
+many examples (where a task has fewer, epoch after epoch); zero-shot; in-context learning with more and more
+demonstrations; prompt tuning and LoRA given 1 and 10 times the seconds that `lm-state` takes. Exact match of generated
+answers. For `lm-state` also: how much next-token accuracy on unrelated texts (--unrelated) changes under its state.
+What is in OUTPUT/results.json already is not measured again.
 """
 
 from __future__ import annotations
@@ -44,14 +44,13 @@ TASKS = tuple(f"fv_{name}" for name in (
 SHOTS = ("8", "32", "96", "4,096 tokens")
 ROWS = (
     "lm-state",
-    "lm-state, 2 passes",
+    "lm-state, 1 pass",
     "lm-state, 8 times as long",
     "lm-state, untrained",
     "zero-shot",
     *(f"in-context, {shots}" for shots in SHOTS),
     "LoRA 1x",
     "LoRA 10x",
-    "LoRA 10x of 2 passes",
     "prompt tuning 1x",
     "prompt tuning 10x",
 )
@@ -101,9 +100,9 @@ def for_seconds(model: CausalLM, task: Task, rows: Rows, method: str, seconds: f
     return answered(amortizer, state, task, time.perf_counter() - began)
 
 
-def shipped_state(model: CausalLM, task: Task, rows: Rows, unrelated: list[str], passes: int = 1) -> Answers:
+def shipped_state(model: CausalLM, task: Task, rows: Rows, unrelated: list[str], **settings: Any) -> Answers:
     """`lm-state` with the weights that belong to the model, and what its state does to unrelated texts."""
-    amortizer = AutoAmortizer.from_pretrained("lm-state", backbone=model, config={"passes": passes})
+    amortizer = AutoAmortizer.from_pretrained("lm-state", backbone=model, config=settings)
     assert isinstance(amortizer, Gradient)
     if amortizer.config.weights is None:
         raise ConfigError(f"no weights of lm-state are shipped for {model.name}; measure 'lm-state, untrained'")
@@ -134,10 +133,9 @@ def harm(amortizer: Gradient, state: TaskState, texts: list[str]) -> Answers:
 
 
 def measure(
-    row: str, model: CausalLM, task: Task, rows: Rows, longer: Rows, units: tuple[float, float], unrelated: list[str]
+    row: str, model: CausalLM, task: Task, rows: Rows, longer: Rows, unit: float, unrelated: list[str]
 ) -> Answers:
-    """One row; `longer` are 8 times as many rows, `units` the seconds that `lm-state` took in one and in two passes."""
-    unit, twice = units
+    """One row; `longer` are 8 times as many rows, `unit` the seconds that `lm-state` took."""
     if row.startswith("in-context, "):
         shots = row.removeprefix("in-context, ")
         shown = rows if shots == SHOTS[-1] else rows[: int(shots)]
@@ -145,13 +143,12 @@ def measure(
 
     rows_of: dict[str, Callable[[], Answers]] = {
         "lm-state": lambda: shipped_state(model, task, rows, unrelated),
-        "lm-state, 2 passes": lambda: shipped_state(model, task, rows, unrelated, 2),
+        "lm-state, 1 pass": lambda: shipped_state(model, task, rows, unrelated, passes=1),
         "lm-state, 8 times as long": lambda: shipped_state(model, task, longer, unrelated),
         "lm-state, untrained": lambda: in_one_pass(model, task, rows, "lm-state", {"weights": None}),
         "zero-shot": lambda: in_one_pass(model, task, [], "in-context", {}),
         "LoRA 1x": lambda: for_seconds(model, task, rows, "lora", unit),
         "LoRA 10x": lambda: for_seconds(model, task, rows, "lora", 10 * unit),
-        "LoRA 10x of 2 passes": lambda: for_seconds(model, task, rows, "lora", 10 * twice),
         "prompt tuning 1x": lambda: for_seconds(model, task, rows, "prompt-tuning", unit),
         "prompt tuning 10x": lambda: for_seconds(model, task, rows, "prompt-tuning", 10 * unit),
     }
@@ -249,11 +246,10 @@ def main() -> None:
         task = Task(args.data_dir / name, model)
         task.queries, task.answers = task.queries[: args.queries], task.answers[: args.queries]
         known = mine.get("lm-state") or mine.get("lm-state, untrained") or {"seconds": 0.0}
-        units = (known["seconds"], mine.get("lm-state, 2 passes", known)["seconds"])
         every = task.rows(seed)
         rows = every[: args.examples]
         longer = list(itertools.islice(itertools.cycle(every), TIMES * len(rows)))
-        answers = measure(row, model, task, rows, longer, units, texts)
+        answers = measure(row, model, task, rows, longer, known["seconds"], texts)
         return {"examples": args.examples, "queries": args.queries}, answers
 
     run(args.output, itertools.product(range(args.seeds), args.tasks, args.rows), measured, report)

@@ -58,8 +58,10 @@ None of these tasks was trained on. Standard errors over stream orders are at mo
 {markdown(rows)}"""
 
 
-def words(records: list[dict[str, Any]], cost: dict[str, float]) -> str:
+def words(records: list[dict[str, Any]], cost: dict[str, Any]) -> str:
     """Tasks that are answered in words."""
+    chunks = cost["chunks_by_words_a_text"].items()
+    ratios = ", ".join(f"{chunk['ratio']:.2f} times with {count} words a text" for count, chunk in chunks)
     harm = means(records, "unrelated_accuracy")["lm-state"]
     sizes, measured = means(records, "state_bytes")["lm-state"], means(records, "cache_bytes")
     caches = {row: values for row, values in measured.items() if row.startswith("in-context")}
@@ -72,8 +74,8 @@ seconds of `lm-state` or more ([costs](scripts/results/compare_words/results.md)
 {markdown(by_task(records))}
 The state of `lm-state` takes {mean(sizes) / 1000:,.0f} kB, {mean(caches[shown]) / mean(sizes):,.0f} times less than the
 keys and values of "{shown}". Next-token accuracy on unrelated texts changes by
-{100 * mean(harm):+.1f}% (relative) under it. Reading a chunk costs {cost["chunk_ratio"]:.2f} times the model's plain
-forward pass over it, a query {cost["query_ratio"]:.2f} times a zero-shot one.
+{100 * mean(harm):+.1f}% (relative) under it. A query costs {cost["query_ratio"]:.2f} times a zero-shot one, reading a
+chunk costs the model's plain forward pass over it {ratios}.
 """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,11 +19,11 @@ from iai_hf.task import Chunk, TaskSpec
 if TYPE_CHECKING:
     import torch
 
-    from iai_hf.backbones.causal_lm import Entering
+    from iai_hf.backbones.conditions import Entering
     from iai_hf.backbones.packing import Row
     from iai_hf.learners import Learner
 
-READ_TOGETHER = 64  # rows: steps on later ones take what was read before the first step as given
+READ_TOGETHER = 64  # examples: steps on later ones take what was read before the first step as given
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class GradientConfig(PromptConfig):
     Attributes:
         learning_rate, decay: step size before meta-training, in step i times i ** decay; learned weights have theirs.
         batch_size: examples a gradient step.
-        passes: times that a chunk is gone through, in its order, before it is let go; each costs as much as the first.
+        passes: times that steps are taken on the examples that were read together, before they are let go.
         weights: learned start and step sizes: the name of shipped ones, or a folder; None for the plain method; "auto"
             for the shipped ones that belong to the backbone, where there are any.
     """
@@ -90,7 +91,7 @@ class Gradient(Prompted, Learned):
         """
         import torch
 
-        from iai_hf.backbones.causal_lm import Entering
+        from iai_hf.backbones.conditions import Entering
 
         model = self.prompter.model
         ids = [model.tokens(text[: 20 * length])[:length] for text in texts]
@@ -113,10 +114,9 @@ class Gradient(Prompted, Learned):
         moved = self.learner.loaded(tensors, self.backbone.device)
         retained, kept = self.retain(self.retained(tensors), chunk, int(moved["steps"]))
 
-        rows = self.rows(chunk)[kept:] * self.config.passes
-        for group in read_together(rows):
+        for group in read_together(self.rows(chunk)[kept:]):
             read = self.read(group, self.entering(self.learner.own(moved), shared, retained))
-            for batch in self.batches(read):
+            for batch in itertools.chain(*(self.batches(read) for _ in range(self.config.passes))):
                 leaves = {name: own.detach().requires_grad_() for name, own in self.learner.own(moved).items()}
                 with torch.enable_grad():
                     losses = self.prompter.model.losses(batch, self.entering(leaves, shared, retained))

@@ -18,7 +18,7 @@ from iai_hf.task import Chunk, TaskSpec
 if TYPE_CHECKING:
     import torch
 
-    from iai_hf.backbones.causal_lm import Condition
+    from iai_hf.backbones.conditions import Condition
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class InContext(Prompted):
         return self._tensors(kept, outputs), counts
 
     def prepare(self, tensors: Mapping[str, torch.Tensor], task: TaskSpec) -> Condition:
-        from iai_hf.backbones.causal_lm import Condition
+        from iai_hf.backbones.conditions import Condition
 
         return Condition(self.prompter.model.encode_prefix(tensors["tokens"].tolist()))
 

@@ -10,7 +10,7 @@ from iai_hf.amortizers.learned import AUTO
 from iai_hf.amortizers.lora import LoRA, LoRAConfig
 
 if TYPE_CHECKING:
-    from iai_hf.backbones.causal_lm import Entering
+    from iai_hf.backbones.conditions import Entering
     from iai_hf.backbones.packing import Row
 
 
@@ -28,6 +28,7 @@ class LMStateConfig(LoRAConfig):
     layers: int | None = 12
     demonstrations: int = 64
     batch_size: int = 8
+    passes: int = 2
     learning_rate: float = 0.012
     decay: float = -0.3
     weights: str | None = AUTO

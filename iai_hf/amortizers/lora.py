@@ -17,9 +17,8 @@ from iai_hf.task import Chunk, TaskSpec
 if TYPE_CHECKING:
     import torch
 
-    from iai_hf.backbones.causal_lm import Condition, Entering
+    from iai_hf.backbones.conditions import Condition, Entering, Prefix
     from iai_hf.backbones.low_rank import LowRank
-    from iai_hf.backbones.prefix import Prefix
     from iai_hf.learners import Learner
 
 RETAINED = "demonstrations"  # tokens of all kept demonstrations in a row, int32
@@ -121,7 +120,7 @@ class LoRA(Gradient):
     def entering(
         self, own: Mapping[str, torch.Tensor], shared: Mapping[str, torch.Tensor], retained: Mapping[str, torch.Tensor]
     ) -> Entering:
-        from iai_hf.backbones.causal_lm import Entering
+        from iai_hf.backbones.conditions import Entering
 
         return Entering(None, self.low_rank(own, shared), self.prefix(retained), self.first_layer)
 
@@ -149,7 +148,7 @@ class LoRA(Gradient):
 
     def prefix(self, retained: Mapping[str, torch.Tensor]) -> Prefix:
         """The demonstrations as the plain model reads them; those of the last few states stay encoded."""
-        from iai_hf.backbones.prefix import NO_PREFIX
+        from iai_hf.backbones.conditions import NO_PREFIX
 
         if not retained:
             return NO_PREFIX
@@ -165,7 +164,7 @@ class LoRA(Gradient):
         return {}
 
     def prepare(self, tensors: Mapping[str, torch.Tensor], task: TaskSpec) -> Condition:
-        from iai_hf.backbones.causal_lm import Condition
+        from iai_hf.backbones.conditions import Condition
 
         weights = self.low_rank(self.learner.own(tensors), self.learner.common())
         return Condition(self.prefix(self.retained(tensors)), (weights,))

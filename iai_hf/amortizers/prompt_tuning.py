@@ -14,7 +14,7 @@ from iai_hf.task import TaskSpec
 if TYPE_CHECKING:
     import torch
 
-    from iai_hf.backbones.causal_lm import Condition, Entering
+    from iai_hf.backbones.conditions import Condition, Entering
     from iai_hf.learners import Learner
 
 
@@ -67,12 +67,12 @@ class PromptTuning(Gradient):
     def entering(
         self, own: Mapping[str, torch.Tensor], shared: Mapping[str, torch.Tensor], retained: Mapping[str, torch.Tensor]
     ) -> Entering:
-        from iai_hf.backbones.causal_lm import Entering
+        from iai_hf.backbones.conditions import Entering
 
         return Entering(prompt=own["prompt"])
 
     def prepare(self, tensors: Mapping[str, torch.Tensor], task: TaskSpec) -> Condition:
-        from iai_hf.backbones.causal_lm import Condition
+        from iai_hf.backbones.conditions import Condition
 
         prompt = self.learner.own(tensors)["prompt"]
         return Condition(self.prompter.model.encode_prefix(embeddings=prompt.to(self.backbone.device)))

@@ -14,7 +14,7 @@ from iai_hf.task import Prediction, TaskSpec
 if TYPE_CHECKING:
     import torch
 
-    from iai_hf.backbones.causal_lm import Condition, Sampling
+    from iai_hf.backbones.conditions import Condition, Sampling
     from iai_hf.state import TaskState
 
 
@@ -44,8 +44,7 @@ class Prompted(Amortizer):
         self, prepared: Sequence[Condition], tasks: Sequence[TaskSpec], queries: Sequence[str]
     ) -> list[Prediction]:
         """One forward pass for all states that are asked the same kind of task."""
-        from iai_hf.backbones.causal_lm import Condition
-        from iai_hf.backbones.prefix import joined
+        from iai_hf.backbones.conditions import Condition, joined
 
         answers: dict[int, Prediction] = {}
         groups: dict[tuple[int, str], list[int]] = {}

@@ -13,7 +13,8 @@ from iai_hf.errors import BackboneError
 if TYPE_CHECKING:
     import torch
 
-    from iai_hf.backbones.causal_lm import CausalLM, Condition, Sampling
+    from iai_hf.backbones.causal_lm import CausalLM
+    from iai_hf.backbones.conditions import Condition, Sampling
     from iai_hf.backbones.packing import Row
 
 CONTENT_FREE = "N/A"

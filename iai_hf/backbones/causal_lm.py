@@ -1,4 +1,4 @@
-"""CausalLM: a frozen causal language model with a shared prefix. The one file that touches caches and embeddings.
+"""CausalLM: a frozen causal language model with a shared prefix. This file and `conditions.py` alone touch caches.
 
 A prefix (demonstrations, or a soft prompt) is encoded once into keys and values. Queries are then packed, with all
 their candidate answers, into one row: a block mask lets each query see the prefix and itself, each answer its own
@@ -11,65 +11,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from iai_hf.backbones.backbone import Backbone
 from iai_hf.backbones.batching import length_buckets
-from iai_hf.backbones.low_rank import LowRank, applied
+from iai_hf.backbones.conditions import NO_PREFIX, Condition, Entering, Prefix, Sampling
+from iai_hf.backbones.low_rank import applied
 from iai_hf.backbones.packing import Packed, Reading, Row, packs
-from iai_hf.backbones.prefix import NO_PREFIX, Prefix
 from iai_hf.errors import BackboneError, DataError
 
 if TYPE_CHECKING:
     import torch
 
 LEAD = "What is this about?\n"
-
-
-@dataclass(frozen=True, eq=False)
-class Condition:
-    """What the frozen model answers under.
-
-    Attributes:
-        prefix: before every query; where it is empty, start-of-text is.
-        weights: low-rank weights beside its layers: none, one for all rows, or one for each `Row.member`.
-    """
-
-    prefix: Prefix
-    weights: tuple[LowRank, ...] = ()
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are drawn where an answer is not the likeliest one; from `seed` alone."""
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    seed: int = 0
-
-
-@dataclass(frozen=True, eq=False)
-class Entering:
-    """What enters the model while it is trained.
-
-    Attributes:
-        prompt: a soft prompt `[length, hidden]`.
-        weights: low-rank weights.
-        prefix: what the plain model has read before every row.
-        layer: the first one that is changed.
-    """
-
-    prompt: torch.Tensor | None = None
-    weights: LowRank | None = None
-    prefix: Prefix = NO_PREFIX
-    layer: int = 0
-
-    @property
-    def low_rank(self) -> tuple[LowRank, ...]:
-        """The weights, if there are any."""
-        return () if self.weights is None else (self.weights,)
 
 
 class Losses(NamedTuple):

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from iai_hf.backbones import Backbone, load_backbone
 from iai_hf.backbones.batching import length_buckets, split_windows
-from iai_hf.backbones.causal_lm import CausalLM, Condition, Entering
+from iai_hf.backbones.causal_lm import CausalLM
+from iai_hf.backbones.conditions import Condition, Entering
 from iai_hf.backbones.packing import Row
 from iai_hf.errors import BackboneError, DataError
 

@@ -13,7 +13,8 @@ from iai_hf import AutoAmortizer, Chunk, TaskSpec, TaskState
 from iai_hf.amortizers.gradient import Gradient
 from iai_hf.amortizers.prompted import Prompted
 from iai_hf.backbones import Backbone
-from iai_hf.backbones.causal_lm import CausalLM, Sampling
+from iai_hf.backbones.causal_lm import CausalLM
+from iai_hf.backbones.conditions import Sampling
 from iai_hf.errors import BackboneError, ConfigError, DataError, StateError
 from iai_hf.peft_export import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PROMPT
 

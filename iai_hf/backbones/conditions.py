@@ -1,10 +1,12 @@
-"""Prefix: keys and values of what comes before every query, encoded once; those of several states side by side."""
+"""Conditions: what a frozen language model answers or is trained under: prefixes, low-rank weights, soft prompts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from iai_hf.backbones.low_rank import LowRank
 
 if TYPE_CHECKING:
     import torch
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Prefix:
-    """What is read before a query.
+    """Keys and values of what is read before a query, encoded once; those of several states side by side.
 
     Attributes:
         layers: keys and values, `[1, heads, length, head size]` a layer; none where nothing comes before.
@@ -82,3 +84,47 @@ def joined(prefixes: Sequence[Prefix]) -> Prefix:
         for i in range(depth)
     )
     return Prefix(layers, tuple(prefix.length for prefix in prefixes))
+
+
+@dataclass(frozen=True, eq=False)
+class Condition:
+    """What the frozen model answers under.
+
+    Attributes:
+        prefix: before every query; where it is empty, start-of-text is.
+        weights: low-rank weights beside its layers: none, one for all rows, or one for each `Row.member`.
+    """
+
+    prefix: Prefix
+    weights: tuple[LowRank, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn where an answer is not the likeliest one; from `seed` alone."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Entering:
+    """What enters the model while it is trained.
+
+    Attributes:
+        prompt: a soft prompt `[length, hidden]`.
+        weights: low-rank weights.
+        prefix: what the plain model has read before every row.
+        layer: the first one that is changed.
+    """
+
+    prompt: torch.Tensor | None = None
+    weights: LowRank | None = None
+    prefix: Prefix = NO_PREFIX
+    layer: int = 0
+
+    @property
+    def low_rank(self) -> tuple[LowRank, ...]:
+        """The weights, if there are any."""
+        return () if self.weights is None else (self.weights,)
