@@ -32,8 +32,9 @@ ON_FEATURES = (
     "the features themselves: treat it as confidential where they are."
 )
 IN_WORDS = (
-    "Trained on short English tasks with answers of a few words. A state holds weights that were fitted to its "
-    "examples: what can be learned by heart may be asked of it, so treat it as confidential where they are."
+    "Trained on short English tasks with answers of a few words. A state holds its first examples as they are, and "
+    "weights that were fitted to all others: what can be learned by heart may be asked of it, so treat it as "
+    "confidential where they are."
 )
 
 

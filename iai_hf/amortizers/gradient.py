@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from iai_hf.backbones.packing import Row
     from iai_hf.learners import Learner
 
-READ_TOGETHER = 64  # examples: steps on later ones take what was read before the first step as given
+READ_TOGETHER = 64  # examples at most: steps on later ones take what was read before the first step as given
+READ_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,6 @@ class Gradient(Prompted, Learned):
         shared = self.learner.common()
         moved = self.learner.loaded(tensors, self.backbone.device)
         retained, kept = self.retain(self.retained(tensors), chunk, int(moved["steps"]))
-
         for group in read_together(self.rows(chunk)[kept:]):
             read = self.read(group, self.entering(self.learner.own(moved), shared, retained))
             for batch in itertools.chain(*(self.batches(read) for _ in range(self.config.passes))):
@@ -151,5 +151,12 @@ class Gradient(Prompted, Learned):
 
 
 def read_together(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
-    """Rows in their order, so many as are read at once."""
-    return (rows[first : first + READ_TOGETHER] for first in range(0, len(rows), READ_TOGETHER))
+    """Rows in their order, so many as are read at once: what is kept of a reading is a few kB a token."""
+    first = tokens = 0
+    for place, row in enumerate(rows):
+        if place > first and (place - first == READ_TOGETHER or tokens + len(row) > READ_TOKENS):
+            yield rows[first:place]
+            first, tokens = place, 0
+        tokens += len(row)
+    if len(rows) > first:
+        yield rows[first:]

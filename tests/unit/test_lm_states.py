@@ -10,11 +10,12 @@ import torch
 from conftest import LABELS, examples
 
 from iai_hf import AutoAmortizer, Chunk, TaskSpec, TaskState
-from iai_hf.amortizers.gradient import Gradient
+from iai_hf.amortizers.gradient import READ_TOGETHER, READ_TOKENS, Gradient, read_together
 from iai_hf.amortizers.prompted import Prompted
 from iai_hf.backbones import Backbone
 from iai_hf.backbones.causal_lm import CausalLM
 from iai_hf.backbones.conditions import Sampling
+from iai_hf.backbones.packing import Row
 from iai_hf.errors import BackboneError, ConfigError, DataError, StateError
 from iai_hf.peft_export import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PROMPT
 
@@ -235,3 +236,12 @@ def test_long_rows_are_split_over_batches_and_never_cut(causal: CausalLM) -> Non
     assert int(refined.tensors["steps"]) == int(state.tensors["steps"]) + 2
     with pytest.raises(DataError, match="context"):
         amortizer.update(state, Chunk((" ".join(["rain"] * 600),), ("a",)))
+
+
+@pytest.mark.parametrize("length", [3, 100, 3000, 5000])
+def test_what_is_read_together_is_bounded_and_nothing_is_left_out(length: int) -> None:
+    rows = [Row((number,) * length) for number in range(150)]
+    groups = list(read_together(rows))
+    assert [row for group in groups for row in group] == rows
+    assert all(len(group) <= READ_TOGETHER for group in groups)
+    assert all(len(group) == 1 or sum(map(len, group)) <= READ_TOKENS for group in groups)
