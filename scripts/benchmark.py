@@ -197,23 +197,26 @@ def language_model(data: Path) -> dict[str, Any]:
     pairs = list(zip(inputs[::67], outputs[::67], strict=True))[:80]
     lm = load_backbone(CAUSAL)
     assert isinstance(lm, CausalLM)
-    amortizer = AutoAmortizer.from_pretrained("lm-state", backbone=lm)
+    amortizer, once = (
+        AutoAmortizer.from_pretrained("lm-state", backbone=lm, config=settings) for settings in ({}, {"passes": 1})
+    )
     plain = AutoAmortizer.from_pretrained("in-context", backbone=lm)
     task = TaskSpec("classification", tuple(sorted(set(outputs))))
     chunks = {}
     for words in WORDS:
         rows = [{"input": " ".join(text.split()[:words]), "output": label} for text, label in pairs]
         chunk = Chunk(tuple(row["input"] for row in rows[:64]), tuple(row["output"] for row in rows[:64]))
-        state = amortizer.update(amortizer.init_state(task), chunk)
+        state, lighter = (method.update(method.init_state(task), chunk) for method in (amortizer, once))
         texts = [f"Input: {row['input']}\nOutput: {row['output']}\n" for row in rows[:64]]
-        reading, forward = interleaved(
-            partial(amortizer.update, state, chunk), bare_forward(lm.model, lm, texts, None), ROUNDS
-        )
+        bare = bare_forward(lm.model, lm, texts, None)
+        reading, forward = interleaved(partial(amortizer.update, state, chunk), bare)
+        reading_once, forward_then = interleaved(partial(once.update, lighter, chunk), bare)
         chunks[str(words)] = {
             "tokens": sum(len(lm.tokens(text)) for text in texts),
             "chunk_ms": 1000 * reading,
             "forward_ms": 1000 * forward,
             "ratio": reading / forward,
+            "ratio_of_one_pass": reading_once / forward_then,
         }
     state = amortizer.init_state(task)
     rows = [{"input": " ".join(text.split()[: WORDS[0]]), "output": label} for text, label in pairs]

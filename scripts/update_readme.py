@@ -61,7 +61,10 @@ None of these tasks was trained on. Standard errors over stream orders are at mo
 def words(records: list[dict[str, Any]], cost: dict[str, Any]) -> str:
     """Tasks that are answered in words."""
     chunks = cost["chunks_by_words_a_text"].items()
-    ratios = ", ".join(f"{chunk['ratio']:.2f} times with {count} words a text" for count, chunk in chunks)
+    ratios = ", ".join(
+        f"{chunk['ratio']:.2f} times with {count} words a text ({chunk['ratio_of_one_pass']:.2f} with `passes=1`)"
+        for count, chunk in chunks
+    )
     harm = means(records, "unrelated_accuracy")["lm-state"]
     sizes, measured = means(records, "state_bytes")["lm-state"], means(records, "cache_bytes")
     caches = {row: values for row, values in measured.items() if row.startswith("in-context")}
