@@ -5,8 +5,8 @@
 
 The simplest membership-inference attack (Yeom et al. 2018): an example is guessed to be a member where the state finds
 its answer likely. Reported is the area under the ROC curve, 0.5 for no leak and 1 for a perfect attack, on texts of 20
-Newsgroups (20 classes) after 64 and 512 examples. A state that keeps texts or features, as in-context and
-iterative-implicit do, leaks them by holding them, whatever this attack says.
+Newsgroups (20 classes) after 64 and 512 examples. A state that keeps texts or features, as in-context,
+iterative-implicit and (its first few examples) lm-state do, leaks them by holding them, whatever this attack says.
 """
 
 from __future__ import annotations
