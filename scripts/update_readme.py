@@ -76,9 +76,9 @@ seconds of `lm-state` or more ([costs](scripts/results/compare_words/results.md)
 {markdown(by_task(records))}
 The state of `lm-state` takes {mean(sizes) / 1000:,.0f} kB, {mean(caches[shown]) / mean(sizes):,.0f} times less than the
 keys and values of "{shown}". Next-token accuracy on unrelated texts changes by
-{100 * mean(harm):+.1f}% (relative) under it. A query costs {cost["query_ratio"]:.2f} times a zero-shot one. Steps are taken
-on the answers alone, so the longer the texts, the less they add: a chunk of texts of {", ".join(chunks)} words costs
-{twice} times the model's plain forward pass over it, with `passes=1` {once} times.
+{100 * mean(harm):+.1f}% (relative) under it. A query costs {cost["query_ratio"]:.2f} times a zero-shot one. Steps are
+taken on the answers alone, so the longer the texts, the less they add: a chunk of texts of {", ".join(chunks)} words
+costs {twice} times the model's plain forward pass over it, with `passes=1` {once} times.
 """
 
 
