@@ -35,7 +35,7 @@ class LMStateConfig(LoRAConfig):
 
 
 class LMState(LoRA):
-    """Fast weights: the up projections of the last layers are the task's own, the down projections are shared.
+    """Demonstrations, and fast weights: up projections of the last layers are the task's own, down projections shared.
 
     Shared projections, start and step sizes are meta-learned; untrained, it is LoRA with frozen random down
     projections (Zhang et al. 2023, LoRA-FA). The first examples are kept as demonstrations, so before its first step a
