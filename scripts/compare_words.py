@@ -4,9 +4,9 @@
 
 Rows: `lm-state` with its shipped weights, also with a single step on each example, and untrained, also after 8 times as
 many examples (where a task has fewer, epoch after epoch); zero-shot; in-context learning with more and more
-demonstrations; prompt tuning and LoRA given 1 and 10 times the seconds that `lm-state` takes. Exact match of generated
-answers. For `lm-state` also: how much next-token accuracy on unrelated texts (--unrelated) changes under its state.
-What is in OUTPUT/results.json already is not measured again.
+demonstrations; prompt tuning (also from a meta-learned start) and LoRA given 1 and 10 times the seconds that `lm-state`
+takes. Exact match of generated answers. For `lm-state` also: how much next-token accuracy on unrelated texts
+(--unrelated) changes under its state. What is in OUTPUT/results.json already is not measured again.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ from iai_hf.data import open_stream
 from iai_hf.errors import BackboneError, ConfigError, IAIError
 from iai_hf.state import write_whole
 
-BACKBONE, SHIPPED = "HuggingFaceTB/SmolLM2-135M-Instruct", "smollm2-135m-lm-state"
+BACKBONE = "HuggingFaceTB/SmolLM2-135M-Instruct"
+SHIPPED, PROMPT_START = "smollm2-135m-lm-state", "smollm2-135m-prompt-tuning"
 TASKS = tuple(f"fv_{name}" for name in (
     "antonym", "country_capital", "present_past", "english_german", "landmark_country", "fruit_v_animal_5",
 ))  # fmt: skip
@@ -52,6 +53,7 @@ ROWS = (
     "LoRA 1x",
     "LoRA 10x",
     "prompt tuning 1x",
+    "prompt tuning 1x, learned start",
     "prompt tuning 10x",
 )
 CHUNK = 64
@@ -88,9 +90,9 @@ def in_one_pass(model: CausalLM, task: Task, rows: Rows, method: str, settings: 
     return answered(amortizer, state, task, time.perf_counter() - began)
 
 
-def for_seconds(model: CausalLM, task: Task, rows: Rows, method: str, seconds: float) -> Answers:
+def for_seconds(model: CausalLM, task: Task, rows: Rows, method: str, seconds: float, **settings: Any) -> Answers:
     """A gradient method, epoch after epoch until its time is up; its last step may end later."""
-    amortizer = AutoAmortizer.from_pretrained(method, backbone=model)
+    amortizer = AutoAmortizer.from_pretrained(method, backbone=model, config=settings)
     state = amortizer.init_state(TaskSpec("generation"))
     began = time.perf_counter()
     for batch in endless(rows):
@@ -150,6 +152,9 @@ def measure(
         "LoRA 1x": lambda: for_seconds(model, task, rows, "lora", unit),
         "LoRA 10x": lambda: for_seconds(model, task, rows, "lora", 10 * unit),
         "prompt tuning 1x": lambda: for_seconds(model, task, rows, "prompt-tuning", unit),
+        "prompt tuning 1x, learned start": lambda: for_seconds(
+            model, task, rows, "prompt-tuning", unit, weights=PROMPT_START
+        ),
         "prompt tuning 10x": lambda: for_seconds(model, task, rows, "prompt-tuning", 10 * unit),
     }
     return rows_of[row]()
