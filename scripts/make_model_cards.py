@@ -31,9 +31,10 @@ ON_FEATURES = (
     "sorted by class should be shuffled. A state holds sums of features of its examples, or, in the implicit regime, "
     "the features themselves: treat it as confidential where they are."
 )
+IN_WORDS_ROWS = {"lm-state": "lm-state", "prompt-tuning": "prompt tuning 1x, learned start"}  # of the comparison
 IN_WORDS = (
-    "Trained on short English tasks with answers of a few words. A state holds its first examples as they are, and "
-    "weights that were fitted to all others: what can be learned by heart may be asked of it, so treat it as "
+    "Trained on short English tasks with answers of a few words. A state holds what was fitted to its examples, that "
+    "of `lm-state` its first ones as they are: what can be learned by heart may be asked of it, so treat it as "
     "confidential where they are."
 )
 
@@ -100,12 +101,13 @@ def card(
                         metric_value=round(last[metric], 4),
                     )
                 )
-    if method.method == "lm-state":
+    shown = IN_WORDS_ROWS.get(method.method)
+    if shown:
         for task in dict.fromkeys(record["task"] for record in answered):
             scores = [
                 record["answers"]["exact_match"]
                 for record in answered
-                if (record["row"], record["task"]) == (method.method, task)
+                if (record["row"], record["task"]) == (shown, task)
             ]
             results.append(
                 EvalResult(
@@ -160,10 +162,11 @@ def card(
             *["\n".join(lines)],
             f"![Accuracy against examples seen]({name}.png)",
         ]
-    if method.method in {record["row"] for record in answered}:
+    if shown:
         text += [
             "## Evaluation",
-            "Exact match of generated answers on tasks that were not trained on, ± standard error over orders.",
+            "Exact match of generated answers on tasks that were not trained on, ± standard error over orders; the row "
+            f"of these weights is *{shown}*.",
             markdown(by_task(answered)).strip(),
         ]
     text += [
