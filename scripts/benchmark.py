@@ -218,9 +218,8 @@ def language_model(data: Path) -> dict[str, Any]:
             "ratio": reading / forward,
             "ratio_of_one_pass": reading_once / forward_then,
         }
-    state = amortizer.init_state(task)
     rows = [{"input": " ".join(text.split()[: WORDS[0]]), "output": label} for text, label in pairs]
-    state = amortizer.adapt(rows[:64], state, progress=False)
+    state = amortizer.adapt(rows[:64], amortizer.init_state(task), progress=False)
     empty, queries = plain.init_state(task), [row["input"] for row in rows[64:]]
     turns = [
         interleaved(partial(amortizer.predict, state, [query]), partial(plain.predict, empty, [query]))

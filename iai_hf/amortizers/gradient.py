@@ -12,6 +12,7 @@ from iai_hf.amortizers.learned import Learned
 from iai_hf.amortizers.prompted import Prompted
 from iai_hf.amortizers.prompting import PromptConfig
 from iai_hf.backbones.batching import BATCH_TOKENS
+from iai_hf.backbones.packing import packs
 from iai_hf.config import require
 from iai_hf.errors import DataError
 from iai_hf.task import Chunk, TaskSpec
@@ -134,16 +135,10 @@ class Gradient(Prompted, Learned):
         """The examples of a chunk, each with its answer."""
         return [self.prompter.row(text, [output]) for text, output in zip(chunk.inputs, chunk.outputs, strict=True)]
 
-    def batches(self, rows: Sequence[Row]) -> Iterator[list[Row]]:
+    def batches(self, rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
         """Rows in their order, as many as make one gradient step; fewer where they are long."""
-        batch: list[Row] = []
-        for row in rows:
-            full = len(batch) == self.config.batch_size or sum(map(len, batch)) + len(row) > BATCH_TOKENS
-            if batch and full:
-                yield batch
-                batch = []
-            batch.append(row)
-        yield batch
+        bounds = packs([len(row) for row in rows], BATCH_TOKENS, self.config.batch_size)
+        return (rows[first:last] for first, last in bounds)
 
     def read(self, rows: Sequence[Row], entering: Entering) -> Sequence[Row]:
         """The rows with what is read of them once for all steps on them; here nothing is."""
@@ -152,11 +147,5 @@ class Gradient(Prompted, Learned):
 
 def read_together(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
     """Rows in their order, so many as are read at once: what is kept of a reading is a few kB a token."""
-    first = tokens = 0
-    for place, row in enumerate(rows):
-        if place > first and (place - first == READ_TOGETHER or tokens + len(row) > READ_TOKENS):
-            yield rows[first:place]
-            first, tokens = place, 0
-        tokens += len(row)
-    if len(rows) > first:
-        yield rows[first:]
+    bounds = packs([len(row) for row in rows], READ_TOKENS, READ_TOGETHER)
+    return (rows[first:last] for first, last in bounds)

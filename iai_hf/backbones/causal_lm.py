@@ -364,7 +364,9 @@ class CausalLM(Backbone):
         for name, part in self.model.base_model.named_children():
             if isinstance(part, nn.ModuleList) and len(part) == depth:
                 return name
-        raise BackboneError(f"{self.name} has no list of {depth} layers; set layers to null, to adapt it as a whole")
+        raise BackboneError(
+            f"{self.name} has no list of {depth} layers to enter half-way; choose 'lora', which needs none"
+        )
 
     @property
     def _layers(self) -> torch.nn.ModuleList:

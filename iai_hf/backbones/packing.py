@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-PACK_TOKENS = 256  # of a forward pass: attention costs the square of a pack
-
 if TYPE_CHECKING:
     import torch
+
+PACK_TOKENS = 256  # of a forward pass: attention costs the square of a pack
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,12 +119,12 @@ class Packed:
         return torch.zeros(sum(self.answers), device=values.device).index_add(0, self.owner, values)
 
 
-def packs(lengths: Sequence[int]) -> list[tuple[int, int]]:
-    """Consecutive rows that fit into one forward pass, as `(first, last)` bounds."""
+def packs(lengths: Sequence[int], tokens: int = PACK_TOKENS, most: int | None = None) -> list[tuple[int, int]]:
+    """Bounds `(first, last)` of consecutive rows that go together: `most` at most, with `tokens` at most or alone."""
     packs: list[tuple[int, int]] = []
     first = total = 0
     for i, length in enumerate(lengths):
-        if total and total + length > PACK_TOKENS:
+        if total and (total + length > tokens or i - first == most):
             packs.append((first, i))
             first, total = i, 0
         total += length
