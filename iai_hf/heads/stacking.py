@@ -3,6 +3,9 @@
 log weights = learned prior(n, C) + deviation. The deviation is a Gaussian posterior: a prior of learned precision, and
 the evidence of each chunk, whose likelihood is met by a few Newton steps (online Laplace approximation). Evidence
 fades with (n / (n + chunk))^3, as experts that have seen more deserve other weights.
+
+A change of all log weights together is a temperature. It differs most from task to task, and little evidence tells it,
+so its prior is loose: of precision 10 where every class was seen, more where few examples tell of many classes.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import torch
 MEMORY = 3.0
 STEPS = 2
 LARGEST_STEP = 1.0  # of a log weight
+COMMON = 10.0  # precision of what is common to all deviations
 
 
 def stack(
@@ -31,13 +35,14 @@ def stack(
         scores: of the experts, `[n, C, K]`, on examples that they have not absorbed.
         offset: logits that are added to theirs, `[n, C]`.
         prior: log weights before any evidence, `[K]`.
-        precision: of the prior of the deviation, `[K]`.
+        precision: of the prior of the deviation, but for what is common to all, `[K]`.
         trust: 0 to 1, how far this chunk's likelihood is followed, `[]`.
         seen: examples before this chunk, `[]`.
     """
     own = torch.nn.functional.one_hot(targets, scores.shape[1]).to(scores)
     faded = evidence * (seen / (seen + len(targets))) ** (MEMORY * trust)
-    metric = torch.diag(precision) + faded
+    common = COMMON * (1 + scores.shape[1] / (seen + len(targets)))
+    metric = prior_metric(precision, common) + faded
     start = deviation
     curvature = faded
     for _ in range(STEPS):
@@ -50,3 +55,9 @@ def stack(
         step = torch.linalg.solve(metric + curvature, towards)
         deviation = deviation + step.clamp(-LARGEST_STEP, LARGEST_STEP)
     return deviation, faded + curvature
+
+
+def prior_metric(precision: torch.Tensor, common: torch.Tensor) -> torch.Tensor:
+    """Precision matrix `[K, K]` of the prior: `common` along equal changes of all, `precision` `[K]` across them."""
+    total = precision.sum()
+    return torch.diag(precision) - (1 - common / total) * torch.outer(precision, precision) / total

@@ -14,6 +14,7 @@ from iai_hf.heads import TEMPLATES, ExplicitHead, Head, ImplicitHead, Parametric
 from iai_hf.heads.experts import EXPERTS, INITIAL, Experts, Summary
 from iai_hf.heads.implicit import newest_balanced
 from iai_hf.heads.moments import pack, unpack
+from iai_hf.heads.stacking import prior_metric, stack
 
 SIZE, CLASSES = 12, 6
 HEADS: dict[str, Callable[[], Head]] = {
@@ -184,6 +185,32 @@ def test_probabilities_are_honest() -> None:
     ours = -log_probs[torch.arange(len(yt)), yt].mean()
     theirs = -torch.from_numpy(reference)[torch.arange(len(yt)), yt].mean()
     assert ours < theirs + 0.02
+
+
+def test_the_prior_is_loose_along_equal_changes_alone() -> None:
+    precision = torch.tensor([5.0, 30.0, 80.0])
+    metric = prior_metric(precision, torch.tensor(2.0))
+    equal = torch.ones(3)
+    across = torch.tensor([30.0, -5.0, 0.0])  # no part of it is an equal change, by these precisions
+    torch.testing.assert_close(equal @ metric @ equal, torch.tensor(2.0))
+    torch.testing.assert_close(across @ metric @ across, across @ torch.diag(precision) @ across)
+    torch.testing.assert_close(equal @ metric @ across, torch.tensor(0.0), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("temperature", [0.3, 3.0])
+def test_a_temperature_is_told_from_few_examples(temperature: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    kinds, count = 4, 64
+    common = 0.3 * torch.randn(count, CLASSES, generator=generator)
+    scores = common[..., None] + 0.02 * torch.randn(count, CLASSES, kinds, generator=generator)
+    targets = torch.multinomial((common * kinds / temperature).softmax(1), 1, generator=generator)[:, 0]
+    zeros = torch.zeros(kinds)
+    deviation, _ = stack(
+        zeros, torch.zeros(kinds, kinds), scores, torch.zeros(count, CLASSES), targets,
+        zeros, torch.full((kinds,), 30.0), torch.tensor(1.0), torch.tensor(0.0),
+    )  # fmt: skip
+    wanted = -torch.log(torch.tensor(temperature))
+    assert (deviation.mean() / wanted) > 0.5
 
 
 def test_implicit_refinement_does_not_depend_on_order_or_chunks() -> None:
