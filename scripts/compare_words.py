@@ -2,11 +2,12 @@
 
     python scripts/compare_words.py --data_dir META_TEST --output scripts/results/compare_words
 
-Rows: `lm-state` with its shipped weights, also with a single step on each example, and untrained, also after 8 times as
-many examples (where a task has fewer, epoch after epoch); zero-shot; in-context learning with more and more
-demonstrations; prompt tuning (also from a meta-learned start) and LoRA given 1 and 10 times the seconds that `lm-state`
-takes. Exact match of generated answers. For `lm-state` also: how much next-token accuracy on unrelated texts
-(--unrelated) changes under its state. What is in OUTPUT/results.json already is not measured again.
+Rows: `lm-state` with its shipped weights, also with a single step on each example, and untrained, also after as many
+examples as the longest stream of its training had, and after 8 times those (where a task has fewer, epoch after epoch);
+zero-shot; in-context learning with more and more demonstrations; LoRA and prompt tuning, also from meta-learned starts,
+given 1 and 10 times the seconds that `lm-state` takes. Exact match of generated answers. For `lm-state` also: how much
+next-token accuracy on unrelated texts (--unrelated) changes under its state. What is in OUTPUT/results.json already is
+not measured again.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ from iai_hf.errors import BackboneError, ConfigError, IAIError
 from iai_hf.state import write_whole
 
 BACKBONE = "HuggingFaceTB/SmolLM2-135M-Instruct"
-SHIPPED, PROMPT_START = "smollm2-135m-lm-state", "smollm2-135m-prompt-tuning"
+SHIPPED = "smollm2-135m-lm-state"
+STARTS = {"LoRA": "smollm2-135m-lora", "prompt tuning": "smollm2-135m-prompt-tuning"}
+METHODS = {"LoRA": "lora", "prompt tuning": "prompt-tuning"}
 TASKS = tuple(f"fv_{name}" for name in (
     "antonym", "country_capital", "present_past", "english_german", "landmark_country", "fruit_v_animal_5",
 ))  # fmt: skip
@@ -46,15 +49,12 @@ SHOTS = ("8", "32", "96", "4,096 tokens")
 ROWS = (
     "lm-state",
     "lm-state, 1 pass",
-    "lm-state, 8 times as long",
+    "lm-state, as long as in training",
+    "lm-state, 8 times as long as in training",
     "lm-state, untrained",
     "zero-shot",
     *(f"in-context, {shots}" for shots in SHOTS),
-    "LoRA 1x",
-    "LoRA 10x",
-    "prompt tuning 1x",
-    "prompt tuning 1x, learned start",
-    "prompt tuning 10x",
+    *(f"{name} {times}" for name in METHODS for times in ("1x", "1x, learned start", "10x")),
 )
 CHUNK = 64
 TIMES = 8
@@ -135,27 +135,27 @@ def harm(amortizer: Gradient, state: TaskState, texts: list[str]) -> Answers:
 
 
 def measure(
-    row: str, model: CausalLM, task: Task, rows: Rows, longer: Rows, unit: float, unrelated: list[str]
+    row: str, model: CausalLM, task: Task, rows: Rows, every: Rows, unit: float, unrelated: list[str]
 ) -> Answers:
-    """One row; `longer` are 8 times as many rows, `unit` the seconds that `lm-state` took."""
+    """One row on `rows`, or on as many of `every` one as it says; `unit` are the seconds that `lm-state` took."""
     if row.startswith("in-context, "):
         shots = row.removeprefix("in-context, ")
         shown = rows if shots == SHOTS[-1] else rows[: int(shots)]
         return in_one_pass(model, task, shown, "in-context", {"budget": 4096})
+    for name, method in METHODS.items():
+        if row.startswith(name):
+            settings = {"weights": STARTS[name]} if row.endswith("learned start") else {}
+            return for_seconds(model, task, rows, method, 10 * unit if row.endswith("10x") else unit, **settings)
 
+    trained = every[: longest_trained()]
+    longer = list(itertools.islice(itertools.cycle(every), TIMES * len(trained)))
     rows_of: dict[str, Callable[[], Answers]] = {
         "lm-state": lambda: shipped_state(model, task, rows, unrelated),
         "lm-state, 1 pass": lambda: shipped_state(model, task, rows, unrelated, passes=1),
-        "lm-state, 8 times as long": lambda: shipped_state(model, task, longer, unrelated),
+        "lm-state, as long as in training": lambda: shipped_state(model, task, trained, unrelated),
+        "lm-state, 8 times as long as in training": lambda: shipped_state(model, task, longer, unrelated),
         "lm-state, untrained": lambda: in_one_pass(model, task, rows, "lm-state", {"weights": None}),
         "zero-shot": lambda: in_one_pass(model, task, [], "in-context", {}),
-        "LoRA 1x": lambda: for_seconds(model, task, rows, "lora", unit),
-        "LoRA 10x": lambda: for_seconds(model, task, rows, "lora", 10 * unit),
-        "prompt tuning 1x": lambda: for_seconds(model, task, rows, "prompt-tuning", unit),
-        "prompt tuning 1x, learned start": lambda: for_seconds(
-            model, task, rows, "prompt-tuning", unit, weights=PROMPT_START
-        ),
-        "prompt tuning 10x": lambda: for_seconds(model, task, rows, "prompt-tuning", 10 * unit),
     }
     return rows_of[row]()
 
@@ -208,9 +208,20 @@ def costs(records: list[dict[str, Any]]) -> list[list[str]]:
     return rows
 
 
+def training() -> dict[str, Any]:
+    """The log of the shipped weights' training."""
+    found: dict[str, Any] = json.loads((shipped.folder(SHIPPED) / "training.json").read_text())
+    return found
+
+
+def longest_trained() -> int:
+    """Examples of the longest stream that the shipped weights were trained on."""
+    return int(training()["config"]["longest"])
+
+
 def compute() -> list[list[str]]:
     """Head and a row each: scores of the shipped weights on held-out training tasks along their training."""
-    history = json.loads((shipped.folder(SHIPPED) / "training.json").read_text())["history"]
+    history = training()["history"]
     rows = [["meta-training of lm-state", "minutes", "held-out loss, nats a token", "exact match, %"]]
     for point in history:
         figures = (f"{point['seconds'] / 60:.1f}", f"{point['loss']:.3f}", f"{100 * point['accuracy']:.1f}")
@@ -252,9 +263,7 @@ def main() -> None:
         task.queries, task.answers = task.queries[: args.queries], task.answers[: args.queries]
         known = mine.get("lm-state") or mine.get("lm-state, untrained") or {"seconds": 0.0}
         every = task.rows(seed)
-        rows = every[: args.examples]
-        longer = list(itertools.islice(itertools.cycle(every), TIMES * len(rows)))
-        answers = measure(row, model, task, rows, longer, known["seconds"], texts)
+        answers = measure(row, model, task, every[: args.examples], every, known["seconds"], texts)
         return {"examples": args.examples, "queries": args.queries}, answers
 
     run(args.output, itertools.product(range(args.seeds), args.tasks, args.rows), measured, report)
