@@ -175,7 +175,7 @@ def main() -> None:
         curve = list(points)
         records.append({"backbone": args.backbone, "task": name, "row": row, "seed": seed, "curve": curve})
         write_whole(path, json.dumps(records, indent=1).encode())
-    report(records, args.output)
+    report(sorted(records, key=lambda record: ROWS.index(record["row"])), args.output)
 
 
 if __name__ == "__main__":
