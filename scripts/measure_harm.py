@@ -5,7 +5,7 @@
 For each task: accuracy at the longest stream seen in training (or the whole task, where that is shorter) and after 8
 times as many examples, read epoch after epoch; the share of updates that lower the log-likelihood of held-out queries
 by more than 1%, among those after the first 64 examples and among all; the standard deviation of the last accuracy
-over stream orders.
+over stream orders. Rows of OUTPUT that are not measured now stay in it.
 """
 
 from __future__ import annotations
@@ -75,6 +75,10 @@ def main() -> None:
     backbone = CachedBackbone(load_backbone(args.backbone), args.cache_dir)
     tasks = [Task(args.data_dir / name, backbone) for name in args.tasks]
     result: dict[str, Any] = {"backbone": args.backbone, "max_tokens": MAX_TOKENS, "orders": args.seeds, "rows": {}}
+    if args.output.is_file():
+        known = json.loads(args.output.read_text())
+        if known | {"rows": {}} == result:
+            result = known
     for row in args.rows:
         streams: dict[str, list[dict[str, Any]]] = {}
         for task in tqdm(tasks, desc=row, unit=" tasks"):

@@ -7,8 +7,9 @@ Data and gradient are the signal: a batch's residuals are the loss's gradient in
 like texts, queries and observations alike, in steps that Boehning's (1992) bound of the curvature keeps from
 overshooting. A few rounds over the batches are block coordinate descent on kernel logistic regression, around the
 label names, which alone speak before the first batch. Learned: the kernel's sharpness and scale, the penalty, what
-names count for, how class frequency and temperature enter, as functions of how much was seen. The state keeps
-observations within a budget, each once, the newest of each class, balanced; counts of all stay.
+names count for, how class frequency and temperature enter, as functions of how much was seen. The observations tell
+how far the temperature should be another, each as if it alone were left out. The state keeps observations within a
+budget, each once, the newest of each class, balanced; counts of all stay.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch import nn
 
 from iai_hf.heads.head import Head, Tensors, grown
 from iai_hf.heads.numbers import Numbers
+from iai_hf.heads.temperature import sharpness
 
 NUMBERS = {
     "sharpness": 1.0,
@@ -35,6 +37,7 @@ BATCH = 256  # kept examples that refine logits at once
 ROUNDS = 5
 SAME = 0.999  # likeness of two features, unit vectors, from which on they are of the same text
 BUDGET = 1024
+CURVATURE = 0.25
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +59,7 @@ class Prepared:
         names: weight of the logits before the first batch, `[C, d]`.
         weight: log weights of the classes, `[C]`.
         values: learned numbers.
+        sharpness: what logits are multiplied by, as the observations tell, `[]`.
     """
 
     features: torch.Tensor
@@ -63,6 +67,7 @@ class Prepared:
     names: torch.Tensor
     weight: torch.Tensor
     values: dict[str, torch.Tensor]
+    sharpness: torch.Tensor
 
     def by_name(self, features: torch.Tensor) -> torch.Tensor:
         """Logits before the first batch."""
@@ -144,14 +149,35 @@ class ImplicitHead(Head):
         here = torch.bincount(targets, minlength=classes).clamp(min=1)
         weight = values["frequency"] * (state.counts.clamp(min=1) / here).log()
         start = values["name_scale"] * (names - names.mean(0))
-        prepared = Prepared(features, features.new_zeros(len(features), classes), start, weight, values)
-        return replace(prepared, moves=self._moves(prepared, nn.functional.one_hot(targets, classes).to(features)))
+        none = features.new_zeros(len(features), classes)
+        prepared = Prepared(features, none, start, weight, values, values["temperature"])
+        onehot = nn.functional.one_hot(targets, classes).to(features)
+        prepared = replace(prepared, moves=self._moves(prepared, onehot))
+        scores = values["temperature"] * self._held_out(prepared)
+        return replace(prepared, sharpness=values["temperature"] * sharpness(scores, weight, targets))
 
     def logits(self, prepared: Prepared, features: torch.Tensor) -> torch.Tensor:
+        return prepared.sharpness * self._refined(prepared, features) + prepared.weight
+
+    def _refined(self, prepared: Prepared, features: torch.Tensor) -> torch.Tensor:
         logits = prepared.by_name(features)
         for batch in batches(prepared.features):
             logits = logits + prepared.kernel(features, prepared.features[batch]) @ prepared.moves[batch]
-        return prepared.values["temperature"] * logits + prepared.weight
+        return logits
+
+    def _held_out(self, prepared: Prepared) -> torch.Tensor:
+        """Logits `[kept, C]` of the observations, each without what it moved itself.
+
+        As in kernel ridge regression a residual grows by a closed form of the kernel's inverse; an observation's
+        curvature p (1 - p) is taken for the largest that it can be.
+        """
+        penalty, own = prepared.values["penalty"] / CURVATURE, prepared.features.new_zeros(len(prepared.features))
+        for batch in batches(prepared.features):
+            observed = prepared.features[batch]
+            ridged = prepared.kernel(observed, observed) + penalty * torch.eye(len(batch)).to(observed)
+            inverse = torch.cholesky_inverse(torch.linalg.cholesky(ridged))
+            own = own.index_add(0, batch, 1 / inverse.diagonal() - penalty)
+        return self._refined(prepared, prepared.features) - own[:, None] * prepared.moves
 
     def _moves(self, prepared: Prepared, onehot: torch.Tensor) -> torch.Tensor:
         """What each observation moves the logits of like texts by, `[kept, C]`."""

@@ -4,18 +4,18 @@ log weights = learned prior(n, C) + deviation. The deviation is a Gaussian poste
 the evidence of each chunk, whose likelihood is met by a few Newton steps (online Laplace approximation). Evidence
 fades with (n / (n + chunk))^3, as experts that have seen more deserve other weights.
 
-A change of all log weights together is a temperature. It differs most from task to task, and little evidence tells it,
-so its prior is loose: of precision 10 where every class was seen, more where few examples tell of many classes.
+A change of all log weights together is a temperature, whose prior (`temperature.py`) is looser.
 """
 
 from __future__ import annotations
 
 import torch
 
+from iai_hf.heads import temperature
+
 MEMORY = 3.0
 STEPS = 2
 LARGEST_STEP = 1.0  # of a log weight
-COMMON = 10.0  # precision of what is common to all deviations
 
 
 def stack(
@@ -41,7 +41,7 @@ def stack(
     """
     own = torch.nn.functional.one_hot(targets, scores.shape[1]).to(scores)
     faded = evidence * (seen / (seen + len(targets))) ** (MEMORY * trust)
-    common = COMMON * (1 + scores.shape[1] / (seen + len(targets)))
+    common = temperature.precision(scores.shape[1], seen + len(targets))
     metric = prior_metric(precision, common) + faded
     start = deviation
     curvature = faded

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy
@@ -12,7 +13,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 
 from iai_hf.heads import TEMPLATES, ExplicitHead, Head, ImplicitHead, ParametricHead, Tensors
 from iai_hf.heads.experts import EXPERTS, INITIAL, Experts, Summary
-from iai_hf.heads.implicit import newest_balanced
+from iai_hf.heads.implicit import NUMBERS, newest_balanced
 from iai_hf.heads.moments import pack, unpack
 from iai_hf.heads.stacking import prior_metric, stack
 
@@ -246,6 +247,28 @@ def test_implicit_refinement_is_kernel_logistic_regression() -> None:
 
     best = float(optimizer.step(closure).detach())  # type: ignore[no-untyped-call]
     assert found - best < 0.1 * (start - best)
+
+
+def test_held_out_logits_of_an_implicit_state_are_near_those_without_the_example() -> None:
+    head = ImplicitHead().requires_grad_(False)
+    x, y = blobs(40, spread=0.6)
+    whole = head.prepare(stream(head, x, y, 40))
+    truth = torch.cat([
+        head._refined(head.prepare(stream(head, x[others], y[others], 40)), x[[i]])
+        for i, others in enumerate((1 - torch.eye(40)).bool())
+    ])  # fmt: skip
+    off = (head._held_out(whole) - truth).abs().mean()
+    assert off < 0.25 * (head._refined(whole, whole.features) - truth).abs().mean()
+
+
+def test_observations_mend_a_wrong_temperature_of_an_implicit_head() -> None:
+    x, y = blobs(128, spread=0.6)
+    found = []
+    for factor in (1 / 3, 3):
+        head = ImplicitHead().requires_grad_(False)
+        head.numbers.base[list(NUMBERS).index("temperature")] += math.log(factor)
+        found.append(head.prepare(stream(head, x, y, 16)).sharpness)
+    assert found[1] / found[0] < 2
 
 
 def test_a_text_that_comes_again_is_kept_once() -> None:
