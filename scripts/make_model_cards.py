@@ -31,11 +31,7 @@ ON_FEATURES = (
     "sorted by class should be shuffled. A state holds sums of features of its examples, or, in the implicit regime, "
     "the features themselves: treat it as confidential where they are."
 )
-IN_WORDS_ROWS = {  # of the comparison
-    "lm-state": "lm-state",
-    "lora": "LoRA 1x, learned start",
-    "prompt-tuning": "prompt tuning 1x, learned start",
-}
+IN_WORDS_ROWS = {"lm-state": "lm-state", "prompt-tuning": "prompt tuning 1x, learned start"}  # of the comparison
 IN_WORDS = (
     "Trained on short English tasks with answers of a few words. A state holds what was fitted to its examples, that "
     "of `lm-state` its first ones as they are: what can be learned by heart may be asked of it, so treat it as "
