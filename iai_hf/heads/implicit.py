@@ -23,7 +23,7 @@ from torch import nn
 
 from iai_hf.heads.head import Head, Tensors, grown
 from iai_hf.heads.numbers import Numbers
-from iai_hf.heads.temperature import sharpness
+from iai_hf.heads.temperature import inverse_temperature
 
 NUMBERS = {
     "sharpness": 1.0,
@@ -37,7 +37,7 @@ BATCH = 256  # kept examples that refine logits at once
 ROUNDS = 5
 SAME = 0.999  # likeness of two features, unit vectors, from which on they are of the same text
 BUDGET = 1024
-CURVATURE = 0.25
+CURVATURE = 0.25  # of an observation, p (1 - p), at most
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +59,7 @@ class Prepared:
         names: weight of the logits before the first batch, `[C, d]`.
         weight: log weights of the classes, `[C]`.
         values: learned numbers.
-        sharpness: what logits are multiplied by, as the observations tell, `[]`.
+        inverse_temperature: what logits are multiplied by, as the observations tell, `[]`.
     """
 
     features: torch.Tensor
@@ -67,7 +67,7 @@ class Prepared:
     names: torch.Tensor
     weight: torch.Tensor
     values: dict[str, torch.Tensor]
-    sharpness: torch.Tensor
+    inverse_temperature: torch.Tensor
 
     def by_name(self, features: torch.Tensor) -> torch.Tensor:
         """Logits before the first batch."""
@@ -154,12 +154,14 @@ class ImplicitHead(Head):
         onehot = nn.functional.one_hot(targets, classes).to(features)
         prepared = replace(prepared, moves=self._moves(prepared, onehot))
         scores = values["temperature"] * self._held_out(prepared)
-        return replace(prepared, sharpness=values["temperature"] * sharpness(scores, weight, targets))
+        told = inverse_temperature(scores, weight, targets)
+        return replace(prepared, inverse_temperature=values["temperature"] * told)
 
     def logits(self, prepared: Prepared, features: torch.Tensor) -> torch.Tensor:
-        return prepared.sharpness * self._refined(prepared, features) + prepared.weight
+        return prepared.inverse_temperature * self._refined(prepared, features) + prepared.weight
 
     def _refined(self, prepared: Prepared, features: torch.Tensor) -> torch.Tensor:
+        """Logits `[n, C]` after all batches, at temperature 1 and without the classes' weights."""
         logits = prepared.by_name(features)
         for batch in batches(prepared.features):
             logits = logits + prepared.kernel(features, prepared.features[batch]) @ prepared.moves[batch]

@@ -18,8 +18,8 @@ def precision(classes: int, examples: torch.Tensor) -> torch.Tensor:
     return PRECISION * (1 + classes / examples.clamp(min=1))
 
 
-def sharpness(scores: torch.Tensor, offset: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """What to multiply `scores` by, one over the temperature, `[]`.
+def inverse_temperature(scores: torch.Tensor, offset: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """What to multiply `scores` by, `[]`.
 
     Args:
         scores: of examples `[n, C]`, each as if it alone had not been seen.

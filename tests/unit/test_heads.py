@@ -267,7 +267,7 @@ def test_observations_mend_a_wrong_temperature_of_an_implicit_head() -> None:
     for factor in (1 / 3, 3):
         head = ImplicitHead().requires_grad_(False)
         head.numbers.base[list(NUMBERS).index("temperature")] += math.log(factor)
-        found.append(head.prepare(stream(head, x, y, 16)).sharpness)
+        found.append(head.prepare(stream(head, x, y, 16)).inverse_temperature)
     assert found[1] / found[0] < 2
 
 
