@@ -1,28 +1,40 @@
 """Implicit: yhat[i+1] = r_gamma([x, yhat[i]], B[i]); each query has a state of its own, refined batch by batch.
 
-Safe form, by signal: the running mean of the ridge answers of the batches (data: a committee), or boosting, a ridge
-answer of each batch to what the state leaves unexplained on it (gradient, both: functional gradient steps); plus what
-a network proposes, zero at first, bounded, in steps of length 1, 1/2, 1/3, and so on. For the gradient at a batch, the
-state is also rolled for the batch's own inputs, which no batch before has seen. What is retained is read in a few
-batches, which grow with the stream: more steps than it was trained for make a network drift. Free form, as in the
-paper: the network alone, chunk by chunk.
+Safe form: the answers of a solver (online Laplace; `laplace`) from a learned start and in a learned metric (`Prior`),
+plus what a network proposes from its averaged summaries of the batches, as in `parametric`. Observations tell the
+network their answer (data), what the state leaves unexplained of it (gradient), or both. For that gradient the state is
+also rolled for each batch's own inputs, which no batch before has seen. What is retained is read in a few batches,
+which grow with the stream. Free form, as in the paper: the network alone, chunk by chunk.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
 
+from iai_hf.solvers.laplace import absorb
 from iai_hf.solvers.network import NetworkSizes, UpdateNetwork
-from iai_hf.solvers.parametric import BOUND, CURVATURE, solve
+from iai_hf.solvers.parametric import BOUND
 from iai_hf.solvers.predictor import Predictor, Signal
+from iai_hf.solvers.prior import Prior
 from iai_hf.solvers.retained import Retained, merged
 from iai_hf.solvers.solver import Batch, Scalar
 
 Carried = Literal["logits", "probabilities", "latents"]
+
+
+class _Points(NamedTuple):
+    """Queries, and behind them the inputs of batches to come; each `[tasks, points, ...]`."""
+
+    x: torch.Tensor
+    offset: torch.Tensor
+    seen: torch.Tensor
+    state: torch.Tensor  # free: the state; otherwise the network's correction
+    summary: torch.Tensor
 
 
 class Implicit(Retained):
@@ -48,22 +60,29 @@ class Implicit(Retained):
     ) -> None:
         super().__init__(budget, None if free else batches)
         self.predictor, self.signal, self.free, self.carried = predictor, signal, free, carried
-        self.log_prior = Scalar(0.0)
-        # Logits a unit of a ridge answer on one-hot targets; the first boosting step, and how steps fall.
-        self.log_scale = Scalar(1.5 if predictor.classification else 0.0)
-        self.log_rate = Scalar(0.0)
-        self.decay = Scalar(1.0)
+        size, outputs = (predictor.size(sizes.inputs), sizes.outputs) if sizes and not free else (0, 0)
+        self.prior = Prior(size, outputs)
+        self.log_prior = Scalar(0.0)  # precision, in units of an example
+        self.modesty = nn.Parameter(torch.tensor(0.0))  # how much less a proposal counts where the solver is sure
         self.network: UpdateNetwork | None = None
         self.decode: nn.Linear | None = None
         if sizes is not None:
             state = sizes.hidden if carried == "latents" else sizes.outputs
             told = {"data": 1, "gradient": 1, "both": 2}[signal] * sizes.outputs
-            self.network = UpdateNetwork(sizes, sizes.inputs + told, sizes.inputs + state, state, 0)
+            known = state if free else 2 * state
+            self.network = UpdateNetwork(sizes, sizes.inputs + told, sizes.inputs + known, state, 0)
             if carried == "latents":
-                nn.init.normal_(self.network.propose.weight, std=0.02)  # a latent says nothing yet: the decoder is zero
+                nn.init.normal_(self.network.propose[2].weight, std=0.02)  # type: ignore[arg-type]  # a latent says nothing yet: the decoder is zero
                 self.decode = nn.Linear(sizes.hidden, sizes.outputs)
                 nn.init.zeros_(self.decode.weight)
                 nn.init.zeros_(self.decode.bias)
+
+    def begin(self, stream: Batch, queries: Batch) -> None:
+        """The prior's estimate from some tasks."""
+        found = self.prior.estimate(self.predictor, stream, queries)
+        if found is not None:
+            self.modesty.data.fill_(0.0)
+            self.log_prior.set(0.0 if self.predictor.classification else math.log(found.noise))
 
     def lesson(self, chunks: Sequence[Batch], generator: torch.Generator) -> Sequence[Batch]:
         """The chunks merged into a random number of batches."""
@@ -76,74 +95,82 @@ class Implicit(Retained):
 
     def outputs(self, chunks: Sequence[Batch], x: torch.Tensor, *, greedy: bool = True) -> list[torch.Tensor]:
         """Outputs `[tasks, queries, outputs]` after each batch."""
-        queries, outputs = x.shape[1], chunks[0].y.shape[-1]
+        queries, width = x.shape[1], chunks[0].y.shape[-1]
         # Where the signal has a gradient, the inputs of later batches are queries too, behind the real ones.
         later = [] if self.signal == "data" else [chunk.x for chunk in chunks]
-        points = torch.cat([x, *later], 1)
-        state = points.new_zeros(*points.shape[:2], self._state_size(outputs))
+        points = self._points(torch.cat([x, *later], 1), width)
+        size = points.seen.shape[-1]
+        theta = points.state.new_zeros(x.shape[0], size, width)
+        precision = self.log_prior().exp() * torch.eye(size, device=x.device).expand(x.shape[0], -1, -1)
         found = []
         for step, chunk in enumerate(chunks):
-            state = state.detach() if greedy else state
-            size = chunk.x.shape[1]
-            own = None if self.signal == "data" else self._outputs(state[:, queries : queries + size])
-            told = self._told(chunk, own)
-            if own is not None:  # this batch's own inputs are not asked again
-                points, state = (_without(part, queries, size) for part in (points, state))
-            moves = [] if self.free else [self._solved(chunk, told, points, state, step)]
+            if greedy:
+                points = points._replace(state=points.state.detach(), summary=points.summary.detach())
+                theta = theta.detach()
+            own = self._points(chunk.x, width)
+            told = chunk.y
+            if self.signal != "data":
+                size = chunk.x.shape[1]
+                own = own._replace(state=points.state[:, queries : queries + size])
+                unexplained = -self.predictor.residuals(self._outputs(own, theta), chunk.y)
+                told = unexplained if self.signal == "gradient" else torch.cat([chunk.y, unexplained], -1)
+                # This batch's own inputs are not asked again.
+                points = _Points(*(_without(part, queries, size) for part in points))
+            if not self.free:
+                outputs = own.offset + own.seen @ theta
+                change, curvature = absorb(self.predictor, own.seen, outputs, chunk.y, precision)
+                theta, precision = theta + change, precision + curvature
             if self.network is not None:
-                moves.append(self._proposed(chunk, told, points, state, step))
-            state = state + sum(moves, torch.zeros_like(state))
-            found.append(self._outputs(state)[:, :queries])
+                points = self._moved(self.network, points, torch.cat([chunk.x, told], -1), theta, precision, step)
+            found.append(self._outputs(_Points(*(part[:, :queries] for part in points)), theta))
         return found
 
-    def _told(self, chunk: Batch, outputs: torch.Tensor | None) -> torch.Tensor:
-        """What is said of each observation: its answer, what the state leaves unexplained, or both."""
-        if outputs is None:
-            return chunk.y
-        unexplained = -self.predictor.residuals(outputs, chunk.y)
-        return unexplained if self.signal == "gradient" else torch.cat([chunk.y, unexplained], -1)
+    def _points(self, x: torch.Tensor, outputs: int) -> _Points:
+        features = self.predictor.features(x)
+        state = x.new_zeros(*x.shape[:2], self._state_size(outputs))
+        summary = x.new_zeros(*x.shape[:2], self.network.hidden if self.network and not self.free else 0)
+        return _Points(x, self.prior.offset(features, outputs), self.prior.seen(features), state, summary)
 
-    def _solved(
-        self, chunk: Batch, told: torch.Tensor, points: torch.Tensor, state: torch.Tensor, step: int
-    ) -> torch.Tensor:
-        """The solver's move."""
-        outputs = chunk.y.shape[-1]
-        classification = self.predictor.classification
-        if self.signal == "data":
-            targets = self.log_scale().exp() * (chunk.y - 1 / outputs) if classification else chunk.y
-            return (self._ridge(chunk.x, targets, points) - state) / (1 + step)
-        # The newest part of what is told is the unexplained one.
-        share = self.log_rate().exp() * (1 + step) ** -self.decay().clamp(0, 1)
-        targets = told[..., -outputs:] / (CURVATURE if classification else 1.0)
-        return share * self._ridge(chunk.x, targets, points)
+    def _moved(
+        self,
+        network: UpdateNetwork,
+        points: _Points,
+        observed: torch.Tensor,
+        theta: torch.Tensor,
+        precision: torch.Tensor,
+        step: int,
+    ) -> _Points:
+        """The points with the network's move."""
+        known = [self._known(points.state)]
+        if not self.free:
+            known.append(self._known(points.offset + points.seen @ theta))
+        steps = torch.full((points.x.shape[0],), float(step), device=points.x.device)
+        summary = network(observed, torch.cat([points.x, *known], -1), steps)
+        if self.free:
+            return points._replace(state=points.state + network.propose(summary))
+        summary = points.summary + (summary - points.summary) / (1 + step)
+        move = BOUND * torch.tanh(network.propose(summary) / BOUND)
+        return points._replace(summary=summary, state=self._doubt(points.seen, precision) * move)
 
-    def _ridge(self, x: torch.Tensor, targets: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-        """Answers for `points` of a ridge regression on the batch, in the cheaper of its two forms."""
-        seen, asked = self.predictor.features(x), self.predictor.features(points)
-        prior = self.log_prior().exp()
-        size, width = seen.shape[-2:]
-        if width <= size:
-            gram = seen.mT @ seen + prior * torch.eye(width, device=x.device)
-            return asked @ solve(gram, seen.mT @ targets)
-        kernel = seen @ seen.mT + prior * torch.eye(size, device=x.device)
-        return asked @ (seen.mT @ solve(kernel, targets))
-
-    def _proposed(
-        self, chunk: Batch, told: torch.Tensor, points: torch.Tensor, state: torch.Tensor, step: int
-    ) -> torch.Tensor:
-        """The network's move."""
-        assert self.network is not None
+    def _known(self, outputs: torch.Tensor) -> torch.Tensor:
+        """What the network is told of a state."""
         probabilities = self.carried == "probabilities" and self.predictor.classification
-        known = torch.cat([points, state.softmax(-1) if probabilities else state], -1)
-        steps = torch.full((points.shape[0],), float(step), device=points.device)
-        proposal = self.network(torch.cat([chunk.x, told], -1), known, steps)
-        return proposal if self.free else BOUND * torch.tanh(proposal / BOUND) / (1 + step)
+        return outputs.softmax(-1) if probabilities else outputs
+
+    def _doubt(self, seen: torch.Tensor, precision: torch.Tensor) -> torch.Tensor:
+        """Standard deviation of the solver's answers relative to that before the first batch, by the modesty's power."""
+        with torch.no_grad():
+            half = torch.linalg.solve_triangular(torch.linalg.cholesky(precision), seen.mT, upper=False)
+            variance = self.log_prior().exp() * half.square().sum(1) / seen.square().sum(-1)
+        return variance[..., None] ** (self.modesty.clamp(min=0.0) / 2)
 
     def _state_size(self, outputs: int) -> int:
         return outputs if self.decode is None else self.decode.in_features
 
-    def _outputs(self, state: torch.Tensor) -> torch.Tensor:
-        return state if self.decode is None else self.decode(state)
+    def _outputs(self, points: _Points, theta: torch.Tensor) -> torch.Tensor:
+        if self.free:
+            return points.state if self.decode is None else self.decode(points.state)
+        return points.offset + points.seen @ theta + points.state
 
 
 def _without(tensor: torch.Tensor, start: int, size: int) -> torch.Tensor:

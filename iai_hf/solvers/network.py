@@ -25,7 +25,9 @@ class NetworkSizes(NamedTuple):
 
 
 class UpdateNetwork(nn.Module):
-    """Proposes a change of each refined token; zero at first, so that a solver starts as what it stands on.
+    """Sums up a chunk for each refined token, and proposes a change from such a summary.
+
+    Proposals are zero at first, so that a solver starts as what it stands on.
 
     Args:
         observed: numbers an observation holds; 0 where the signal has none.
@@ -37,18 +39,18 @@ class UpdateNetwork(nn.Module):
     def __init__(self, sizes: NetworkSizes, observed: int, refined: int, proposed: int, places: int) -> None:
         super().__init__()
         hidden = sizes.hidden
-        self.horizon = sizes.horizon
+        self.horizon, self.hidden = sizes.horizon, hidden
         self.observe = nn.Linear(observed, hidden) if observed else None
         self.embed = nn.Linear(refined, hidden)
-        self.place = nn.Parameter(0.02 * torch.randn(places, hidden)) if places else None
+        self.place = nn.Parameter(PLACE * torch.randn(places, hidden)) if places else None
         self.step = nn.Linear(1, hidden)
         self.encoder = sizes.backbone.build(hidden, sizes.layers)
-        self.propose = nn.Linear(hidden, proposed)
-        nn.init.zeros_(self.propose.weight)
-        nn.init.zeros_(self.propose.bias)
+        self.propose = nn.Sequential(nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, proposed))
+        nn.init.zeros_(self.propose[2].weight)  # type: ignore[arg-type]
+        nn.init.zeros_(self.propose[2].bias)  # type: ignore[arg-type]
 
     def forward(self, observed: torch.Tensor | None, refined: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
-        """Proposals `[tasks, tokens, proposed]`.
+        """Summaries `[tasks, tokens, hidden]`.
 
         Args:
             observed: `[tasks, chunk, observed]`, None without observations.
@@ -62,4 +64,7 @@ class UpdateNetwork(nn.Module):
         if self.observe is not None and observed is not None:
             tokens = torch.cat([self.observe(observed), tokens], 1)
             context += observed.shape[1]
-        return self.propose(self.encoder(tokens, context)[:, -refined.shape[1] :])
+        return self.encoder(tokens, context)[:, -refined.shape[1] :]
+
+
+PLACE = 0.5  # size of a place's embedding at first, about that of what is embedded

@@ -26,6 +26,10 @@ class Scalar(nn.Module):
         """The number."""
         return SPEED * self.slow
 
+    def set(self, value: float) -> None:
+        """Let the number be `value`."""
+        self.slow.data.fill_(value / SPEED)
+
 
 class Batch(NamedTuple):
     """A chunk of every task: x `[tasks, chunk, inputs]`, y `[tasks, chunk, outputs]` (values, or one-hot), float32."""
@@ -42,6 +46,10 @@ class Solver(nn.Module, ABC):
     """
 
     predictor: Predictor
+
+    def begin(self, stream: Batch, queries: Batch) -> None:
+        """Before training, learn from some whole tasks what they say in closed form; by default nothing."""
+        return
 
     @abstractmethod
     def initial(self, tasks: int, inputs: int, outputs: int) -> Tensors:

@@ -34,6 +34,10 @@ class Curriculum(ABC):
 
     objective: nn.Module
 
+    def begin(self) -> None:
+        """Before the first step: learn what can be had in closed form; by default nothing."""
+        return
+
     @abstractmethod
     def draw(self, number: int, device: torch.device) -> Any:
         """Episode `number` of the run, which follows from the seed and its number alone."""

@@ -48,6 +48,8 @@ def train(
     from huggingface_hub.utils import tqdm
 
     learned = amortizer.module.requires_grad_(True).train()
+    if not (resume and (output / CHECKPOINT_FILE).is_file()):
+        curriculum.begin()
     initial = {name: parameter.detach().clone() for name, parameter in learned.named_parameters()}
     objective = curriculum.objective
     optimizer = torch.optim.Adam(objective.parameters(), lr=config.learning_rate)

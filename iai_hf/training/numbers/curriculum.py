@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from iai_hf.amortizers.numeric import Numeric
 
 VALIDATION_SEED, VALIDATION_EPISODES = 10**9, 4
+PRIOR_SEED, PRIOR_TASKS, PRIOR_LENGTH = 6 * 10**9, 256, 4  # length: in longest streams of an episode
 
 
 class GreedyObjective(nn.Module):
@@ -48,6 +49,13 @@ class NumbersCurriculum(Curriculum):
         self.family, self.config = family, config
         self.solver = amortizer.solver
         self.objective = GreedyObjective(self.solver, amortizer.greedy)
+
+    def begin(self) -> None:
+        """Let the solver learn from some whole tasks, longer than those of episodes."""
+        generator = torch.Generator().manual_seed(PRIOR_SEED + self.config.seed)
+        examples = PRIOR_LENGTH * self.config.most_steps * self.config.chunk_sizes[1]
+        drawn = self.family.sample(generator, PRIOR_TASKS, examples, self.config.queries)
+        self.solver.begin(drawn.stream, drawn.queries)
 
     def draw(self, number: int, device: torch.device) -> tuple[list[Batch], Batch]:
         """Episode `number`."""

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from iai_hf.solvers.parametric import solve
+from iai_hf.solvers.laplace import solve
 from iai_hf.solvers.solver import Batch
 
 Exact = Callable[[Batch, torch.Tensor], torch.Tensor]  # of the stream so far and the queries
