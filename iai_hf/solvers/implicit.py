@@ -72,7 +72,7 @@ class Implicit(Retained):
             known = state if free else 2 * state
             self.network = UpdateNetwork(sizes, sizes.inputs + told, sizes.inputs + known, state, 0)
             if carried == "latents":
-                nn.init.normal_(self.network.propose[2].weight, std=0.02)  # type: ignore[arg-type]  # a latent says nothing yet: the decoder is zero
+                nn.init.normal_(self.network.propose.weight, std=0.02)  # a latent says nothing yet: the decoder is zero
                 self.decode = nn.Linear(sizes.hidden, sizes.outputs)
                 nn.init.zeros_(self.decode.weight)
                 nn.init.zeros_(self.decode.bias)
@@ -81,7 +81,7 @@ class Implicit(Retained):
         """The prior's estimate from some tasks."""
         found = self.prior.estimate(self.predictor, stream, queries)
         if found is not None:
-            self.modesty.data.fill_(0.0)
+            self.modesty.data.fill_(1.0)
             self.log_prior.set(0.0 if self.predictor.classification else math.log(found.noise))
 
     def lesson(self, chunks: Sequence[Batch], generator: torch.Generator) -> Sequence[Batch]:

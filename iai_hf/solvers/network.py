@@ -45,9 +45,9 @@ class UpdateNetwork(nn.Module):
         self.place = nn.Parameter(PLACE * torch.randn(places, hidden)) if places else None
         self.step = nn.Linear(1, hidden)
         self.encoder = sizes.backbone.build(hidden, sizes.layers)
-        self.propose = nn.Sequential(nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, proposed))
-        nn.init.zeros_(self.propose[2].weight)  # type: ignore[arg-type]
-        nn.init.zeros_(self.propose[2].bias)  # type: ignore[arg-type]
+        self.propose = nn.Linear(hidden, proposed)
+        nn.init.zeros_(self.propose.weight)
+        nn.init.zeros_(self.propose.bias)
 
     def forward(self, observed: torch.Tensor | None, refined: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
         """Summaries `[tasks, tokens, hidden]`.

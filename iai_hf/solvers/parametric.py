@@ -23,6 +23,7 @@ from iai_hf.solvers.solver import Batch, Scalar, Solver, Tensors
 from iai_hf.solvers.tokens import ThetaTokens
 
 BOUND = 2.0  # of a proposal, in units of theta
+SURPRISE = 2.0  # lengths of a gradient relative to the expected one that are believed
 
 
 class Parametric(Solver):
@@ -77,7 +78,7 @@ class Parametric(Solver):
         found = self.prior.estimate(self.predictor, stream, queries)
         if found is None:
             return
-        self.modesty.data.fill_(0.0)
+        self.modesty.data.fill_(1.0)
         self.log_prior.set(0.0 if self.predictor.classification else math.log(found.noise))
         if self.log_curvatures is not None:
             self.log_curvatures.data.copy_(found.curvatures.log())
@@ -155,7 +156,10 @@ class Parametric(Solver):
             noise = ((curvature * spread).sum(-1, keepdim=True) + self.log_noise().exp()) / n
             gain = spread / (size ** self.likeness().clamp(min=0.0) * curvature * spread + noise)
             refined["spread"] = (1 - gain * curvature).clamp(min=0.0) * spread
-            return theta - gain[..., None] * gradient
+            # A gradient far longer than that, on tasks of another kind: the step is no longer than it should have been.
+            expected = (curvature * (curvature * spread + noise)).sum(-1) * gradient.shape[-1]
+            length = (expected / gradient.square().sum((1, 2)).clamp(min=1e-12)).sqrt()
+            return theta - (SURPRISE * length).clamp(max=1.0)[:, None, None] * gain[..., None] * gradient
         kept = 0.5 ** (n / self.half_life) if self.half_life else 1.0
         refined["gram"] = kept * tensors["gram"]
         change, curvature = absorb(self.predictor, seen, outputs, batch.y, self._precision(refined["gram"]))

@@ -43,11 +43,11 @@ class Prior(nn.Module):
             self.register_buffer("mean", torch.zeros(features, outputs))
             self.register_buffer("root", torch.eye(features))
             self.move = nn.Parameter(torch.zeros(features, outputs))
-            self.log_scales = nn.Parameter(torch.zeros(features))
+            self.factor = nn.Parameter(torch.eye(features))
 
     def seen(self, features: torch.Tensor) -> torch.Tensor:
         """What w is multiplied with: `[..., features]` to the same shape."""
-        return features @ self.root * self.log_scales.exp() if self.learned else features
+        return features @ (self.root @ self.factor) if self.learned else features
 
     def offset(self, features: torch.Tensor, outputs: int) -> torch.Tensor:
         """Answers of the start, `[..., outputs]`."""
