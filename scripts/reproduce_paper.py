@@ -17,7 +17,7 @@ import multiprocessing
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,10 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class Cell:
-    """One model: what is trained on what, from which seed; `group` is the table it belongs to."""
+    """One model: what is trained on what, from which seed; `group` is the table it belongs to.
+
+    `chunk` is 0 for the preset's examples a step.
+    """
 
     group: str
     family: str
@@ -94,6 +97,7 @@ class Cell:
     window: int = 1
     carried: str = "logits"
     backbone: str = "numeric/llama"
+    chunk: int = 0
 
 
 def cells(preset: Preset) -> list[Cell]:
@@ -107,6 +111,12 @@ def cells(preset: Preset) -> list[Cell]:
             if "gradient" in signals:
                 optimizers = ("sgd", "adam", "maml", "reptile", "learned-optimizer")
                 found += [Cell("optimizer", name, method, seed, "gradient") for method in optimizers]
+            if name == LONG[0]:
+                found += [
+                    Cell("larger chunks", name, f"numeric-{r}", seed, s, chunk=2 * preset.chunk)
+                    for r in REGIMES[:2]
+                    for s in signals
+                ]
         for name in preset.free_families:
             signals = SYNTHETIC[name].signals if name in SYNTHETIC else SIGNALS
             found += [Cell("free", name, f"numeric-{r}", seed, s, True) for r in REGIMES for s in signals]
@@ -303,6 +313,7 @@ def continual(solver: Solver, tasks: Family, preset: Preset, seed: int) -> dict[
 def run(cell: Cell, preset: Preset, output: Path, full: bool) -> dict[str, Any]:
     """Train and test one cell, in a process of its own."""
     torch.set_num_threads(1)
+    preset = replace(preset, chunk=cell.chunk or preset.chunk)
     tasks = family(cell.family, output / "cache", full)
     folder = output / "cells" / "-".join(map(str, asdict(cell).values())).replace(" ", "_").replace("/", "_")
     amortizer, record = learned(cell, tasks, preset, folder)
