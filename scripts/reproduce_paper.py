@@ -17,7 +17,7 @@ import multiprocessing
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,17 +76,14 @@ class Preset:
 EVERY = (*SYNTHETIC, *POOLS)
 PRESETS = {
     "smoke": Preset(("linear regression, 2", "Gaussian mixtures"), (), 1, 8, 8, 4, 16, 8, 16, 1, 3, generated=32),
-    "cpu": Preset(EVERY, ("linear regression, 2", "linear classification"), 5, 200, 400, 8, 64, 16, 64, 2),
+    "cpu": Preset(EVERY, ("linear regression, 2", "linear classification"), 5, 200, 300, 8, 64, 32, 64, 2),
     "gpu": Preset(EVERY, EVERY, 5, 20000, 50000, 128, 128, 64, 256, 4, learning_rate=0.0003, generated=512),
 }
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One model: what is trained on what, from which seed; `group` is the table it belongs to.
-
-    `chunk` is 0 for the preset's examples a step.
-    """
+    """One model: what is trained on what, from which seed; `group` is the table it belongs to."""
 
     group: str
     family: str
@@ -97,7 +94,6 @@ class Cell:
     window: int = 1
     carried: str = "logits"
     backbone: str = "numeric/llama"
-    chunk: int = 0
 
 
 def cells(preset: Preset) -> list[Cell]:
@@ -111,12 +107,6 @@ def cells(preset: Preset) -> list[Cell]:
             if "gradient" in signals:
                 optimizers = ("sgd", "adam", "maml", "reptile", "learned-optimizer")
                 found += [Cell("optimizer", name, method, seed, "gradient") for method in optimizers]
-            if name == LONG[0]:
-                found += [
-                    Cell("larger chunks", name, f"numeric-{r}", seed, s, chunk=2 * preset.chunk)
-                    for r in REGIMES[:2]
-                    for s in signals
-                ]
         for name in preset.free_families:
             signals = SYNTHETIC[name].signals if name in SYNTHETIC else SIGNALS
             found += [Cell("free", name, f"numeric-{r}", seed, s, True) for r in REGIMES for s in signals]
@@ -313,7 +303,7 @@ def continual(solver: Solver, tasks: Family, preset: Preset, seed: int) -> dict[
 def run(cell: Cell, preset: Preset, output: Path, full: bool) -> dict[str, Any]:
     """Train and test one cell, in a process of its own."""
     torch.set_num_threads(1)
-    preset = replace(preset, chunk=cell.chunk or preset.chunk)
+    began = time.perf_counter()
     tasks = family(cell.family, output / "cache", full)
     folder = output / "cells" / "-".join(map(str, asdict(cell).values())).replace(" ", "_").replace("/", "_")
     amortizer, record = learned(cell, tasks, preset, folder)
@@ -329,9 +319,10 @@ def run(cell: Cell, preset: Preset, output: Path, full: bool) -> dict[str, Any]:
         if regime == "parametric":
             record["sizes"] = sizes(solver, tasks, preset, cell.seed)
             record["continual"] = continual(solver, tasks, preset, cell.seed)
-            if isinstance(solver, Parametric) and solver.signal != "gradient":
+            if isinstance(solver, Parametric):
                 solver.half_life = FORGETTING * preset.chunk
                 record["continual, forgetting"] = continual(solver, tasks, preset, cell.seed)
+    record["seconds"] = time.perf_counter() - began
     return rounded({**asdict(cell), **record})
 
 

@@ -18,10 +18,10 @@ from torch import nn
 
 from iai_hf.solvers.laplace import absorb
 from iai_hf.solvers.network import NetworkSizes, UpdateNetwork
-from iai_hf.solvers.parametric import BOUND
 from iai_hf.solvers.predictor import Predictor, Signal
 from iai_hf.solvers.prior import Prior
-from iai_hf.solvers.retained import Retained, merged
+from iai_hf.solvers.proposal import Proposal, averaged
+from iai_hf.solvers.retained import Retained
 from iai_hf.solvers.solver import Batch, Scalar
 
 Carried = Literal["logits", "probabilities", "latents"]
@@ -63,16 +63,16 @@ class Implicit(Retained):
         size, outputs = (predictor.size(sizes.inputs), sizes.outputs) if sizes and not free else (0, 0)
         self.prior = Prior(size, outputs)
         self.log_prior = Scalar(0.0)  # precision, in units of an example
-        self.modesty = nn.Parameter(torch.tensor(0.0))  # how much less a proposal counts where the solver is sure
+        self.proposal = Proposal()
         self.network: UpdateNetwork | None = None
         self.decode: nn.Linear | None = None
         if sizes is not None:
             state = sizes.hidden if carried == "latents" else sizes.outputs
             told = {"data": 1, "gradient": 1, "both": 2}[signal] * sizes.outputs
             known = state if free else 2 * state
-            self.network = UpdateNetwork(sizes, sizes.inputs + told, sizes.inputs + known, state, 0)
+            self.network = UpdateNetwork(sizes, sizes.inputs + told, sizes.inputs + known, state, 0, counts=free)
             if carried == "latents":
-                nn.init.normal_(self.network.propose.weight, std=0.02)  # a latent says nothing yet: the decoder is zero
+                nn.init.normal_(self.network.propose.weight, std=0.02)  # it is the decoder that starts at zero
                 self.decode = nn.Linear(sizes.hidden, sizes.outputs)
                 nn.init.zeros_(self.decode.weight)
                 nn.init.zeros_(self.decode.bias)
@@ -81,13 +81,8 @@ class Implicit(Retained):
         """The prior's estimate from some tasks."""
         found = self.prior.estimate(self.predictor, stream, queries)
         if found is not None:
-            self.modesty.data.fill_(1.0)
+            self.proposal.be_modest()
             self.log_prior.set(0.0 if self.predictor.classification else math.log(found.noise))
-
-    def lesson(self, chunks: Sequence[Batch], generator: torch.Generator) -> Sequence[Batch]:
-        """The chunks merged into a random number of batches."""
-        most = min(self.batches or 0, len(chunks))
-        return merged(chunks, int(torch.randint(1, most + 1, (), generator=generator))) if most else chunks
 
     def read(self, chunks: Sequence[Batch], x: torch.Tensor) -> torch.Tensor:
         """Refine the answers batch by batch."""
@@ -148,21 +143,19 @@ class Implicit(Retained):
         summary = network(observed, torch.cat([points.x, *known], -1), steps)
         if self.free:
             return points._replace(state=points.state + network.propose(summary))
-        summary = points.summary + (summary - points.summary) / (1 + step)
-        move = BOUND * torch.tanh(network.propose(summary) / BOUND)
-        return points._replace(summary=summary, state=self._doubt(points.seen, precision) * move)
+        summary = averaged(points.summary, summary, step)
+        state = self.proposal(network.propose(summary), self._variance(points.seen, precision))
+        return points._replace(summary=summary, state=state)
 
     def _known(self, outputs: torch.Tensor) -> torch.Tensor:
         """What the network is told of a state."""
         probabilities = self.carried == "probabilities" and self.predictor.classification
         return outputs.softmax(-1) if probabilities else outputs
 
-    def _doubt(self, seen: torch.Tensor, precision: torch.Tensor) -> torch.Tensor:
-        """Standard deviation of the solver's answers relative to that before the first batch, by the modesty's power."""
-        with torch.no_grad():
-            half = torch.linalg.solve_triangular(torch.linalg.cholesky(precision), seen.mT, upper=False)
-            variance = self.log_prior().exp() * half.square().sum(1) / seen.square().sum(-1)
-        return variance[..., None] ** (self.modesty.clamp(min=0.0) / 2)
+    def _variance(self, seen: torch.Tensor, precision: torch.Tensor) -> torch.Tensor:
+        """The solver's, of its answers, relative to that before the first batch, `[tasks, points]`."""
+        half = torch.linalg.solve_triangular(torch.linalg.cholesky(precision.detach()), seen.detach().mT, upper=False)
+        return self.log_prior().exp() * half.square().sum(1) / seen.square().sum(-1)
 
     def _state_size(self, outputs: int) -> int:
         return outputs if self.decode is None else self.decode.in_features

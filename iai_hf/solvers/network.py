@@ -9,12 +9,11 @@ from torch import nn
 
 from iai_hf.backbones.numeric import NumericBackbone
 
+PLACE = 0.5  # size of a place's embedding at first, about that of what is embedded
+
 
 class NetworkSizes(NamedTuple):
-    """What a network is made for: sizes of the task, its own, and the number of steps of its training.
-
-    Beyond that number it is told the last one, as it has seen no other.
-    """
+    """What a network is made for: sizes of the task, its own, and the number of steps of its training."""
 
     backbone: NumericBackbone
     inputs: int
@@ -34,16 +33,19 @@ class UpdateNetwork(nn.Module):
         refined: numbers that are known of a refined token.
         proposed: numbers that are proposed for it.
         places: refined tokens that are told apart by their place (theta); 0 for a set of any size (queries).
+        counts: it is told how many chunks were read before, up to its horizon, as it has seen no more.
     """
 
-    def __init__(self, sizes: NetworkSizes, observed: int, refined: int, proposed: int, places: int) -> None:
+    def __init__(
+        self, sizes: NetworkSizes, observed: int, refined: int, proposed: int, places: int, *, counts: bool
+    ) -> None:
         super().__init__()
         hidden = sizes.hidden
         self.horizon, self.hidden = sizes.horizon, hidden
         self.observe = nn.Linear(observed, hidden) if observed else None
         self.embed = nn.Linear(refined, hidden)
         self.place = nn.Parameter(PLACE * torch.randn(places, hidden)) if places else None
-        self.step = nn.Linear(1, hidden)
+        self.step = nn.Linear(1, hidden) if counts else None
         self.encoder = sizes.backbone.build(hidden, sizes.layers)
         self.propose = nn.Linear(hidden, proposed)
         nn.init.zeros_(self.propose.weight)
@@ -57,7 +59,9 @@ class UpdateNetwork(nn.Module):
             refined: `[tasks, tokens, refined]`.
             steps: `[tasks]`, chunks read so far.
         """
-        tokens = self.embed(refined) + self.step(steps.clamp(max=self.horizon - 1).log1p()[:, None, None])
+        tokens = self.embed(refined)
+        if self.step is not None:
+            tokens = tokens + self.step(steps.clamp(max=self.horizon - 1).log1p()[:, None, None])
         if self.place is not None:
             tokens = tokens + self.place
         context = tokens.shape[1] if self.place is not None else 0  # parts of one theta see each other, queries do not
@@ -65,6 +69,3 @@ class UpdateNetwork(nn.Module):
             tokens = torch.cat([self.observe(observed), tokens], 1)
             context += observed.shape[1]
         return self.encoder(tokens, context)[:, -refined.shape[1] :]
-
-
-PLACE = 0.5  # size of a place's embedding at first, about that of what is embedded

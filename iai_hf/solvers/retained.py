@@ -59,6 +59,13 @@ class Retained(Solver):
         chunks = list(map(Batch, tensors["x"].split(sizes, 1), tensors["y"].split(sizes, 1)))
         return self.read(merged(chunks, min(self.batches or len(chunks), len(chunks))), x)
 
+    def lesson(self, chunks: Sequence[Batch], generator: torch.Generator) -> Sequence[Batch]:
+        """The chunks merged into a random number of batches, as many as may be read."""
+        if self.batches is None:
+            return chunks
+        most = min(self.batches, len(chunks))
+        return merged(chunks, int(torch.randint(1, most + 1, (), generator=generator)))
+
     @abstractmethod
     def read(self, chunks: Sequence[Batch], x: torch.Tensor) -> torch.Tensor:
         """Outputs for the queries `x` from these batches, in their order."""

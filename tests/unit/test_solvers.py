@@ -83,7 +83,7 @@ def test_gradient_steps_do_not_run_away_even_where_features_are_all_alike(size: 
 def test_on_independent_features_gradient_steps_come_near_the_ridge_solution() -> None:
     batch, asked = regression(640), regression(200, seed=1)
     solver = Parametric(Predictor(False), "gradient")
-    solver.likeness.slow.data.zero_()
+    solver.filter.likeness.set(0.0)
     loss = solver.predictor.loss(outputs(solver, chunks(batch, 16), asked.x), asked.y)
     assert bool((loss < 1.05 * solver.predictor.loss(ridge(batch, asked.x), asked.y)).all())
 

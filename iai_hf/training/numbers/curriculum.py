@@ -55,7 +55,8 @@ class NumbersCurriculum(Curriculum):
         generator = torch.Generator().manual_seed(PRIOR_SEED + self.config.seed)
         examples = PRIOR_LENGTH * self.config.most_steps * self.config.chunk_sizes[1]
         drawn = self.family.sample(generator, PRIOR_TASKS, examples, self.config.queries)
-        self.solver.begin(drawn.stream, drawn.queries)
+        device = next(self.solver.parameters()).device
+        self.solver.begin(_moved(drawn.stream, device), _moved(drawn.queries, device))
 
     def draw(self, number: int, device: torch.device) -> tuple[list[Batch], Batch]:
         """Episode `number`."""
@@ -71,7 +72,7 @@ class NumbersCurriculum(Curriculum):
         return f"{self.family.name}, {len(episode[0])} chunks of {episode[0][0].x.shape[1]}"
 
     def evaluate(self) -> Evaluation:
-        """Held-out tasks: mean loss over the steps, and the share of right answers after the last (or minus loss)."""
+        """Held-out tasks: mean loss after 1, 2, 4, ... chunks and the last, right answers then (or minus loss)."""
         generator = torch.Generator().manual_seed(VALIDATION_SEED)
         steps, size = self.config.most_steps, self.config.chunk_sizes[1]
         tasks = VALIDATION_EPISODES * self.config.tasks_per_episode
@@ -79,15 +80,23 @@ class NumbersCurriculum(Curriculum):
         device = next(self.solver.parameters()).device
         chunks, queries = _on(drawn, size, device)
         with torch.no_grad():
-            found = self.solver.rollout(chunks, queries.x)
-            losses = torch.stack([self.solver.predictor.loss(outputs, queries.y).mean() for outputs in found])
-            right = (found[-1].argmax(-1) == queries.y.argmax(-1)).float().mean()
-        return Evaluation(float(losses.mean()), float(right) if self.family.classification else -float(losses[-1]))
+            tensors = self.solver.initial(tasks, self.family.inputs, self.family.outputs)
+            losses, outputs = [], queries.y
+            for count, chunk in enumerate(chunks, 1):
+                tensors = self.solver.refine(tensors, chunk)
+                if count & (count - 1) == 0 or count == len(chunks):
+                    outputs = self.solver.answer(tensors, queries.x)
+                    losses.append(float(self.solver.predictor.loss(outputs, queries.y).mean()))
+            right = float((outputs.argmax(-1) == queries.y.argmax(-1)).float().mean())
+        return Evaluation(sum(losses) / len(losses), right if self.family.classification else -losses[-1])
 
 
 def _on(episode: Episode, size: int, device: torch.device) -> tuple[list[Batch], Batch]:
-    chunks = [Batch(chunk.x.to(device), chunk.y.to(device)) for chunk in episode.chunks(size)]
-    return chunks, Batch(episode.queries.x.to(device), episode.queries.y.to(device))
+    return [_moved(chunk, device) for chunk in episode.chunks(size)], _moved(episode.queries, device)
+
+
+def _moved(batch: Batch, device: torch.device) -> Batch:
+    return Batch(batch.x.to(device), batch.y.to(device))
 
 
 def _log_uniform(generator: torch.Generator, least: int, most: int) -> int:
