@@ -76,7 +76,7 @@ class Preset:
 EVERY = (*SYNTHETIC, *POOLS)
 PRESETS = {
     "smoke": Preset(("linear regression, 2", "Gaussian mixtures"), (), 1, 8, 8, 4, 16, 8, 16, 1, 3, generated=32),
-    "cpu": Preset(EVERY, ("linear regression, 2", "linear classification"), 5, 200, 300, 8, 64, 32, 64, 2),
+    "cpu": Preset(EVERY, ("linear regression, 2", "linear classification"), 5, 150, 200, 8, 64, 32, 64, 2),
     "gpu": Preset(EVERY, EVERY, 5, 20000, 50000, 128, 128, 64, 256, 4, learning_rate=0.0003, generated=512),
 }
 

@@ -100,7 +100,7 @@ class Implicit(Retained):
         found = []
         for step, chunk in enumerate(chunks):
             if greedy:
-                points = points._replace(state=points.state.detach(), summary=points.summary.detach())
+                points = points._replace(state=points.state.detach())
                 theta = theta.detach()
             own = self._points(chunk.x, width)
             told = chunk.y

@@ -19,7 +19,7 @@ from iai_hf.solvers.network import NetworkSizes, UpdateNetwork
 from iai_hf.solvers.predictor import Predictor, Signal
 from iai_hf.solvers.prior import Prior
 from iai_hf.solvers.proposal import Proposal, averaged
-from iai_hf.solvers.solver import Batch, Scalar, Solver, Tensors
+from iai_hf.solvers.solver import SUMMARY, Batch, Scalar, Solver, Tensors
 from iai_hf.solvers.tokens import ThetaTokens
 
 
@@ -90,7 +90,7 @@ class Parametric(Solver):
             tensors["gram"] = torch.zeros(tasks, size, size, device=device)
         if self.network is not None:
             tensors["correction"] = theta
-            tensors["summary"] = torch.zeros(tasks, self.tokens.count, self.network.hidden, device=device)
+            tensors[SUMMARY] = torch.zeros(tasks, self.tokens.count, self.network.hidden, device=device)
         return tensors
 
     def refine(self, tensors: Tensors, batch: Batch) -> Tensors:
@@ -117,8 +117,8 @@ class Parametric(Solver):
             if self.free:
                 theta = theta + self.tokens.join(self.network.propose(summary))
             else:
-                refined["summary"] = averaged(tensors["summary"], summary, tensors["steps"] * kept)
-                proposed = self.tokens.join(self.network.propose(refined["summary"]))
+                refined[SUMMARY] = averaged(tensors[SUMMARY], summary, tensors["steps"] * kept)
+                proposed = self.tokens.join(self.network.propose(refined[SUMMARY]))
                 refined["correction"] = self.proposal(proposed, self._variance(refined))
                 theta = theta + refined["correction"]
         refined["theta"] = theta

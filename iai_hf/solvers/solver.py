@@ -12,6 +12,7 @@ from torch import nn
 from iai_hf.solvers.predictor import Predictor
 
 Tensors = Mapping[str, torch.Tensor]
+SUMMARY = "summary"
 SPEED = 10.0  # single numbers are learned this much faster than a network's weights, under one learning rate
 
 
@@ -100,5 +101,8 @@ class Solver(nn.Module, ABC):
 
 
 def stopped(tensors: Tensors) -> Tensors:
-    """The tensors without their history."""
-    return {name: tensor.detach() for name, tensor in tensors.items()}
+    """The tensors without their history.
+
+    But for the mean of a network's summaries: each is of one chunk, so nothing runs through many steps.
+    """
+    return {name: tensor if name == SUMMARY else tensor.detach() for name, tensor in tensors.items()}
