@@ -23,8 +23,10 @@ BASELINES = ("hypernetwork", "prior-fitted", "maml", "learned-optimizer", "adam"
 def write(results: dict[str, Any], output: Path) -> None:
     """results.md, curves.png and sizes.png."""
     cells = results["cells"]
+    minutes = sum(cell["seconds"] for cell in cells) / 60
     parts = [
-        f"Preset {results['preset']}. Means ± standard errors over seeds, each another model and other test tasks.",
+        f"Preset {results['preset']}: {len(cells)} models, {minutes:.0f} minutes of a core; chunks of {results['chunk']} "
+        "examples. Means ± standard errors over seeds, each another model and other test tasks.",
         *(f"{name} is left out: {why}" for name, why in results.get("left_out", {}).items()),
         "## Findings of the paper",
         "\n".join(tables.findings(cells)),
@@ -35,6 +37,7 @@ def write(results: dict[str, Any], output: Path) -> None:
         tables.pays_table(cells),
         "## Against one-shot methods and optimizers, on equal data",
         tables.versus_table(cells),
+        tables.lost_table(cells),
         "## Generation",
         tables.generation_table(cells),
         "## What is carried, history, architecture",

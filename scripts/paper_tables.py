@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from statistics import mean
-from typing import Any
+from typing import Any, NamedTuple
 
 from compare_report import error
 
@@ -16,6 +16,9 @@ REGIMES = ("parametric", "explicit", "implicit")
 SIGNALS = ("data", "gradient", "both")
 LOW = 10  # inputs up to which a task counts as of low dimension
 HIGH = ("linear regression, 30", "digits", "MNIST", "frozen features", "FashionMNIST")
+OWN, ONE_SHOT = "one-shot form of its regime", ("hypernetwork", "prior-fitted")
+RIVALS = (OWN, *ONE_SHOT, "maml", "reptile", "learned-optimizer", "adam", "sgd")
+DUELS = ("10", "50")  # chunks
 PAYS = 0.02  # more steps pay while the loss is still this far, relative, above that after 50
 Cell = dict[str, Any]
 
@@ -133,30 +136,50 @@ def pays_table(cells: Sequence[Cell]) -> str:
     return markdown(lines)
 
 
+class Duel(NamedTuple):
+    """A cell of regime by signal against a rival on the same data; `ratio` is of their mean losses."""
+
+    family: str
+    row: str
+    rival: str
+    steps: str
+    ratio: float
+
+
+def duels(cells: Sequence[Cell]) -> list[Duel]:
+    """Of all cells with all rivals, after 10 and 50 chunks."""
+    found = []
+    grid = pick(cells, group="grid")
+    for family in families(grid):
+        for name, row in rows_of(grid, family).items():
+            for rival in RIVALS:
+                method = _one_shot(name) if rival == OWN else rival
+                others = pick(cells, family=family, method=method)
+                for steps in DUELS if others else ():
+                    ratio = mean(losses(row, steps)) / mean(losses(others, steps))
+                    found.append(Duel(family, name, rival, steps, ratio))
+    return found
+
+
 def versus_table(cells: Sequence[Cell]) -> str:
     """Of the nine cells of regime by signal, how many beat each rival on the same data."""
-    own = "one-shot form of its regime"
-    rivals = (own, "hypernetwork", "prior-fitted", "maml", "reptile", "learned-optimizer", "adam", "sgd")
-    lines = [["cells better than the rival, after 10 / 50 chunks", *rivals]]
-    grid = pick(cells, group="grid")
-    totals = {(rival, steps): [0, 0] for rival in rivals for steps in ("10", "50")}
-    for family in families(grid):
-        mine = {name: row for name, row in rows_of(grid, family).items() if row}
+    every = duels(cells)
+    lines = [["cells better than the rival, after 10 / 50 chunks", *RIVALS]]
+    for family in [*dict.fromkeys(duel.family for duel in every), "all"]:
         line = [family]
-        for rival in rivals:
-            others = {
-                name: pick(cells, family=family, method=_one_shot(name) if rival == own else rival) for name in mine
-            }
-            parts = []
-            for steps in ("10", "50") if all(others.values()) else ():
-                wins = sum(mean(losses(row, steps)) < mean(losses(others[name], steps)) for name, row in mine.items())
-                parts.append(f"{wins} of {len(mine)}")
-                totals[rival, steps][0] += wins
-                totals[rival, steps][1] += len(mine)
-            line.append(" / ".join(parts))
+        for rival in RIVALS:
+            mine = [duel for duel in every if duel.rival == rival and family in (duel.family, "all")]
+            ratios = [[duel.ratio for duel in mine if duel.steps == steps] for steps in DUELS]
+            line.append(" / ".join(f"{sum(ratio < 1 for ratio in part)} of {len(part)}" for part in ratios if part))
         lines.append(line)
-    sums = [" / ".join("{} of {}".format(*totals[rival, steps]) for steps in ("10", "50")) for rival in rivals]
-    return markdown([*lines, ["all", *sums]])
+    return markdown(lines)
+
+
+def lost_table(cells: Sequence[Cell]) -> str:
+    """The duels that are not won, but for those against one-shot methods of another regime."""
+    lost = [duel for duel in duels(cells) if duel.ratio >= 1 and duel.rival not in ONE_SHOT]
+    rows = [[duel.family, duel.row, duel.rival, duel.steps, f"{duel.ratio:.3f}"] for duel in lost]
+    return markdown([["not better", "", "rival", "chunks", "loss / rival's"], *rows])
 
 
 def _one_shot(name: str) -> str:

@@ -359,7 +359,7 @@ def main() -> None:
         except DataError as error:
             left_out[name] = str(error).split(" (")[0]
             logging.warning("%s is left out: %s", name, error)
-    done["left_out"] = left_out
+    done |= {"left_out": left_out, "chunk": preset.chunk}
     jobs = [cell for cell in cells(preset) if cell not in known and cell.family not in left_out]
     workers = args.num_workers or torch.cuda.device_count() or multiprocessing.cpu_count()
     # Each worker starts clean: it must not share this process's threads or rank.

@@ -10,7 +10,7 @@ from typing import Any
 
 from compare_report import COLUMNS, best_rival, error, table
 from compare_words import by_task, means
-from paper_tables import families, findings
+from paper_tables import ONE_SHOT, RIVALS, duels, families, findings
 
 from iai_hf.compare import markdown
 from iai_hf.state import write_whole
@@ -95,9 +95,15 @@ def paper(done: dict[str, Any]) -> str:
     cells = done["cells"]
     seeds = len({cell["seed"] for cell in cells})
     lines = "\n".join(findings(cells))
+    won = {
+        rival: [duel.ratio < 1 for duel in duels(cells) if duel.rival == rival and duel.steps == "10"]
+        for rival in RIVALS
+    }
+    scores = ", ".join(f"{rival} {sum(part)} of {len(part)}" for rival, part in won.items() if rival not in ONE_SHOT)
     return f"""
 {len(cells)} models, {seeds} seeds, {len(families(cells))} families of tasks
-([all tables](scripts/results/paper/results.md)). The paper's findings, with our forms of its methods:
+([all tables](scripts/results/paper/results.md)). Cells of regime by signal that do better than a rival after 10 chunks:
+{scores}. The paper's findings, with our forms of its methods:
 
 {lines}
 

@@ -16,7 +16,7 @@ from iai_hf.solvers.predictor import Predictor
 from iai_hf.solvers.solver import Batch
 
 PIECE = 128  # examples that are read at once to estimate the prior
-FLOOR = 1e-3  # of a direction's variance, as a share of the mean one
+FLOOR = 1e-3  # of the share of the identity in a covariance
 
 
 class Estimate(NamedTuple):
@@ -73,9 +73,7 @@ class Prior(nn.Module):
             theta, precision = theta + change, precision + curvature
         start = theta.mean(0)
         spread = (theta - start).mT.flatten(0, 1)
-        covariance = spread.mT @ spread / len(spread)
-        covariance += FLOOR * covariance.diagonal().mean() * torch.eye(size, device=theta.device)
-        root = torch.linalg.cholesky(covariance)
+        root = torch.linalg.cholesky(shrunk(spread.mT @ spread / len(spread), len(spread)))
         asked = predictor.features(queries.x)
         weighted = curvature_weights(predictor, asked @ theta) * asked
         moments = (weighted.mT @ asked).mean(0) / asked.shape[1]
@@ -84,3 +82,12 @@ class Prior(nn.Module):
         self.root.copy_(root @ turn)
         noise = predictor.residuals(asked @ theta, queries.y).square().mean()
         return Estimate(curvatures.clamp(min=1e-6), float(noise))
+
+
+def shrunk(covariance: torch.Tensor, samples: int) -> torch.Tensor:
+    """An estimate nearer to a multiple of the identity, the more so the fewer samples (Chen et al. 2010, OAS)."""
+    size = len(covariance)
+    total, squares = covariance.trace(), covariance.square().sum()
+    apart = (squares - total**2 / size).clamp(min=1e-12)
+    share = (((1 - 2 / size) * squares + total**2) / ((samples + 1 - 2 / size) * apart)).clamp(FLOOR, 1.0)
+    return (1 - share) * covariance + share * total / size * torch.eye(size, device=covariance.device)
