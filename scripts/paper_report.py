@@ -25,8 +25,9 @@ def write(results: dict[str, Any], output: Path) -> None:
     cells = results["cells"]
     minutes = sum(cell["seconds"] for cell in cells) / 60
     parts = [
-        f"Preset {results['preset']}: {len(cells)} models, {minutes:.0f} minutes of a core; chunks of {results['chunk']} "
-        "examples. Means ± standard errors over seeds, each another model and other test tasks.",
+        f"Preset {results['preset']}: {len(cells)} models, {minutes:.0f} minutes of a core, "
+        f"chunks of {results['chunk']} examples. Means ± standard errors over seeds, each another model and other test "
+        "tasks.",
         *(f"{name} is left out: {why}" for name, why in results.get("left_out", {}).items()),
         "## Findings of the paper",
         "\n".join(tables.findings(cells)),

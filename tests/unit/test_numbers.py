@@ -138,3 +138,19 @@ def trained(tmp_path: Path, method: str, tasks: Family, steps: int = 60, resume:
 def test_training_lowers_the_loss_on_tasks_that_it_has_not_seen(tmp_path: Path, method: str, settings: dict) -> None:
     tasks = Leaning("leaning", False, 2, 1)
     assert trained(tmp_path, method, tasks, **settings) > 0.01
+
+
+def test_the_prior_is_estimated_once_and_is_a_part_of_the_checkpoint(tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """A run that goes on does not estimate it again, over what was learned since."""
+    calls = []
+    begin = NumbersCurriculum.begin
+    monkeypatch.setattr(NumbersCurriculum, "begin", lambda self: (calls.append(self), begin(self)))
+    tasks = Leaning("leaning", False, 2, 1)
+    trained(tmp_path, "numeric-parametric", tasks, steps=4)
+    first = AutoAmortizer.from_pretrained(tmp_path / "saved").solver.prior  # type: ignore[attr-defined]
+    assert len(calls) == 1
+    assert first.mean[1:].min() > 0.5  # the weights lean towards one
+    trained(tmp_path, "numeric-parametric", tasks, steps=4, resume=True)
+    again = AutoAmortizer.from_pretrained(tmp_path / "saved").solver.prior  # type: ignore[attr-defined]
+    assert len(calls) == 1
+    assert torch.equal(again.mean, first.mean)

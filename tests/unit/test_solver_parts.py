@@ -8,7 +8,7 @@ import torch
 from iai_hf.solvers.kalman import SURPRISE, GradientFilter
 from iai_hf.solvers.laplace import absorb
 from iai_hf.solvers.predictor import Predictor
-from iai_hf.solvers.prior import Prior
+from iai_hf.solvers.prior import Prior, shrunk
 from iai_hf.solvers.proposal import BOUND, Proposal, averaged
 from iai_hf.solvers.solver import Batch
 
@@ -107,6 +107,19 @@ def test_the_prior_is_the_mean_and_the_covariance_of_tasks() -> None:
     # In the metric the curvatures of w are independent, and are those that were found.
     seen = prior.seen(predictor.features(x[:, 256:])).detach().flatten(0, 1)
     torch.testing.assert_close(seen.mT @ seen / len(seen), torch.diag(found.curvatures), atol=1e-3, rtol=1e-3)
+
+
+def test_a_covariance_of_few_tasks_is_drawn_to_the_identity_and_one_of_many_is_not() -> None:
+    generator = torch.Generator().manual_seed(0)
+    scale = torch.linspace(0.1, 2, 20)
+    for true, samples, nearer in ((torch.ones(20), 40, 0.3), (scale, 40, 1.0), (scale, 10_000, 1.01)):
+        drawn = true * torch.randn(samples, 20, generator=generator)
+        found = drawn.mT @ drawn / samples
+        errors = [(part - torch.diag(true.square())).norm() for part in (shrunk(found, samples), found)]
+        assert errors[0] < nearer * errors[1]
+        assert torch.linalg.eigvalsh(shrunk(found, samples)).min() > 0
+    alone = shrunk(torch.ones(3, 3), 1)  # of one task: positive definite still
+    assert torch.linalg.eigvalsh(alone).min() > 1e-4
 
 
 def test_where_nothing_can_be_learned_the_prior_stays() -> None:
