@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import paper_duels
 import paper_tables as tables
 from matplotlib import colormaps
 
@@ -37,8 +38,8 @@ def write(results: dict[str, Any], output: Path) -> None:
         f"Chunks after which the loss is within {100 * tables.PAYS:.0f}% of that after 50; `rises`: it once rises.",
         tables.pays_table(cells),
         "## Against one-shot methods and optimizers, on equal data",
-        tables.versus_table(cells),
-        tables.lost_table(cells),
+        paper_duels.versus_table(cells),
+        paper_duels.lost_table(cells),
         "## Generation",
         tables.generation_table(cells),
         "## What is carried, history, architecture",

@@ -10,7 +10,8 @@ from typing import Any
 
 from compare_report import COLUMNS, best_rival, error, table
 from compare_words import by_task, means
-from paper_tables import ONE_SHOT, RIVALS, duels, families, findings
+from paper_duels import ONE_SHOT, RIVALS, duels
+from paper_tables import families, findings
 
 from iai_hf.compare import markdown
 from iai_hf.state import write_whole

@@ -170,7 +170,7 @@ def test_a_bad_network_can_not_make_a_long_stream_collapse(signal: str) -> None:
     assert late < float(queries.y.square().mean())
 
 
-@pytest.mark.parametrize("signal", ["data", "both"])
+@pytest.mark.parametrize("signal", SIGNALS)
 def test_forgetting_follows_a_stream_whose_task_changes(signal: str) -> None:
     old, new = regression(400), regression(160, seed=1)
     changed = Batch(new.x, -new.y)
@@ -179,7 +179,7 @@ def test_forgetting_follows_a_stream_whose_task_changes(signal: str) -> None:
     for half_life in (None, 32):
         solver = Parametric(Predictor(False), signal, half_life=half_life)  # type: ignore[arg-type]
         error[half_life] = float((outputs(solver, parts, new.x) - changed.y).square().mean())
-    assert error[32] < 0.2 < error[None]
+    assert error[32] < 0.05 * error[None]
 
 
 def test_what_is_retained_has_a_budget() -> None:
