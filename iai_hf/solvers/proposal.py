@@ -13,15 +13,18 @@ BOUND = 2.0  # of a proposal, in units of theta, or of the answers
 
 
 class Proposal(nn.Module):
-    """Starts heard in full, or, with `be_modest`, in proportion to the solver's doubt."""
+    """Heard in full at first, as beside a solver that has nothing to learn from the data."""
+
+    modest: torch.Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        self.modesty = nn.Parameter(torch.tensor(0.0))
+        self.register_buffer("modest", torch.tensor(False))
+        self.modesty = nn.Parameter(torch.tensor(1.0))  # power of the doubt that a proposal counts with
 
     def be_modest(self) -> None:
-        """Count in proportion to the doubt from now on."""
-        self.modesty.data.fill_(1.0)
+        """Count in proportion to the solver's doubt from now on, by a power that is learned."""
+        self.modest.fill_(True)
 
     def forward(self, proposed: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
         """The correction of what a solver found.
@@ -31,8 +34,10 @@ class Proposal(nn.Module):
             variance: `[tasks, n]`, the solver's, relative to that before the first chunk. No gradient goes through it:
                 a network does not make the solver less sure to be heard more.
         """
-        doubt = variance.detach().clamp(min=1e-12)[..., None] ** (self.modesty.clamp(min=0.0) / 2)
-        return doubt * BOUND * torch.tanh(proposed / BOUND)
+        bounded = BOUND * torch.tanh(proposed / BOUND)
+        if not self.modest:
+            return bounded
+        return bounded * variance.detach().clamp(min=1e-12)[..., None] ** (self.modesty.clamp(min=0.0) / 2)
 
 
 def averaged(summary: torch.Tensor, newest: torch.Tensor, before: torch.Tensor | float) -> torch.Tensor:
