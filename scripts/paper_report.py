@@ -22,7 +22,7 @@ BASELINES = ("hypernetwork", "prior-fitted", "maml", "learned-optimizer", "adam"
 
 
 def write(results: dict[str, Any], output: Path) -> None:
-    """results.md, curves.png and sizes.png."""
+    """results.md and curves.png."""
     cells = results["cells"]
     minutes = sum(cell["seconds"] for cell in cells) / 60
     parts = [
