@@ -48,14 +48,15 @@ def train(
     from huggingface_hub.utils import tqdm
 
     learned = amortizer.module.requires_grad_(True).train()
-    if not (resume and (output / CHECKPOINT_FILE).is_file()):
+    resume = resume and (output / CHECKPOINT_FILE).is_file()
+    if not resume:
         curriculum.begin()
     initial = {name: parameter.detach().clone() for name, parameter in learned.named_parameters()}
     objective = curriculum.objective
     optimizer = torch.optim.Adam(objective.parameters(), lr=config.learning_rate)
     run = json.dumps([dataclasses.asdict(config), amortizer.backbone.fingerprint], sort_keys=True)
     best, progress = _weights(learned), Progress()
-    if resume and (output / CHECKPOINT_FILE).is_file():
+    if resume:
         best, progress = load_checkpoint(output, learned, optimizer, run)
         log.info("resumed behind step %s", progress.step)
     module, optimizer = accelerator.prepare(objective, optimizer)
