@@ -25,7 +25,8 @@ from iai_hf import __version__, hub
 from iai_hf.adapt import adapt
 from iai_hf.backbones import Backbone
 from iai_hf.errors import ConfigError, DataError, StateError
-from iai_hf.state import CONFIG_FILE, FORMAT_VERSION, StateHeader, TaskState, write_whole
+from iai_hf.files import write_together
+from iai_hf.state import CONFIG_FILE, FORMAT_VERSION, StateHeader, TaskState
 from iai_hf.task import Chunk, Kind, Prediction, TaskSpec
 
 if TYPE_CHECKING:
@@ -268,6 +269,16 @@ class Amortizer(ABC):
 
     def save_pretrained(self, directory: str | Path) -> Path:
         """Write `config.json`: method, settings and the backbone's name, never its weights."""
+        directory = Path(directory)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            write_together(directory, self.contents())
+        except OSError as error:
+            raise StateError(f"can't write the amortizer to {directory}: {error.strerror or error}") from error
+        return directory
+
+    def contents(self) -> dict[str, bytes]:
+        """What `save_pretrained` writes: each file's bytes by its name."""
         values = {
             "method": self.method,
             "config": dataclasses.asdict(self.config),
@@ -277,13 +288,7 @@ class Amortizer(ABC):
             "format_version": FORMAT_VERSION,
             "library_version": __version__,
         }
-        directory = Path(directory)
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            write_whole(directory / CONFIG_FILE, json.dumps(values, indent=2).encode())
-        except OSError as error:
-            raise StateError(f"can't write the amortizer to {directory}: {error.strerror or error}") from error
-        return directory
+        return {CONFIG_FILE: json.dumps(values, indent=2).encode()}
 
     def push_to_hub(
         self, repo_id: str, *, tags: Sequence[str] = (), directory: str | Path | None = None, **pushing: Any

@@ -63,13 +63,16 @@ class AutoAmortizer:
             BackboneError: the backbone can't be loaded.
         """
         downloading = {key: value for key, value in loading.items() if key in hub.DOWNLOADING}
-        method, settings, base, revision = _describe(name, downloading)
+        method, settings, base, revision = described = _describe(name, downloading)
         cls = amortizer_class(method)
         chosen = backbone or base
         if method != str(name) and backbone is None:
             loading["revision"] = revision  # the one asked for is the amortizer's own
         loaded = load_backbone(chosen, **loading) if isinstance(chosen, str) else chosen
-        return cls(loaded, read_config(cls.config_class, {**settings, **(config or {})}))
+        made = cls(loaded, read_config(cls.config_class, {**settings, **(config or {})}))
+        if Path(name).is_dir() and _describe(name, {}) != described:
+            raise ConfigError(f"{name} was written anew while it was read; load it again")
+        return made
 
     @staticmethod
     def describe(name: str | Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from iai_hf.backbones import Backbone, load_backbone
 from iai_hf.curve import CURVE_FILE, Curve, headline, marks
 from iai_hf.data import Columns, open_stream
 from iai_hf.errors import DataError, StateError
-from iai_hf.state import write_whole
+from iai_hf.files import write_whole
 from iai_hf.task import TaskSpec
 
 if TYPE_CHECKING:

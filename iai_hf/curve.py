@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iai_hf.errors import DataError
+from iai_hf.files import write_whole
 from iai_hf.metrics import score
-from iai_hf.state import write_whole
 from iai_hf.task import Chunk
 
 if TYPE_CHECKING:

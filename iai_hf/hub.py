@@ -11,6 +11,7 @@ from typing import Any
 
 from iai_hf import __version__
 from iai_hf.errors import HubError
+from iai_hf.files import beside
 
 ALLOWED = ["*.json", "*.safetensors", "*.md", "*.png"]
 AMORTIZER_FILES = ["config.json", "model.safetensors", "training.json", "README.md"]  # without a run's checkpoint
@@ -74,9 +75,8 @@ def pull(repo_id: str, directory: Path, **downloading: Any) -> Path:
     if directory.exists() and any(directory.iterdir()):
         raise HubError(f"{directory} is not empty; choose another folder")
     source = fetch(repo_id, **downloading)
-    partial = directory.with_name(f".{directory.name}.partial")
+    partial = beside(directory)
     try:
-        shutil.rmtree(partial, ignore_errors=True)
         shutil.copytree(source, partial)
         if directory.exists():
             directory.rmdir()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iai_hf.errors import StateError
-from iai_hf.state import write_whole
+from iai_hf.files import write_whole
 
 if TYPE_CHECKING:
     import torch

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).parent / "weights"
 # Settings that weights do not depend on.
 DESCRIBES_READING = ("max_tokens", "weights", "budget", "half_life", "calibrate", "max_new_tokens", "passes")
+DIGEST = "weights_sha256"
+READINGS, PAUSE = 10, 0.1  # of a pair of files that someone may be writing: times, and seconds between them
 
 
 def names() -> tuple[str, ...]:
@@ -49,6 +53,34 @@ def describe(folder: Path) -> dict[str, Any]:
         return values
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(f"{folder / CONFIG_FILE} does not describe weights ({error}); restore it") from error
+
+
+def described(config: bytes, weights: bytes) -> bytes:
+    """A `config.json` that also tells which weights it belongs to."""
+    return json.dumps({**json.loads(config), DIGEST: hashlib.sha256(weights).hexdigest()}, indent=2).encode()
+
+
+def read(folder: Path) -> tuple[dict[str, Any], bytes]:
+    """`config.json` and the bytes of the weights beside it, those of one `save_pretrained`, though another be at work.
+
+    Raises:
+        ConfigError: one of them can't be read, or they don't belong together and no one mends that.
+    """
+    for _ in range(READINGS):
+        values = describe(folder)
+        try:
+            content = (folder / WEIGHTS_FILE).read_bytes()
+        except OSError as error:
+            raise ConfigError(
+                f"{folder / WEIGHTS_FILE} can't be read ({error.strerror or error}); restore it"
+            ) from error
+        if values.get(DIGEST) in (None, hashlib.sha256(content).hexdigest()):  # older folders tell no digest
+            return values, content
+        time.sleep(PAUSE)
+    raise ConfigError(
+        f"{folder / WEIGHTS_FILE} holds no weights for {values['method']!r} as {CONFIG_FILE} beside it was saved with: "
+        "one of the two is damaged or replaced; restore both from a copy, or save the amortizer again"
+    )
 
 
 def folder(source: str) -> Path:

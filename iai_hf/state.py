@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from iai_hf import __version__, hub
 from iai_hf.errors import DataError, StateError
+from iai_hf.files import write_together
 from iai_hf.task import Prediction, TaskSpec
 
 if TYPE_CHECKING:
@@ -137,7 +137,8 @@ class TaskState:
     def save_pretrained(self, directory: str | Path) -> Path:
         """Write `state.safetensors` (all of the state) and `config.json` (its header, for reading by eye).
 
-        Each file is written beside its place and moved there whole, so that a crash leaves the old one.
+        Each file is written beside its place and moved there whole, so that a crash leaves the old one; of several
+        threads that save into one folder, the last one's files stand there.
 
         Raises:
             StateError: the folder can't be made or written, or is full.
@@ -156,9 +157,9 @@ class TaskState:
         directory = Path(directory)
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            write_whole(directory / STATE_FILE, save(tensors, metadata))
             readable = {**json.loads(header), "format_version": FORMAT_VERSION, "library_version": __version__}
-            write_whole(directory / CONFIG_FILE, json.dumps(readable, indent=2, ensure_ascii=False).encode())
+            described = json.dumps(readable, indent=2, ensure_ascii=False).encode()
+            write_together(directory, {STATE_FILE: save(tensors, metadata), CONFIG_FILE: described})
         except OSError as error:
             raise StateError(
                 f"can't write the state to {directory}: {error.strerror or error}; "
@@ -259,31 +260,3 @@ def _digest(tensors: Mapping[str, torch.Tensor], header: str) -> str:
         digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def check_writable(directory: Path) -> None:
-    """Make the folder and write to it once, so that a run does not fail when its work is done.
-
-    Raises:
-        StateError: it can't be made or written.
-    """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        probe = directory / f".{os.getpid()}.probe"
-        write_whole(probe, b"probe")
-        probe.unlink()
-    except OSError as error:
-        raise StateError(f"can't write to {directory}: {error.strerror or error}; choose another folder") from error
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that at every moment either the old or the new content stands at `path`."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

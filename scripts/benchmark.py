@@ -30,7 +30,7 @@ from iai_hf.backbones.batching import length_buckets
 from iai_hf.backbones.causal_lm import CausalLM
 from iai_hf.backbones.conditions import Condition
 from iai_hf.backbones.packing import Row
-from iai_hf.state import write_whole
+from iai_hf.files import write_whole
 
 ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 CAUSAL = "HuggingFaceTB/SmolLM2-135M-Instruct"

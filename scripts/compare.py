@@ -28,8 +28,8 @@ from iai_hf.amortizers.frozen_features import spoken
 from iai_hf.backbones import Backbone
 from iai_hf.backbones.cached import CachedBackbone
 from iai_hf.errors import ConfigError, IAIError
+from iai_hf.files import check_writable, write_whole
 from iai_hf.readers import read_file
-from iai_hf.state import check_writable, write_whole
 
 TASKS = ("banking77", "sst2", "trec6", "tweet_emotion", "ag_news")
 MARKS = (0, 16, 64, 256, 1024)

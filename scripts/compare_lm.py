@@ -27,7 +27,7 @@ from resumable import Answers, Job, run
 from iai_hf import AutoAmortizer, Chunk, Prediction, TaskSpec, load_backbone, score
 from iai_hf.backbones.causal_lm import CausalLM
 from iai_hf.errors import BackboneError, IAIError
-from iai_hf.state import write_whole
+from iai_hf.files import write_whole
 
 BACKBONE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 MAX_TOKENS = 128

@@ -15,8 +15,8 @@ from typing import Any
 from baselines import BASELINES
 from matplotlib import colormaps
 
+from iai_hf.files import write_whole
 from iai_hf.plots import blank, png
-from iai_hf.state import write_whole
 
 COLUMNS = ("0", "16", "64", "256", "1,024", "all")
 MARKS = dict(zip((0, 16, 64, 256, 1024), COLUMNS, strict=False))

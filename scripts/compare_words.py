@@ -36,7 +36,7 @@ from iai_hf.backbones.causal_lm import CausalLM
 from iai_hf.compare import markdown
 from iai_hf.data import open_stream
 from iai_hf.errors import BackboneError, ConfigError, IAIError
-from iai_hf.state import write_whole
+from iai_hf.files import write_whole
 
 BACKBONE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SHIPPED, PROMPT_START = "smollm2-135m-lm-state", "smollm2-135m-prompt-tuning"

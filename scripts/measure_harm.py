@@ -24,7 +24,7 @@ from huggingface_hub.utils import tqdm
 from iai_hf import TaskSpec, load_backbone, score
 from iai_hf.backbones.cached import CachedBackbone
 from iai_hf.errors import IAIError
-from iai_hf.state import check_writable, write_whole
+from iai_hf.files import check_writable, write_whole
 
 TIMES = 8
 TOLERANCE = 0.01

@@ -29,7 +29,7 @@ from iai_hf.backbones import Backbone
 from iai_hf.backbones.cached import CachedBackbone
 from iai_hf.compare import markdown
 from iai_hf.data import open_stream
-from iai_hf.state import write_whole
+from iai_hf.files import write_whole
 
 ENCODER, LM = "sentence-transformers/all-MiniLM-L6-v2", "HuggingFaceTB/SmolLM2-135M-Instruct"
 METHODS = {

@@ -25,7 +25,7 @@ from iai_hf.amortizer import Amortizer
 from iai_hf.backbones.cached import CachedBackbone
 from iai_hf.compare import markdown
 from iai_hf.errors import IAIError
-from iai_hf.state import check_writable, write_whole
+from iai_hf.files import check_writable, write_whole
 
 METHODS = ("iterative", "iterative-explicit", "iterative-implicit")
 HALF_LIVES = (None, 1024, 256)

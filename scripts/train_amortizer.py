@@ -34,7 +34,7 @@ from iai_hf.backbones.cached import CachedBackbone
 from iai_hf.card import amortizer_card
 from iai_hf.data import open_stream
 from iai_hf.errors import ConfigError, IAIError
-from iai_hf.state import check_writable, write_whole
+from iai_hf.files import check_writable, write_whole
 from iai_hf.training import train
 from iai_hf.training.config import TrainingConfig, read_training_config
 from iai_hf.training.curriculum import Curriculum, task_files

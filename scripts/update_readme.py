@@ -14,7 +14,7 @@ from paper_duels import ONE_SHOT, RIVALS, duels
 from paper_tables import families, findings
 
 from iai_hf.compare import markdown
-from iai_hf.state import write_whole
+from iai_hf.files import write_whole
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "scripts" / "results"

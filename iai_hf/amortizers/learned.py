@@ -15,7 +15,7 @@ from iai_hf import shipped
 from iai_hf.amortizer import Amortizer
 from iai_hf.backbones import Backbone
 from iai_hf.errors import ConfigError
-from iai_hf.state import WEIGHTS_FILE, write_whole
+from iai_hf.state import CONFIG_FILE, WEIGHTS_FILE
 
 if TYPE_CHECKING:
     import torch
@@ -55,27 +55,26 @@ class Learned(Amortizer):
             digest.update(name.encode() + tensor.numpy().tobytes())
         return digest.hexdigest()[:32]
 
-    def save_pretrained(self, directory: str | Path) -> Path:
-        """Write `config.json` and the learned weights, `model.safetensors`; never the backbone's."""
+    def contents(self) -> dict[str, bytes]:
+        """`config.json`, and the learned weights, `model.safetensors`, whose digest it tells; never the backbone's."""
         from safetensors.torch import save
 
-        folder = super().save_pretrained(directory)
-        write_whole(folder / WEIGHTS_FILE, save(self.module.state_dict(), {"format": "pt"}))
-        return folder
+        weights = save(self.module.state_dict(), {"format": "pt"})
+        return {WEIGHTS_FILE: weights, CONFIG_FILE: shipped.described(super().contents()[CONFIG_FILE], weights)}
 
     def _load(self, folder: Path) -> None:
         from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        from safetensors.torch import load
 
         path = folder / WEIGHTS_FILE
-        made = shipped.describe(folder)
+        made, content = shipped.read(folder)
         if (made["method"], made["backbone_fingerprint"]) != (self.method, self.backbone.fingerprint):
             raise ConfigError(
                 f"the weights in {folder} belong to {made['method']!r} on {made['base_model_name_or_path']}, this is "
                 f"{self.method!r} on {self.backbone.name}; use those, or train others (scripts/train_amortizer.py)"
             )
         try:
-            weights = load_file(path)
+            weights = load(content)
             unfit = [name for name, tensor in weights.items() if not tensor.isfinite().all()]
             if unfit:
                 raise ConfigError(f"{path}: {', '.join(unfit)} is not finite; restore it from a copy, or train anew")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from iai_hf.backbones.backbone import Backbone, Features
 from iai_hf.errors import BackboneError, DataError
-from iai_hf.state import write_whole
+from iai_hf.files import write_whole
 
 if TYPE_CHECKING:
     import torch

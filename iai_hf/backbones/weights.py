@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -11,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from iai_hf.errors import BackboneError
+from iai_hf.files import beside
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ def _unpacked(gguf: Path, carried: Carried) -> Path:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     log.info("unpacking %s once into %s", gguf.name, folder)
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    partial = beside(folder)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             gguf.parent,
@@ -108,8 +108,11 @@ def _unpacked(gguf: Path, carried: Carried) -> Path:
         )
         model.save_pretrained(partial)
         AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(partial)
-        if not folder.exists():  # another process may have been faster
+        try:
             partial.rename(folder)
+        except OSError:
+            if not (folder / "config.json").is_file():  # else another process was faster
+                raise
     except OSError as error:
         raise BackboneError(
             f"can't unpack {gguf.name} into {folder.parent} ({error}); free 300 MB there or set HF_HOME"

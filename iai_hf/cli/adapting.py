@@ -74,7 +74,8 @@ def adapt(
     from iai_hf.auto import AutoAmortizer
     from iai_hf.curve import Curve, marks
     from iai_hf.data import open_stream
-    from iai_hf.state import STATE_FILE, TaskState, check_writable
+    from iai_hf.files import check_writable
+    from iai_hf.state import STATE_FILE, TaskState
 
     standing = (output / STATE_FILE).is_file()
     if standing and not resume:
@@ -128,7 +129,8 @@ def merge(
     """Merge states that were made from disjoint parts of the data."""
     start_logging(quiet)
     from iai_hf.auto import AutoAmortizer
-    from iai_hf.state import STATE_FILE, TaskState, check_writable
+    from iai_hf.files import check_writable
+    from iai_hf.state import STATE_FILE, TaskState
 
     if (output / STATE_FILE).is_file():
         raise StateError(f"{output} holds a state already; choose another folder")
@@ -154,7 +156,8 @@ def predict(
     """Answer every input of a dataset."""
     start_logging(quiet)
     from iai_hf.auto import AutoAmortizer
-    from iai_hf.state import TaskState, check_writable, write_whole
+    from iai_hf.files import check_writable, write_whole
+    from iai_hf.state import TaskState
 
     check_writable(output.parent)
     state = TaskState.from_pretrained(state_dir)
@@ -193,8 +196,9 @@ def evaluate(
     import torch
 
     from iai_hf.auto import AutoAmortizer
+    from iai_hf.files import check_writable, write_whole
     from iai_hf.metrics import check_labels, score
-    from iai_hf.state import TaskState, check_writable, write_whole
+    from iai_hf.state import TaskState
     from iai_hf.task import Prediction
 
     if output is not None:
@@ -245,7 +249,7 @@ def compare(
     """Compare methods on one task: a table, results.json and a plot."""
     start_logging(quiet)
     from iai_hf import compare as comparing
-    from iai_hf.state import check_writable
+    from iai_hf.files import check_writable
 
     check_writable(output)
     names = [name.strip() for name in methods.split(",") if name.strip()]

@@ -23,8 +23,9 @@ def export(
     """Write a state as a PEFT adapter, which `PeftModel.from_pretrained` loads without this package."""
     start_logging(quiet)
     from iai_hf.auto import AutoAmortizer
+    from iai_hf.files import check_writable
     from iai_hf.peft_export import ADAPTER_CONFIG
-    from iai_hf.state import TaskState, check_writable
+    from iai_hf.state import TaskState
 
     if (peft / ADAPTER_CONFIG).is_file():
         raise StateError(f"{peft} holds an adapter already; choose another folder")
@@ -55,7 +56,8 @@ def push(
     from iai_hf.auto import AutoAmortizer
     from iai_hf.card import amortizer_card, state_card
     from iai_hf.curve import read_evaluation
-    from iai_hf.state import STATE_FILE, TaskState, write_whole
+    from iai_hf.files import write_whole
+    from iai_hf.state import STATE_FILE, TaskState
 
     if not path.is_dir():
         raise StateError(f"nothing at {path}; expected a folder with a state or an amortizer")

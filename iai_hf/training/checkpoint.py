@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from iai_hf.errors import StateError
-from iai_hf.state import write_whole
+from iai_hf.files import write_whole
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 
