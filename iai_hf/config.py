@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Mapping
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -12,7 +13,7 @@ T = TypeVar("T")
 
 
 def read_config(cls: type[T], values: Mapping[str, Any]) -> T:
-    """Make the dataclass `cls` from plain values.
+    """Make the dataclass `cls` from plain values; a number of numpy's, as a grid search has them, is one.
 
     Raises:
         ConfigError: an unknown key, or a value of another type; both are named.
@@ -23,6 +24,7 @@ def read_config(cls: type[T], values: Mapping[str, Any]) -> T:
         raise ConfigError(
             f"unknown configuration key {', '.join(unknown)}; {cls.__name__} has {', '.join(sorted(known))}"
         )
+    values = {key: value.item() if hasattr(value, "item") else value for key, value in values.items()}
     hints = get_type_hints(cls)
     for key, value in values.items():
         allowed = get_args(hints[key]) or (hints[key],)
@@ -37,3 +39,18 @@ def require(condition: bool, message: str) -> None:
     """Raise ConfigError with `message` where a value is out of range."""
     if not condition:
         raise ConfigError(message)
+
+
+def whole_number(name: str, value: Any, *, at_least: int) -> int:
+    """A whole number of any type that has those, e.g. numpy's, as an int.
+
+    Raises:
+        ConfigError: it is none, or too small; `name` tells which.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool) or number < at_least:
+        raise ConfigError(f"{name} is {value!r}; expected a whole number of at least {at_least}")
+    return number

@@ -8,9 +8,10 @@ from typing import Any
 import numpy
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
 from iai_hf.auto import AutoAmortizer, amortizer_class, methods
+from iai_hf.config import whole_number
 from iai_hf.errors import DataError
 from iai_hf.task import Chunk, TaskSpec
 
@@ -20,6 +21,8 @@ Inputs = Sequence[str] | Any  # or an array of numbers, `[n, columns]`
 class IAIClassifier(ClassifierMixin, BaseEstimator):
     """Texts, or rows of numbers where the method reads those, to labels, through a task state.
 
+    Texts come as a sequence, a frame's column, or a frame or an array of one column.
+
     Args:
         method: registered name, folder or Hub id of an amortizer.
         backbone: Hub id, folder or a loaded one; by default the method's own.
@@ -28,7 +31,7 @@ class IAIClassifier(ClassifierMixin, BaseEstimator):
 
     Attributes:
         state_: the `TaskState` so far.
-        classes_: labels in the order of `predict_proba`'s columns, `[classes]`.
+        classes_: labels in ascending order, which is that of `predict_proba`'s columns, `[classes]`.
     """
 
     def __init__(
@@ -44,41 +47,31 @@ class IAIClassifier(ClassifierMixin, BaseEstimator):
         """Adapt from the initial state to texts `[n]`, or numbers `[n, columns]`, and their labels `[n]`.
 
         Raises:
-            DataError: texts that are none, as many labels as texts not given, or a single class.
-            ValueError: numbers that scikit-learn refuses.
+            DataError: texts or labels that are none, as many labels as rows not given, or a single class.
+            ConfigError: a setting that is not known or out of range.
+            ValueError: numbers or labels that scikit-learn refuses.
         """
-        check_classification_targets(y)
-        labels = numpy.unique(numpy.asarray(y))
-        if len(labels) < 2:
-            raise DataError(f"y has {len(labels)} class; expected at least two classes")
-        self.__dict__.pop("state_", None)
-        return self.partial_fit(X, y, labels.tolist())
+        labels = _labels(y, "y")
+        classes = numpy.unique(labels)
+        if len(classes) < 2:
+            raise DataError(f"y has {len(classes)} class; expected at least two classes")
+        return self._adapt(X, labels, classes, first=True)
 
     def partial_fit(self, X: Inputs, y: Sequence[Any], classes: Sequence[Any] | None = None) -> IAIClassifier:
         """Go on with more examples.
 
         Args:
-            classes: labels known ahead, at the first call; those that turn up later are appended.
+            classes: labels known ahead, at the first call; those that turn up later are added.
 
         Raises:
-            DataError, ValueError: as `fit`.
+            DataError, ConfigError, ValueError: as `fit`.
         """
         first = not hasattr(self, "state_")
-        inputs, labels = self._checked(X, y, first)
-        if first:
-            self.amortizer_ = AutoAmortizer.from_pretrained(self.method, backbone=self.backbone, config=self.config)
-            known = [] if classes is None else list(classes)
-            columns = tuple(f"x{number}" for number in range(len(inputs[0]))) if self._reads_numbers() else ()
-            self.state_ = self.amortizer_.init_state(
-                TaskSpec("classification", tuple(map(str, known)), columns=columns)
-            )
-            self.classes_ = numpy.asarray(known)
-        for start in range(0, len(inputs), self.chunk_size):
-            part = slice(start, start + self.chunk_size)
-            self.state_ = self.amortizer_.update(self.state_, Chunk(tuple(inputs[part]), tuple(map(str, labels[part]))))
-        by_name = {str(label): label for label in [*self.classes_, *labels]}
-        self.classes_ = numpy.asarray([by_name[name] for name in self.state_.task.labels])
-        return self
+        labels = _labels(y, "y")
+        ahead = labels[:0] if classes is None else numpy.unique(_labels(classes, "classes"))
+        if not first and (unknown := set(ahead.tolist()) - set(self._names)):
+            raise DataError(f"classes has {sorted(unknown)}; labels ahead are named at the first call alone")
+        return self._adapt(X, labels, ahead, first)
 
     def predict(self, X: Inputs) -> numpy.ndarray:
         """The likeliest label of each input, `[n]`."""
@@ -88,23 +81,48 @@ class IAIClassifier(ClassifierMixin, BaseEstimator):
     def predict_proba(self, X: Inputs) -> numpy.ndarray:
         """Probabilities, float32 `[n, classes]`."""
         check_is_fitted(self, "state_")
-        queries = _rows(validate_data(self, X, reset=False)) if self._reads_numbers() else list(X)
-        scores = self.amortizer_.predict(self.state_, queries).log_probs
-        assert scores is not None
-        return scores.exp().numpy()
+        found = self.amortizer_.predict(self.state_, self._inputs(X, first=False))
+        assert found.log_probs is not None
+        columns = [found.labels.index(self._names[label]) for label in self.classes_.tolist()]
+        return found.log_probs.exp().numpy()[:, columns]
 
-    def _checked(self, X: Inputs, y: Sequence[Any], first: bool) -> tuple[Sequence[Any], list[Any]]:
-        """Inputs and labels, as many of each."""
+    def _adapt(self, X: Inputs, labels: numpy.ndarray, ahead: numpy.ndarray, first: bool) -> IAIClassifier:
+        """To all of the examples; where that fails, the estimator is as it was."""
+        before = dict(self.__dict__)
+        try:
+            self._update(X, labels, ahead, first)
+        except BaseException:
+            self.__dict__ = before
+            raise
+        return self
+
+    def _update(self, X: Inputs, labels: numpy.ndarray, ahead: numpy.ndarray, first: bool) -> None:
+        size = whole_number("chunk_size", self.chunk_size, at_least=1)
+        inputs = self._inputs(X, first)
+        if len(inputs) != len(labels):
+            raise DataError(f"X has {len(inputs)} rows and y {len(labels)} labels; expected as many")
+        if first:
+            self.amortizer_ = AutoAmortizer.from_pretrained(self.method, backbone=self.backbone, config=self.config)
+            columns = tuple(f"x{number}" for number in range(len(inputs[0]))) if self._reads_numbers() else ()
+            known = tuple(map(str, ahead.tolist()))
+            self.state_ = self.amortizer_.init_state(TaskSpec("classification", known, columns=columns))
+            self.classes_, self._names = ahead, dict(zip(ahead.tolist(), known, strict=True))
+        if len(self.classes_) and (self.classes_.dtype.kind == "U") != (labels.dtype.kind == "U"):
+            raise DataError(f"y has labels like {labels[0]!r}, the classes are {self.classes_.tolist()}; use one type")
+        # A label is the one that it equals: 0.0 goes on with the class 0.
+        self._names = {label: str(label) for label in labels.tolist()} | self._names
+        outputs = [self._names[label] for label in labels.tolist()]
+        for start in range(0, len(inputs), size):
+            part = slice(start, start + size)
+            self.state_ = self.amortizer_.update(self.state_, Chunk(tuple(inputs[part]), tuple(outputs[part])))
+        self.classes_ = numpy.unique(numpy.concatenate([self.classes_, labels]) if len(self.classes_) else labels)
+
+    def _inputs(self, X: Inputs, first: bool) -> Sequence[Any]:
+        """Texts, or tuples of numbers, checked."""
         if self._reads_numbers():
-            rows, labels = validate_data(self, X, y, reset=first)
-            return _rows(rows), labels.tolist()
-        texts, labels = list(X), list(y)
-        if len(texts) != len(labels) or not texts:
-            raise DataError(f"got {len(texts)} texts and {len(labels)} labels; expected as many, and at least one")
-        for number, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise DataError(f"X[{number}] is {type(text).__name__}; expected text")
-        return texts, labels
+            return [tuple(map(float, row)) for row in validate_data(self, X, reset=first)]
+        validate_data(self, X, reset=first, skip_check_array=True, ensure_2d=False)  # the frame's column, by its name
+        return _texts(X)
 
     def _reads_numbers(self) -> bool:
         known = self.method if self.method in methods() else AutoAmortizer.describe(self.method)["method"]
@@ -117,5 +135,45 @@ class IAIClassifier(ClassifierMixin, BaseEstimator):
         return tags
 
 
-def _rows(numbers: numpy.ndarray) -> list[tuple[float, ...]]:
-    return [tuple(map(float, row)) for row in numbers]
+def _texts(X: Any) -> list[str]:
+    """Texts of a sequence, or of a frame or an array with one column."""
+    shape = getattr(X, "shape", ())
+    if len(shape) == 2:
+        if shape[1] != 1:
+            raise DataError(f"X has {shape[1]} columns; expected one, of texts: choose it, e.g. X['text']")
+        X = numpy.asarray(X, dtype=object)[:, 0]
+    if isinstance(X, str):
+        raise DataError(f"X is the one text {X[:40]!r}; expected a sequence of texts, not a bare string: [{X[:40]!r}]")
+    texts = list(X)
+    for number, text in enumerate(texts):
+        if not isinstance(text, str) or not text.strip():
+            raise DataError(f"X[{number}] is {text!r:.60}; expected text")
+    return texts
+
+
+def _labels(y: Any, name: str) -> numpy.ndarray:
+    """Labels `[n]`, texts or numbers; a column `[n, 1]` is one with scikit-learn's warning.
+
+    Raises:
+        DataError: a label is missing or empty, or texts and others are mixed; numpy would make the text "nan" of it.
+        ValueError: no labels of classes, e.g. measured values.
+    """
+    if y is None:
+        raise DataError("fit requires y to be passed, but the target y is None; expected a label a row")
+    given = numpy.asarray(y, dtype=object).ravel().tolist()
+    for number, label in enumerate(given):
+        if _is_missing(label) or (isinstance(label, str) and not label.strip()):
+            raise DataError(f"{name}[{number}] is {label!r}; expected a label: drop the row or fill it")
+    if len({isinstance(label, str) for label in given}) > 1:
+        raise DataError(f"{name} has labels that are text and others that are not; expected one type")
+    check_classification_targets(y)
+    labels = column_or_1d(y, warn=True)
+    return labels.astype(str) if given and isinstance(given[0], str) else labels
+
+
+def _is_missing(label: Any) -> bool:
+    """None, NaN, NaT, or pandas' NA, which is neither equal to itself nor different."""
+    try:
+        return label is None or bool(label != label)
+    except (TypeError, ValueError):
+        return True

@@ -48,6 +48,9 @@ class Backbone:
         self.device: torch.device = model.device
         self.share = (0, 1)  # this process's number among those that read together, and how many they are
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Backbone:
+        return self  # it is frozen: scikit-learn copies an estimator's parameters, which would be the weights each time
+
     @property
     def dtype(self) -> torch.dtype:
         """Of the weights."""

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import warnings
+from collections.abc import Callable
+from pathlib import Path
 
+import datasets
 import numpy
+import pandas
 import pytest
 from conftest import LABELS, examples
 from sklearn.base import clone
-from sklearn.exceptions import NotFittedError, SkipTestWarning
-from sklearn.model_selection import cross_val_score
+from sklearn.exceptions import DataConversionWarning, NotFittedError, SkipTestWarning
+from sklearn.metrics import get_scorer, log_loss, roc_auc_score
+from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import check_estimator
 
-from iai_hf import AutoAmortizer, TaskSpec
+from iai_hf import AutoAmortizer, Chunk, TaskSpec, TaskState
 from iai_hf.backbones import Backbone
-from iai_hf.errors import DataError
+from iai_hf.errors import ConfigError, DataError
 from iai_hf.estimator import IAIClassifier
 
 ROWS = examples(60)
@@ -38,13 +44,14 @@ def test_it_answers_as_the_amortizer_does(classifier: IAIClassifier, encoder: Ba
     assert list(classifier.classes_) == sorted(LABELS)
 
 
-def test_parts_make_the_whole_and_new_classes_are_appended(classifier: IAIClassifier) -> None:
+def test_parts_make_the_whole_and_new_classes_find_their_place(classifier: IAIClassifier) -> None:
     whole = clone(classifier).fit(TEXTS, OUTPUTS)
     parts = clone(classifier).partial_fit(TEXTS[:32], OUTPUTS[:32], sorted(LABELS))
     parts.partial_fit(TEXTS[32:], OUTPUTS[32:])
     numpy.testing.assert_array_equal(whole.predict(TEXTS), parts.predict(TEXTS))
     parts.partial_fit(["something else"] * 3, ["other"] * 3)
-    assert list(parts.classes_) == [*sorted(LABELS), "other"]
+    assert list(parts.classes_) == sorted([*LABELS, "other"])
+    assert (parts.predict(TEXTS) == numpy.asarray(OUTPUTS)).mean() > 0.7
 
 
 def test_labels_keep_their_type(classifier: IAIClassifier) -> None:
@@ -79,7 +86,158 @@ def test_bad_input_is_named(classifier: IAIClassifier) -> None:
         classifier.predict(TEXTS)
     with pytest.raises(DataError, match="at least two"):
         classifier.fit(TEXTS, ["one"] * len(TEXTS))
-    with pytest.raises(DataError, match="as many"):
+    with pytest.raises(DataError, match="60 rows and y 5"):
         classifier.fit(TEXTS, OUTPUTS[:5])
     with pytest.raises(DataError, match="expected text"):
         classifier.fit([1.0, 2.0], ["a", "b"])
+    with pytest.raises(DataError, match="bare string"):
+        classifier.fit("ab", ["a", "b"])
+
+
+def test_columns_are_in_the_order_that_metrics_assume(classifier: IAIClassifier) -> None:
+    two = [label for label in LABELS if label != "food"]
+    rows = examples(60, labels=tuple(two))
+    texts, outputs = [row["input"] for row in rows], [row["output"] for row in rows]
+    classifier.partial_fit(texts[:30], outputs[:30], classes=["sports", "music"])
+    classifier.partial_fit(texts[30:], outputs[30:])
+    assert list(classifier.classes_) == ["music", "sports"]
+    positive = [output == "sports" for output in outputs]
+    assert roc_auc_score(positive, classifier.predict_proba(texts)[:, 1]) > 0.9
+    assert get_scorer("roc_auc")(classifier, texts, outputs) > 0.9
+    assert log_loss(outputs, classifier.predict_proba(texts)) < 0.7
+
+
+@pytest.mark.parametrize("kind", [int, float, bool, numpy.int32])
+def test_numbers_are_sorted_as_numbers_and_equal_ones_are_one_class(kind: type, encoder: Backbone) -> None:
+    names = [LABELS.index(output) for output in OUTPUTS]
+    if kind is bool:
+        names = [name > 0 for name in names]
+    elif kind is int:
+        names = [[10, 9, 2][name] for name in names]
+    classifier = IAIClassifier(backbone=encoder).partial_fit(TEXTS[:30], names[:30], classes=sorted(set(names))[::-1])
+    classifier.partial_fit(TEXTS[30:], numpy.asarray(names[30:], dtype=kind))
+    assert list(classifier.classes_) == sorted(set(names))
+    assert (classifier.predict(TEXTS) == numpy.asarray(names)).mean() > 0.7
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), numpy.nan, pandas.NA, pandas.NaT, "", " "])
+@pytest.mark.parametrize("form", [list, lambda labels: pandas.Series(labels, dtype=object)])
+def test_a_label_that_is_missing_is_none(missing: object, form: Callable, classifier: IAIClassifier) -> None:
+    for method in (classifier.fit, classifier.partial_fit):
+        with pytest.raises(DataError, match=r"y\[2\] is .*; expected a label"):
+            method(TEXTS[:4], form(["music", "food", missing, "music"]))
+    assert not hasattr(classifier, "state_")
+
+
+def test_labels_of_two_types_are_refused(classifier: IAIClassifier) -> None:
+    with pytest.raises(DataError, match="one type"):
+        classifier.fit(TEXTS[:2], ["1", 1])
+    classifier.partial_fit(TEXTS[:2], [0, 1])
+    with pytest.raises(DataError, match="one type"):
+        classifier.partial_fit(TEXTS[:2], ["0", "1"])
+    with pytest.raises(DataError, match=r"\[7\].*first call"):
+        classifier.partial_fit(TEXTS[:2], [0, 1], classes=[0, 7])
+    with pytest.raises(ValueError, match="array-like"):
+        classifier.partial_fit(TEXTS[:2], "ab")
+
+
+FORMS = {
+    "Series": lambda values: pandas.Series(values, index=range(100, 100 + len(values))),
+    "a column of strings": lambda values: pandas.Series(values, dtype="string"),
+    "Index": pandas.Index,
+    "object array": lambda values: numpy.asarray(values, dtype=object),
+    "array": numpy.asarray,
+    "tuple": tuple,
+    "frame": lambda values: pandas.DataFrame({"text": values}),
+    "column": lambda values: numpy.asarray(values)[:, None],
+    "a dataset's column": lambda values: datasets.Dataset.from_dict({"text": values})["text"],
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_all_that_hold_texts_are_read_alike(form: str, classifier: IAIClassifier) -> None:
+    made = FORMS[form]
+    wanted = clone(classifier).fit(TEXTS, OUTPUTS).predict_proba(TEXTS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataConversionWarning)  # y as a column
+        found = classifier.fit(made(TEXTS), made(OUTPUTS)).predict_proba(made(TEXTS))
+    numpy.testing.assert_array_equal(found, wanted)
+    assert (classifier.predict(made(TEXTS)) == numpy.asarray(OUTPUTS)).mean() > 0.7
+
+
+def test_a_frame_of_more_columns_or_another_one_is_refused(classifier: IAIClassifier) -> None:
+    frame = pandas.DataFrame({"text": TEXTS, "title": TEXTS})
+    with pytest.raises(DataError, match="2 columns"):
+        classifier.fit(frame, OUTPUTS)
+    classifier.fit(frame[["text"]], OUTPUTS)
+    with pytest.raises(DataError, match="2 columns"):
+        classifier.predict(frame.to_numpy())
+    with pytest.raises(ValueError, match="title"):
+        classifier.predict(frame[["title"]])
+
+
+def test_a_column_of_labels_gets_scikit_learns_warning(classifier: IAIClassifier) -> None:
+    with pytest.warns(DataConversionWarning):
+        classifier.fit(TEXTS, numpy.asarray(OUTPUTS)[:, None])
+    assert classifier.score(TEXTS, OUTPUTS) > 0.7
+
+
+@pytest.mark.parametrize("bad", ["", " ", None, 3, float("nan"), b"bytes"])
+def test_a_row_that_fails_late_changes_nothing_and_is_named(bad: object, classifier: IAIClassifier) -> None:
+    classifier.fit(TEXTS, OUTPUTS)
+    before, answers = dict(classifier.__dict__), classifier.predict_proba(TEXTS)
+    for method in (classifier.fit, classifier.partial_fit):
+        with pytest.raises(DataError, match=r"X\[40\]"):  # of the third chunk
+            method([*TEXTS[:40], bad], [*OUTPUTS[:40], "new"])
+    with pytest.raises(DataError, match=r"X\[1\]"):
+        classifier.predict([TEXTS[0], bad])
+    assert classifier.__dict__ == before
+    numpy.testing.assert_array_equal(classifier.predict_proba(TEXTS), answers)
+
+
+def test_a_chunk_that_fails_changes_nothing(classifier: IAIClassifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    classifier.partial_fit(TEXTS[:20], OUTPUTS[:20])
+    before = dict(classifier.__dict__)
+    update, calls = classifier.amortizer_.update, []
+
+    def failing(state: TaskState, chunk: Chunk) -> TaskState:
+        calls.append(chunk)
+        if len(calls) % 2 == 0:
+            raise KeyboardInterrupt
+        return update(state, chunk)
+
+    monkeypatch.setattr(classifier.amortizer_, "update", failing)
+    with pytest.raises(KeyboardInterrupt):
+        classifier.partial_fit(TEXTS, [*OUTPUTS[:-1], "new"])
+    assert classifier.__dict__ == before
+
+
+def test_a_table_of_other_columns_changes_nothing() -> None:
+    numbers = numpy.random.default_rng(0).normal(size=(20, 3))
+    classifier = IAIClassifier("numeric-parametric").fit(numbers, numbers[:, 0] > 0)
+    before = dict(classifier.__dict__)
+    with pytest.raises(DataError, match="y"):
+        classifier.fit(numbers[:, :2], [None] * 20)
+    with pytest.raises(ValueError, match="as many"):
+        classifier.fit(numbers[:, :2], [0, 1])
+    assert classifier.__dict__ == before
+
+
+@pytest.mark.parametrize("size", [-1, 0, 2.5, "64", None, True])
+def test_a_chunk_has_a_whole_number_of_examples(size: object, encoder: Backbone) -> None:
+    with pytest.raises(ConfigError, match="chunk_size"):
+        IAIClassifier(backbone=encoder, chunk_size=size).fit(TEXTS, OUTPUTS)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("n_jobs", [None, 2])
+def test_settings_are_searched(n_jobs: int | None, encoder_folder: Path) -> None:
+    grid = {"chunk_size": numpy.asarray([16]), "config": [{"max_tokens": 8}, {"max_tokens": numpy.int64(64)}]}
+    search = GridSearchCV(IAIClassifier(backbone=str(encoder_folder)), grid, cv=2, n_jobs=n_jobs, error_score="raise")
+    search.fit(pandas.DataFrame({"text": TEXTS}), OUTPUTS)
+    assert search.best_score_ > 0.5
+    assert search.score(pandas.DataFrame({"text": TEXTS}), OUTPUTS) > 0.5
+
+
+def test_a_clone_shares_the_frozen_backbone(classifier: IAIClassifier) -> None:
+    assert clone(classifier).backbone is classifier.backbone
+    assert copy.deepcopy(classifier).backbone is classifier.backbone
