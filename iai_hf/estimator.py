@@ -137,7 +137,7 @@ class IAIClassifier(ClassifierMixin, BaseEstimator):
 
 def _texts(X: Any) -> list[str]:
     """Texts of a sequence, or of a frame or an array with one column."""
-    shape = getattr(X, "shape", ())
+    shape: tuple[int, ...] = getattr(X, "shape", ())
     if len(shape) == 2:
         if shape[1] != 1:
             raise DataError(f"X has {shape[1]} columns; expected one, of texts: choose it, e.g. X['text']")
