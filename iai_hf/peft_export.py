@@ -62,12 +62,12 @@ def write_prompt(prompt: torch.Tensor, model: CausalLM, directory: Path) -> None
     import peft
     import torch
 
-    start = model.embedding_weight[torch.tensor(model.special_tokens[0], dtype=torch.long)]
+    start = model.embeddings(model.special_tokens[0])
     whole = torch.cat([start.cpu(), prompt.cpu().to(start.dtype)])
     config = peft.PromptTuningConfig(
         task_type=peft.TaskType.CAUSAL_LM,
         num_virtual_tokens=len(whole),
-        token_dim=model.hidden_size,
+        token_dim=whole.shape[1],
         num_transformer_submodules=1,
         num_layers=int(model.model.config.num_hidden_layers),
         num_attention_heads=int(model.model.config.num_attention_heads),

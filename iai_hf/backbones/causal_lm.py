@@ -1,29 +1,33 @@
-"""CausalLM: a frozen causal language model with a shared prefix. This file and `conditions.py` alone touch caches.
+"""CausalLM: a frozen causal language model with a shared prefix.
 
 A prefix (demonstrations, or a soft prompt) is encoded once into keys and values. Queries are then packed, with all
 their candidate answers, into one row: a block mask lets each query see the prefix and itself, each answer its own
 query besides. So nothing is padded, nothing of the prefix is copied or read again, and only the positions that
-count go through the language-model head.
+count go through the language-model head. Which models allow that a self-test finds at first use; of all others each
+answer is read in a plain pass of its own, prefix and all, which is slower and says the same.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import logging
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from iai_hf.backbones import halfway, packed_pass, plain
 from iai_hf.backbones.backbone import Backbone
 from iai_hf.backbones.batching import length_buckets
 from iai_hf.backbones.conditions import NO_PREFIX, Condition, Entering, Prefix, Sampling
 from iai_hf.backbones.low_rank import applied
-from iai_hf.backbones.packing import Packed, Reading, Row, packs
+from iai_hf.backbones.packing import Packed, Row, packs
+from iai_hf.backbones.probe import Abilities, enters, probe
 from iai_hf.errors import BackboneError, DataError
 
 if TYPE_CHECKING:
     import torch
 
+log = logging.getLogger(__name__)
 LEAD = "What is this about?\n"
 
 
@@ -59,38 +63,44 @@ class CausalLM(Backbone):
         """Token ids of a piece of a prompt, without special tokens."""
         return tuple(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
-    @property
-    def embedding_weight(self) -> torch.Tensor:
-        """Word embeddings `[vocabulary, hidden]`."""
-        return self.model.get_input_embeddings().weight
+    @cached_property
+    def abilities(self) -> Abilities:
+        """How the model can be read, by a self-test of a few short passes.
+
+        Raises:
+            BackboneError: not at all.
+        """
+        found = probe(self.model, self.context)
+        if not found.packed:
+            log.warning(
+                "%s can't be read packed: every answer is read with its whole prefix, exact but slower", self.name
+            )
+        return found
+
+    def embeddings(self, ids: Sequence[int]) -> torch.Tensor:
+        """Word embeddings as they enter the model, scaled where it scales them: `[ids, width]`."""
+        import torch
+
+        with torch.no_grad():
+            return plain.embeddings(self.model, plain.source(self.model, ids, None))
 
     def encode_prefix(self, ids: Sequence[int] = (), embeddings: torch.Tensor | None = None) -> Prefix:
         """Encode start-of-text, then soft-prompt `embeddings` `[length, hidden]` or token `ids`, once.
 
+        A model that can't be read packed reads it again with every row.
+
         Raises:
             DataError: longer than the context.
-            BackboneError: the model keeps no keys and values.
+            BackboneError: the model takes no soft prompt.
         """
-        import torch
-        from transformers import DynamicCache
-
-        start = self.special_tokens[0]
-        embed = self.model.get_input_embeddings()
-        ids_tensor = torch.tensor([*start, *ids], dtype=torch.long, device=self.device)
-        inputs = embed(ids_tensor)
-        if embeddings is not None:
-            inputs = torch.cat([inputs, embeddings.to(inputs)])
-        if len(inputs) == 0:
+        source = self._source(ids, embeddings)
+        if len(source) == 0:
             return NO_PREFIX
-        if len(inputs) > self.context:
-            raise DataError(f"the prefix has {len(inputs)} tokens; the context of {self.name} is {self.context}")
-        with torch.inference_mode():
-            output = self.model.base_model(inputs_embeds=inputs[None], past_key_values=DynamicCache(), use_cache=True)
-        cache = output.past_key_values
-        if not isinstance(cache, DynamicCache):
-            raise BackboneError(f"{self.name} keeps no keys and values to share; choose a Transformer decoder")
-        layers: list[Any] = cache.layers
-        return Prefix(tuple((layer.keys, layer.values) for layer in layers), (len(inputs),))
+        if len(source) > self.context:
+            raise DataError(f"the prefix has {len(source)} tokens; the context of {self.name} is {self.context}")
+        if not self.abilities.packed:
+            return Prefix((), (len(source),), (source,))
+        return packed_pass.encoded(self.model, source)
 
     def score(self, condition: Condition, rows: Sequence[Row]) -> list[torch.Tensor]:
         """Log-probability of each answer of each row, summed over its tokens: float32 `[answers]` a row.
@@ -105,10 +115,12 @@ class CausalLM(Backbone):
             self.check_room(condition.prefix.part(row.member)[1], len(row.query) + max(map(len, row.answers)))
         scores: list[torch.Tensor] = []
         with torch.inference_mode():
+            if not self.abilities.packed:
+                return plain.scores(self.model, condition, rows)
             for first, last in packs([len(row) for row in rows]):
                 packed = Packed.of(rows[first:last], self.device)
                 with applied(self.model, condition.weights, packed.members[None]):
-                    scores += packed.scores(self._forward(packed, condition.prefix))
+                    scores += packed.scores(packed_pass.logits(self.model, packed, condition.prefix))
         return scores
 
     def losses(self, rows: Sequence[Row], entering: Entering) -> Losses:
@@ -122,81 +134,64 @@ class CausalLM(Backbone):
         """
         from torch.nn.attention import SDPBackend, sdpa_kernel
 
-        prompt, prefix = entering.prompt, entering.prefix
-        before: torch.Tensor | Prefix = prefix if prompt is None else self._started_prompt(prompt)
-        rows = rows if prompt is not None else self._started(Condition(prefix), rows)
+        readings = [row.reading for row in rows if row.reading is not None]
+        if not readings:
+            rows = rows if entering.prompt is not None else self._started(Condition(entering.prefix), rows)
+        before = entering.prefix if entering.prompt is None else self._source((), entering.prompt)
         for row in rows:
             self.check_room(before.length if isinstance(before, Prefix) else len(before), len(row))
+        if not self.abilities.packed:
+            source = before.source(0) if isinstance(before, Prefix) else before
+            return Losses(*plain.losses(self.model, source, rows, entering.low_rank))
         packed = Packed.of(rows, self.device)
-        readings = [row.reading for row in rows if row.reading is not None]
         with applied(self.model, entering.low_rank):
             if readings:
-                return Losses(*packed.losses(self._forward_scored(packed, readings, entering)))
+                return Losses(*packed.losses(halfway.logits(self.model, packed, readings, entering)))
             # The fused attention kernel's backward pass is slow on short rows: a sixth of all the time.
             with sdpa_kernel(SDPBackend.MATH):
-                return Losses(*packed.losses(self._forward(packed, before)))
+                return Losses(*packed.losses(packed_pass.logits(self.model, packed, before)))
 
-    def read(self, rows: Sequence[Row], entering: Entering) -> list[Row]:
+    def read(self, rows: Sequence[Row], entering: Entering) -> Sequence[Row]:
         """The rows with their `reading` from `entering.layer` on, under what enters; one forward pass, no gradient.
+
+        Rows are left without, to be read whole, where the model can't be entered half-way.
 
         Raises:
             DataError: a row that does not fit the context.
         """
-        import torch
+        if entering.layer not in self._enters:
+            self._enters[entering.layer] = self.abilities.packed and enters(self.model, self.context, entering.layer)
+        if not self._enters[entering.layer]:
+            return rows
+        started = self._started(Condition(entering.prefix), rows)
+        for row in started:
+            self.check_room(entering.prefix.length, len(row))
+        return halfway.read(self.model, started, entering)
 
-        prefix, layer = entering.prefix, entering.layer
-        rows = self._started(Condition(prefix), rows)
-        for row in rows:
-            self.check_room(prefix.length, len(row))
-        found: list[Row] = []
-        for first, last in packs([len(row) for row in rows]):
-            packed = Packed.of(rows[first:last], self.device)
-            positions, visible = self._behind(prefix, packed)
-            caught: list[torch.Tensor] = []
-            cache: Any = prefix.cache()
-            hook = self._layers[layer].register_forward_pre_hook(
-                lambda _, given, caught=caught: caught.append(given[0])
-            )
-            try:
-                with torch.no_grad(), applied(self.model, entering.low_rank):
-                    self.model.base_model(
-                        inputs_embeds=self.model.get_input_embeddings()(packed.ids)[None],
-                        position_ids=positions[None],
-                        attention_mask=self._mask(visible),
-                        past_key_values=cache,
-                        use_cache=True,
-                    )
-            finally:
-                hook.remove()
-            sizes = [len(row) - len(row.answers) for row in rows[first:last]]
-            hidden = caught[0][0].split(sizes)
-            kept = [
-                [part[0, :, prefix.length :].split(sizes, dim=1) for part in (known.keys, known.values)]
-                for known in cache.layers[layer:]
-            ]
-            for i, row in enumerate(rows[first:last]):
-                layers = tuple((keys[i], values[i]) for keys, values in kept)
-                found.append(dataclasses.replace(row, reading=Reading(hidden[i], layers)))
-        return found
+    @cached_property
+    def _enters(self) -> dict[int, bool]:
+        return {}
 
     def next_tokens(self, texts: Sequence[Sequence[int]], entering: Entering | None = None) -> torch.Tensor:
         """Log-probabilities of the token behind each one of the texts, float32 `[tokens, vocabulary]`."""
-        import torch
-
         entering = entering or Entering()
+        prefix = entering.prefix
+        before = prefix.source(0) if entering.prompt is None else self._source((), entering.prompt)
+        if not self.abilities.packed:
+            lines = [plain.Line(before, ids, len(ids)) for ids in texts]
+            return torch.cat(plain.logits(self.model, lines, entering.low_rank)).float().log_softmax(-1)
         batch, mask = self._pad(texts)
-        inputs = self.model.get_input_embeddings()(batch)
         mask = torch.ones_like(batch) if mask is None else mask
-        length, read = 0, entering.prefix.length
+        inputs, length, read = {"input_ids": batch}, 0, prefix.length
         if entering.prompt is not None:
-            prompt = self._started_prompt(entering.prompt)
-            length = len(prompt)
-            inputs = torch.cat([prompt.expand(len(batch), -1, -1), inputs], dim=1)
+            length = len(before)
+            words = self.model.get_input_embeddings()(batch)
+            inputs = {"inputs_embeds": torch.cat([before.expand(len(batch), -1, -1), words], dim=1)}
         whole = torch.cat([torch.ones(len(batch), read + length, dtype=mask.dtype, device=mask.device), mask], dim=1)
-        cache = entering.prefix.cache_of([0] * len(batch))
+        cache = prefix.cache_of([0] * len(batch))
         with applied(self.model, entering.low_rank):
             logits = self.model(
-                inputs_embeds=inputs, attention_mask=whole, past_key_values=cache, use_cache=cache is not None
+                **inputs, attention_mask=whole, past_key_values=cache, use_cache=cache is not None
             ).logits
         return logits[:, length:][mask.bool()].float().log_softmax(-1)
 
@@ -221,39 +216,72 @@ class CausalLM(Backbone):
         with torch.inference_mode(), torch.random.fork_rng(enabled=sampling is not None):
             if sampling is not None:
                 torch.manual_seed(sampling.seed)
-            for group in length_buckets([len(row.query) + max_new_tokens for row in rows]):
-                longest = max(len(rows[i].query) for i in group)
-                numbers = [rows[i].member for i in group]
-                read = [prefix.part(number)[1] for number in numbers]
-                # Positions of the prefix are in the cache; the ids there only fill the place.
-                queries = [rows[i].query for i in group]
-                ids = [[self._pad_id] * (max(read) + longest - len(query)) + list(query) for query in queries]
-                mask = [
-                    [0] * (max(read) - known) + [1] * known + [0] * (longest - len(query)) + [1] * len(query)
-                    for query, known in zip(queries, read, strict=True)
-                ]
-                members = torch.tensor(numbers, device=self.device)[:, None]
+            for group in self._answered_together(prefix, rows, max_new_tokens):
+                inputs, members, read = self._prompts(prefix, [rows[i] for i in group])
                 with applied(self.model, condition.weights, members):
                     output = self.model.generate(
-                        input_ids=torch.tensor(ids, device=self.device),
-                        attention_mask=torch.tensor(mask, device=self.device),
-                        past_key_values=prefix.cache_of(numbers),
+                        **inputs,
                         max_new_tokens=max_new_tokens,
                         pad_token_id=self._pad_id,
                         eos_token_id=self._ends(stop),
                         **drawn,
                     )
-                texts = self.tokenizer.batch_decode(output[:, max(read) + longest :], skip_special_tokens=True)
+                texts = self.tokenizer.batch_decode(output[:, read:], skip_special_tokens=True)
                 for i, text in zip(group, texts, strict=True):
                     answers[i] = text.split(stop)[0].strip()
         return answers
 
-    def _started_prompt(self, prompt: torch.Tensor) -> torch.Tensor:
-        """A soft prompt behind start-of-text, `[length, hidden]` in the model's precision."""
+    def _answered_together(self, prefix: Prefix, rows: Sequence[Row], new: int) -> list[list[int]]:
+        """Rows that generate together: of like length; of the same where what fills them up is seen."""
+        packed = self.abilities.packed
+        if packed and not packed_pass.has_windows(self.model):
+            return length_buckets([len(row.query) + new for row in rows])
+        alike: dict[int, list[int]] = {}
+        for i, row in enumerate(rows):
+            alike.setdefault(len(row.query) + (0 if packed else prefix.part(row.member)[1]), []).append(i)
+        return [
+            [places[i] for i in group]
+            for length, places in alike.items()
+            for group in length_buckets([length + new] * len(places))
+        ]
+
+    def _prompts(self, prefix: Prefix, rows: Sequence[Row]) -> tuple[dict[str, Any], torch.Tensor, int]:
+        """What transformers generates from, the members of its tokens, and how many ids come before what is new."""
         import torch
 
-        start = torch.tensor(self.special_tokens[0], dtype=torch.long, device=self.device)
-        return torch.cat([self.model.get_input_embeddings()(start), prompt.to(self.dtype)])
+        if not self.abilities.packed:
+            lines = [plain.Line(prefix.source(row.member), row.query, 0, row.member) for row in rows]
+            inputs, members = plain.padded(self.model, lines)
+            # Of a prompt of embeddings nothing comes back.
+            return (
+                inputs | {"attention_mask": torch.ones_like(members)},
+                members,
+                (len(members[0]) if "input_ids" in inputs else 0),
+            )
+        longest = max(len(row.query) for row in rows)
+        numbers = [row.member for row in rows]
+        read = [prefix.part(number)[1] for number in numbers]
+        # Positions of the prefix are in the cache; the ids there only fill the place.
+        ids = [[self._pad_id] * (max(read) + longest - len(row.query)) + list(row.query) for row in rows]
+        mask = [
+            [0] * (max(read) - known) + [1] * known + [0] * (longest - len(row.query)) + [1] * len(row.query)
+            for row, known in zip(rows, read, strict=True)
+        ]
+        prompts: dict[str, Any] = {
+            "input_ids": torch.tensor(ids, device=self.device),
+            "attention_mask": torch.tensor(mask, device=self.device),
+            "past_key_values": prefix.cache_of(numbers),
+        }
+        return prompts, torch.tensor(numbers, device=self.device)[:, None], max(read) + longest
+
+    def _source(self, ids: Sequence[int], prompt: torch.Tensor | None) -> torch.Tensor:
+        """Start-of-text, then token ids, int64 `[length]`, or a soft prompt: embeddings `[length, width]`."""
+        if prompt is not None and not self.abilities.soft:
+            raise BackboneError(
+                f"{self.name} reads more of a token than its embedding, so it takes no soft prompt; choose "
+                "'in-context', 'lora' or 'lm-state'"
+            )
+        return plain.source(self.model, [*self.special_tokens[0], *ids], prompt)
 
     def _started(self, condition: Condition, rows: Sequence[Row]) -> Sequence[Row]:
         """The rows behind start-of-text, unless a prefix has it already."""
@@ -282,105 +310,3 @@ class CausalLM(Backbone):
                 f"a query and its answer have {tokens} tokens, the prefix {prefix}; the context of {self.name} "
                 f"is {self.context}: shorten the query or lower the token budget of the prefix"
             )
-
-    def _forward(self, packed: Packed, before: Prefix | torch.Tensor) -> torch.Tensor:
-        """Logits `[scored positions, vocabulary]` of a pack behind a cached prefix or a prompt that is trained."""
-        import torch
-
-        inputs = self.model.get_input_embeddings()(packed.ids)
-        shift, cache = 0, None
-        if isinstance(before, torch.Tensor):
-            length = shift = len(before)
-            inputs = torch.cat([before, inputs])
-            positions = torch.cat([torch.arange(length, device=self.device), packed.positions + length])
-            visible = torch.zeros(len(inputs), len(inputs), dtype=torch.bool, device=self.device)
-            visible[:, :length] = True
-            visible[:length, :length] = visible[:length, :length].tril()
-            visible[length:, length:] = packed.visible
-        else:
-            cache = before.cache()
-            positions, visible = self._behind(before, packed)
-        return self.model(
-            inputs_embeds=inputs[None],
-            position_ids=positions[None],
-            attention_mask=self._mask(visible),
-            past_key_values=cache,
-            use_cache=cache is not None,
-            logits_to_keep=packed.scored + shift,
-        ).logits[0]
-
-    def _forward_scored(self, packed: Packed, readings: Sequence[Reading], entering: Entering) -> torch.Tensor:
-        """As `_forward`, for the scored positions alone and from `entering.layer` on; `readings` tell all else."""
-        import torch
-        from transformers import DynamicCache
-
-        prefix, layer = entering.prefix, entering.layer
-        at = packed.scored.unique()
-        hidden = torch.cat([reading.hidden for reading in readings])[at]
-        positions, visible = self._behind(prefix, packed)
-        again = visible[at].index_fill(1, prefix.length + at, False)  # what is known of the scored ones is not seen
-        cached: list[tuple[torch.Tensor | None, torch.Tensor | None]] = [(None, None)] * layer
-        for place in range(len(readings[0].layers)):
-            before = prefix.layers[layer + place] if prefix.layers else ()
-            parts = zip(*(reading.layers[place] for reading in readings), strict=True)
-            keys, values = (torch.cat(part, dim=1)[None] for part in parts)
-            if before:
-                keys, values = torch.cat([before[0], keys], dim=2), torch.cat([before[1], values], dim=2)
-            cached.append((keys, values))
-        with self._from_layer(layer, hidden):
-            return self.model(
-                inputs_embeds=hidden[None],
-                position_ids=positions[at][None],
-                attention_mask=self._mask(torch.cat([again, packed.visible[at][:, at]], dim=1)),
-                past_key_values=DynamicCache(cached),
-                use_cache=True,
-                logits_to_keep=torch.searchsorted(at, packed.scored),
-            ).logits[0]
-
-    def _behind(self, prefix: Prefix, packed: Packed) -> tuple[torch.Tensor, torch.Tensor]:
-        """Positions of a pack's tokens behind a prefix, and what each sees, bool `[tokens, prefix + tokens]`."""
-        import torch
-
-        parts = torch.tensor(prefix.parts, device=self.device)
-        several = len(prefix.parts) > 1
-        own = packed.members if several else torch.zeros_like(packed.members)
-        of_part = torch.arange(len(parts), device=self.device).repeat_interleave(parts)
-        seen = own[:, None] == of_part[None]
-        return packed.positions + parts[own], torch.cat([seen, packed.visible], dim=1)
-
-    def _mask(self, visible: torch.Tensor) -> torch.Tensor:
-        """What is visible, as attention takes it: `[1, 1, queries, keys]`, added to scores."""
-        import torch
-
-        mask = torch.zeros(visible.shape, dtype=self.dtype, device=self.device)
-        return mask.masked_fill_(~visible, torch.finfo(self.dtype).min)[None, None]
-
-    @cached_property
-    def _list_of_layers(self) -> str:
-        """What the model calls the list of its layers."""
-        from torch import nn
-
-        depth = int(self.model.config.num_hidden_layers)
-        for name, part in self.model.base_model.named_children():
-            if isinstance(part, nn.ModuleList) and len(part) == depth:
-                return name
-        raise BackboneError(
-            f"{self.name} has no list of {depth} layers to enter half-way; choose 'lora', which needs none"
-        )
-
-    @property
-    def _layers(self) -> torch.nn.ModuleList:
-        layers: torch.nn.ModuleList = getattr(self.model.base_model, self._list_of_layers)
-        return layers
-
-    @contextmanager
-    def _from_layer(self, first: int, hidden: torch.Tensor) -> Iterator[None]:
-        """The model from layer `first` on, which gets `hidden` `[tokens, hidden]`, for the length of a `with` block."""
-        base, name, layers = self.model.base_model, self._list_of_layers, self._layers
-        hook = layers[first].register_forward_pre_hook(lambda _, given: (hidden[None], *given[1:]))
-        setattr(base, name, layers[first:])
-        try:
-            yield
-        finally:
-            setattr(base, name, layers)
-            hook.remove()

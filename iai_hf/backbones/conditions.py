@@ -17,13 +17,17 @@ if TYPE_CHECKING:
 class Prefix:
     """Keys and values of what is read before a query, encoded once; those of several states side by side.
 
+    A model that can't be read packed keeps none: there `sources` are read again with every query.
+
     Attributes:
         layers: keys and values, `[1, heads, length, head size]` a layer; none where nothing comes before.
         parts: tokens of each member's own prefix, laid one behind the other; a single part is every member's.
+        sources: of each part, ids int64 `[length]` or embeddings `[length, width]`, in the place of `layers`.
     """
 
     layers: tuple[tuple[torch.Tensor, torch.Tensor], ...]
     parts: tuple[int, ...]
+    sources: tuple[torch.Tensor, ...] = ()
 
     @property
     def length(self) -> int:
@@ -32,13 +36,23 @@ class Prefix:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all keys and values."""
-        return sum(keys.nbytes + values.nbytes for keys, values in self.layers)
+        """Bytes of all keys and values, or of what is read again."""
+        kept = sum(keys.nbytes + values.nbytes for keys, values in self.layers)
+        return kept + sum(source.nbytes for source in self.sources)
 
     def part(self, member: int) -> tuple[int, int]:
         """Where a member's part begins, and its length."""
-        place = member if len(self.parts) > 1 else 0
+        place = self._place(member)
         return sum(self.parts[:place]), self.parts[place]
+
+    def source(self, member: int) -> torch.Tensor:
+        """What is read again for a member, empty where nothing comes before."""
+        import torch
+
+        return self.sources[self._place(member)] if self.sources else torch.zeros(0, dtype=torch.long)
+
+    def _place(self, member: int) -> int:
+        return member if len(self.parts) > 1 else 0
 
     def cache(self) -> DynamicCache:
         """All parts, for one packed row; the cache may be appended to, the prefix itself stays as it is."""
@@ -83,7 +97,8 @@ def joined(prefixes: Sequence[Prefix]) -> Prefix:
         (torch.cat([p.layers[i][0] for p in known], dim=2), torch.cat([p.layers[i][1] for p in known], dim=2))
         for i in range(depth)
     )
-    return Prefix(layers, tuple(prefix.length for prefix in prefixes))
+    sources = tuple(prefix.source(0) for prefix in prefixes) if any(prefix.sources for prefix in prefixes) else ()
+    return Prefix(layers, tuple(prefix.length for prefix in prefixes), sources)
 
 
 @dataclass(frozen=True, eq=False)

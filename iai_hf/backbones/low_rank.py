@@ -35,8 +35,8 @@ def applied(model: torch.nn.Module, weights: Sequence[LowRank], members: torch.T
 
     Args:
         weights: of one layout: the same layers and ranks.
-        members: which of the weights each token is read with, int64 `[batch or 1, tokens or 1]`; None where there are
-            no several.
+        members: which of the weights each token is read with, int64 `[batch, tokens or 1]`, below 0 for none; None
+            where there are no several. Where a pass has fewer tokens, it has the last ones.
     """
     import torch
 
@@ -48,7 +48,7 @@ def applied(model: torch.nn.Module, weights: Sequence[LowRank], members: torch.T
             down = torch.cat([member.down[name] for member in weights]) if several else weights[0].down[name]
             up = torch.cat([member.up[name] for member in weights], dim=1) if several else weights[0].up[name]
             mask = None
-            if several and members is not None:
+            if members is not None and (several or bool((members < 0).any())):
                 rank = len(weights[0].down[name])
                 mask = members[..., None] == torch.arange(len(weights), device=down.device).repeat_interleave(rank)
             hook = partial(_add, down=down, up=up, mask=mask)
@@ -65,4 +65,8 @@ def _add(
     from torch.nn.functional import linear
 
     inner = linear(inputs[0], down)
-    return output + linear(inner if mask is None else inner * mask, up)
+    if mask is not None:
+        tokens = inner.shape[:-1].numel() // len(mask)
+        mask = mask[:, -tokens:].expand(-1, tokens, -1).reshape(inner.shape)
+        inner = inner * mask
+    return output + linear(inner, up)

@@ -127,7 +127,7 @@ def test_no_prefix_is_a_prefix(model: CausalLM) -> None:
 
 def test_a_soft_prompt_of_word_embeddings_equals_the_words(model: CausalLM) -> None:
     words = model.tokens(TEXTS[0])
-    soft = model.embedding_weight[list(words)]
+    soft = model.embeddings(words)
     by_words = model.score(Condition(model.encode_prefix(words)), rows_of(model))
     by_soft = model.score(Condition(model.encode_prefix(embeddings=soft)), rows_of(model))
     torch.testing.assert_close(by_words, by_soft, atol=1e-4, rtol=1e-4)

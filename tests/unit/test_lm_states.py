@@ -12,7 +12,7 @@ from conftest import LABELS, examples
 from iai_hf import AutoAmortizer, Chunk, TaskSpec, TaskState
 from iai_hf.amortizers.gradient import READ_TOGETHER, READ_TOKENS, Gradient, read_together
 from iai_hf.amortizers.prompted import Prompted
-from iai_hf.backbones import Backbone
+from iai_hf.backbones import Backbone, packed_pass
 from iai_hf.backbones.causal_lm import CausalLM
 from iai_hf.backbones.conditions import Sampling
 from iai_hf.backbones.packing import Row
@@ -119,9 +119,10 @@ def test_rows_of_several_tasks_run_in_one_forward_pass(causal: CausalLM, monkeyp
     task = TaskSpec("classification", LABELS)
     amortizer, one = adapted("lm-state", causal, 0, task)
     states = [one, adapted("lm-state", causal, 1, task)[1], one]
+    assert causal.abilities.packed  # the self-test has passes of its own
     passes = []
-    forward = CausalLM._forward
-    monkeypatch.setattr(CausalLM, "_forward", lambda *given: passes.append(1) or forward(*given))
+    forward = packed_pass.logits
+    monkeypatch.setattr(packed_pass, "logits", lambda *given: passes.append(1) or forward(*given))
     amortizer.predict_each(states, TEXTS)
     assert len(passes) == 1
     with pytest.raises(DataError, match="one for each"):
