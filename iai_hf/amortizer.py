@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from weakref import WeakKeyDictionary
 
-from iai_hf import __version__, hub
+from iai_hf import __version__, hub, values
 from iai_hf.adapt import adapt
 from iai_hf.backbones import Backbone
 from iai_hf.errors import ConfigError, DataError, StateError
@@ -64,8 +64,8 @@ class Amortizer(ABC):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_prepared": {}}  # another process prepares states anew
 
-    def __setstate__(self, values: dict[str, Any]) -> None:
-        self.__dict__.update(values, _prepared=WeakKeyDictionary())
+    def __setstate__(self, kept: dict[str, Any]) -> None:
+        self.__dict__.update(kept, _prepared=WeakKeyDictionary())
 
     # What a method is made of.
 
@@ -131,8 +131,8 @@ class Amortizer(ABC):
             StateError: the state belongs to another method or backbone.
             DataError: no query, an empty one, one longer than the context, or fewer than two labels known.
         """
-        self.check_queries(queries)
-        return self.answer(self.prepared(state), state.task, queries)
+        checked = self.checked_queries(queries, state.task)
+        return self.answer(self.prepared(state), state.task, checked)
 
     def predict_each(self, states: Sequence[TaskState], queries: Sequence[Any]) -> list[Prediction]:
         """Answer `queries[i]` from `states[i]`, in one forward pass where the method can: a prediction a query.
@@ -140,7 +140,8 @@ class Amortizer(ABC):
         Raises:
             StateError, DataError: as `predict`; or as many states as queries were not given.
         """
-        self.check_queries(queries)
+        states = values.column(states, "states")
+        queries = self.checked_queries(queries, *(state.task for state in states))
         if len(states) != len(queries):
             raise DataError(f"got {len(states)} states for {len(queries)} queries; expected one for each")
         return self.answer_each([self.prepared(state) for state in states], [state.task for state in states], queries)
@@ -176,13 +177,16 @@ class Amortizer(ABC):
             self._prepared[state] = self.prepare(state.tensors, state.task)
         return self._prepared[state]
 
-    def check_queries(self, queries: Sequence[Any]) -> None:
-        """Raise DataError where there is no query, or one that is no text."""
-        if not queries:
-            raise DataError("there are no queries; expected at least one text")
-        for number, query in enumerate(queries):
-            if self.reads == "texts" and (not isinstance(query, str) or not query.strip()):
-                raise DataError(f"query {number} is {query!r}; expected text")
+    def checked_queries(self, queries: Any, *tasks: TaskSpec) -> tuple[Any, ...]:
+        """Queries of any column type as texts, or as rows of numbers; a table of numbers is read by the tasks' columns.
+
+        Raises:
+            DataError: a bare string, no query, or one that is no text or no row of finite numbers.
+        """
+        if self.reads == "texts":
+            return values.texts(queries)
+        columns = tasks[0].columns if len({task.columns for task in tasks}) == 1 else ()
+        return values.rows(queries, columns)
 
     def merge(self, states: Sequence[TaskState]) -> TaskState:
         """One state from those of disjoint parts of a task's data, made by this amortizer; labels are joined.
@@ -279,7 +283,7 @@ class Amortizer(ABC):
 
     def contents(self) -> dict[str, bytes]:
         """What `save_pretrained` writes: each file's bytes by its name."""
-        values = {
+        written = {
             "method": self.method,
             "config": dataclasses.asdict(self.config),
             "base_model_name_or_path": self.backbone.name,
@@ -288,7 +292,7 @@ class Amortizer(ABC):
             "format_version": FORMAT_VERSION,
             "library_version": __version__,
         }
-        return {CONFIG_FILE: json.dumps(values, indent=2).encode()}
+        return {CONFIG_FILE: json.dumps(written, indent=2).encode()}
 
     def push_to_hub(
         self, repo_id: str, *, tags: Sequence[str] = (), directory: str | Path | None = None, **pushing: Any

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from iai_hf import values
 from iai_hf.errors import DataError
 
 if TYPE_CHECKING:
@@ -31,6 +31,10 @@ class TaskSpec:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise DataError(f"task kind is {self.kind!r}; expected {', '.join(KINDS)}")
+        labels = values.column(self.labels, "a task's labels")
+        named = tuple(values.label(label, f"label {number} of a task") for number, label in enumerate(labels))
+        object.__setattr__(self, "labels", named)
+        object.__setattr__(self, "columns", values.names(self.columns, "a task's columns"))
         if len(set(self.labels)) != len(self.labels):
             twice = sorted({label for label in self.labels if self.labels.count(label) > 1})
             raise DataError(f"label names must be distinct; given twice: {twice}")
@@ -48,24 +52,30 @@ class Chunk:
     """One mini-batch of labelled examples, `inputs[i]` answered by `outputs[i]`.
 
     Inputs are texts, or tuples of floats for a numeric table; outputs are texts, for regression those of a number.
+    Given as any column (list, Series, array, generator), they are kept as tuples; numbers as outputs become texts.
+
+    Raises:
+        DataError: a bare string or a dictionary, an empty chunk, a value that is no text, number or label.
     """
 
     inputs: tuple[Any, ...]
     outputs: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        if len(self.inputs) != len(self.outputs):
-            raise DataError(f"a chunk has {len(self.inputs)} inputs and {len(self.outputs)} outputs; expected as many")
-        if not self.inputs:
+        inputs = values.column(self.inputs, "a chunk's inputs")
+        outputs = values.column(self.outputs, "a chunk's outputs")
+        if len(inputs) != len(outputs):
+            raise DataError(f"a chunk has {len(inputs)} inputs and {len(outputs)} outputs; expected as many")
+        if not inputs:
             raise DataError("a chunk is empty; expected at least one example")
-        for number, (given, output) in enumerate(zip(self.inputs, self.outputs, strict=True)):
-            if isinstance(given, tuple):
-                if not all(math.isfinite(value) for value in given):
-                    raise DataError(f"example {number} of a chunk has an input that is not finite: {given}")
-                given = "numbers"
-            if not given.strip() or not output.strip():
-                part = "input" if not given.strip() else "output"
-                raise DataError(f"example {number} of a chunk has an empty {part}; expected text: drop it or fill it")
+        read = values.text if isinstance(inputs[0], str) else values.numbers
+        made = [read(given, f"example {number} of a chunk: input") for number, given in enumerate(inputs)]
+        object.__setattr__(self, "inputs", tuple(made))
+        answers = [
+            values.label(output, f"example {number} of a chunk: output", fractions=read is values.numbers)
+            for number, output in enumerate(outputs)
+        ]
+        object.__setattr__(self, "outputs", tuple(answers))
 
     def __len__(self) -> int:
         return len(self.inputs)

@@ -77,5 +77,5 @@ class Prompted(Amortizer):
         Raises:
             StateError, DataError: as `predict`.
         """
-        self.check_queries(queries)
-        return self.prompter.generate(self.prepared(state), [self.prompter.row(text) for text in queries], sampling)
+        rows = [self.prompter.row(text) for text in self.checked_queries(queries, state.task)]
+        return self.prompter.generate(self.prepared(state), rows, sampling)

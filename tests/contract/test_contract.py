@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
+import numpy
+import pandas
+import pyarrow
 import pytest
 import torch
 from conftest import LABELS, WORDS, examples
@@ -203,7 +208,7 @@ def test_an_export_is_a_peft_adapter_or_refused_by_name(amortizer: Amortizer, tm
 
 
 def test_an_empty_output_is_named(amortizer: Amortizer) -> None:
-    with pytest.raises(DataError, match="example 1 of a chunk has an empty output"):
+    with pytest.raises(DataError, match="example 1 of a chunk: output is empty"):
         amortizer.update(amortizer.init_state(task_of(amortizer)), Chunk(("a", "b"), ("music", " ")))
 
 
@@ -283,6 +288,40 @@ def test_bad_queries_are_refused(amortizer: Amortizer) -> None:
             amortizer.predict(state, queries)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="at least two"):
         amortizer.predict(amortizer.init_state(task_of(amortizer, ())), queries_of(amortizer))
+
+
+def test_a_bare_string_or_dictionary_is_never_read_by_its_parts(amortizer: Amortizer) -> None:
+    state = adapt(amortizer, rows_of(amortizer, 16), chunk_size=8)
+    query = queries_of(amortizer)[0]
+    for wrong in ("a fine film", b"bytes", {"text": "a fine film"}, {"a", "b"}, 3, None, numpy.asarray("text")):
+        with pytest.raises(DataError, match="expected a sequence"):
+            amortizer.predict(state, wrong)  # type: ignore[arg-type]
+        with pytest.raises(DataError, match="expected a sequence"):
+            amortizer.predict_each([state], wrong)  # type: ignore[arg-type]
+        with pytest.raises(DataError, match="expected a sequence"):
+            Chunk(wrong, ("a",))  # type: ignore[arg-type]
+        with pytest.raises(DataError, match="expected a sequence"):
+            Chunk((query,), wrong)  # type: ignore[arg-type]
+
+
+def test_columns_of_every_library_are_queries_and_chunks(amortizer: Amortizer) -> None:
+    rows = rows_of(amortizer, 12)
+    state = adapt(amortizer, rows, chunk_size=8)
+    inputs, outputs = [input_of(row) for row in rows], [row["output"] for row in rows]
+    wanted = amortizer.predict(state, inputs).log_probs
+    kinds: list[Callable[[list[Any]], Any]] = [
+        iter,
+        lambda column: pandas.Series(column, index=range(5, 17)),
+        numpy.asarray,
+        pyarrow.array,
+        lambda column: datasets.Dataset.from_dict({"column": column})["column"],
+    ]
+    for kind in kinds:
+        assert torch.equal(amortizer.predict(state, kind(inputs)).log_probs, wanted)  # type: ignore[arg-type]
+        chunk = Chunk(kind(inputs), kind(outputs))
+        assert (chunk.inputs, chunk.outputs) == (tuple(inputs), tuple(outputs))
+        assert {type(value) for value in chunk.outputs} == {str}
+    assert len(amortizer.predict_each(iter([state] * 12), kinds[1](inputs))) == 12  # type: ignore[arg-type]
 
 
 def test_one_class_is_refused(amortizer: Amortizer) -> None:
