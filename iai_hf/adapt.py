@@ -8,9 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from iai_hf.cursor import Cursor
 from iai_hf.data import Columns, Stream, open_stream
 from iai_hf.errors import DataError, StateError
-from iai_hf.state import StreamPosition, TaskState
+from iai_hf.state import TaskState
 from iai_hf.task import Chunk, TaskSpec
 
 
@@ -61,7 +62,7 @@ def adapt(
 
     Raises:
         DataError: nothing to read, malformed data, or a single class.
-        StateError: `resume` without a state, or with one that was in another stream.
+        StateError: `resume` without a state, or with one that was in another stream; `task` is not the state's.
     """
     if max_examples is not None and max_examples < 1:
         raise DataError(f"max_examples is {max_examples}; expected at least 1")
@@ -70,29 +71,26 @@ def adapt(
     if state is not None:  # a table is read as the state knows it, by the names of its columns
         columns = replace(columns or Columns(), numbers=state.task.columns or None)
     stream = open_stream(data, columns, split=split, shuffle_seed=shuffle_seed)
-    start = 0
+    cursor = Cursor(stream, chunk_size, shuffle_seed)
     if state is None:
         if resume:
             raise StateError("there is no state to resume; start without resume")
         state = amortizer.init_state(stream.task(task))
     else:
         amortizer.check(state)
+        _check_task(task, state.task, resume)
         if resume:
-            start = _resume_at(state, stream, chunk_size, shuffle_seed)
-    bar = _progress(stream, start, max_examples, progress and first_process)
-    position = start
+            cursor.resume(state)
+    bar = _progress(stream, cursor.position.examples, max_examples, progress and first_process)
     with bar:
-        for chunk in stream.chunks(chunk_size, start, max_examples):
-            position += len(chunk)
-            state = amortizer.update(state, chunk).at(
-                StreamPosition(stream.fingerprint or "", chunk_size, shuffle_seed, position), stream.hub_id
-            )
+        for chunk in cursor.chunks(max_examples):
+            state = amortizer.update(state, chunk).at(cursor.position, stream.hub_id)
             bar.update(len(chunk))
             if on_step is not None:
                 on_step(state, chunk)
             if output is not None and state.header.steps % checkpointing_steps == 0:
                 state.save_pretrained(output)
-    if position == 0:
+    if cursor.position.examples == 0:
         raise DataError("the dataset has no examples; expected at least one")
     if state.task.kind == "classification" and len(state.task.labels) < 2:
         raise DataError(
@@ -104,18 +102,20 @@ def adapt(
     return state
 
 
-def _resume_at(state: TaskState, stream: Stream, chunk_size: int, shuffle_seed: int | None) -> int:
-    at = state.header.stream
-    if at is None:
-        return 0
-    if at.source != (stream.fingerprint or ""):
-        raise StateError("the state was left in another dataset than this one; name that one, or adapt without resume")
-    if (at.chunk_size, at.shuffle_seed) != (chunk_size, shuffle_seed):
+def _check_task(given: TaskSpec | None, known: TaskSpec, resume: bool) -> None:
+    """Raise StateError where the task that is given is not the state's."""
+    if given is None:
+        return
+    if given.kind != known.kind:
+        raise StateError(f"the state's task is {known.kind}, not {given.kind}; leave the kind out, or start anew")
+    if given.columns not in ((), known.columns):
+        raise StateError(f"the state reads columns {list(known.columns)}, not {list(given.columns)}; leave them out")
+    unknown = [label for label in given.labels if label not in known.labels]
+    if unknown or (resume and known.labels[: len(given.labels)] != given.labels):
         raise StateError(
-            f"the state was left in a stream with chunk size {at.chunk_size} and shuffle seed {at.shuffle_seed}, this "
-            f"one has {chunk_size} and {shuffle_seed}; use the same to resume"
+            f"the state's labels are {list(known.labels)}, not {list(given.labels)}; leave the labels out (new ones join "
+            "with their first example), or start anew"
         )
-    return at.examples
 
 
 def _progress(stream: Stream, start: int, stop: int | None, show: bool) -> Any:

@@ -19,7 +19,7 @@ from iai_hf.task import Prediction, TaskSpec
 if TYPE_CHECKING:
     import torch
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 STATE_FILE = "state.safetensors"
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -29,10 +29,11 @@ WEIGHTS_FILE = "model.safetensors"
 class StreamPosition:
     """How far a stream was read: enough to go on after a crash without losing or repeating an example."""
 
-    source: str  # fingerprint of the data
+    source: str  # fingerprint of the data; of a list or generator, a digest of the records up to here
     chunk_size: int
     shuffle_seed: int | None
     examples: int  # examples of this stream that the state has absorbed
+    columns: tuple[str, ...] | None = None  # of text and answer, or of a table's answer; format 1 did not note them
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class StateHeader:
         stream = values.pop("stream")
         return cls(
             task=TaskSpec(task["kind"], tuple(task["labels"]), tuple(task.get("columns", ()))),
-            stream=StreamPosition(**stream) if stream else None,
+            stream=StreamPosition(**stream | {"columns": _tuple(stream.get("columns"))}) if stream else None,
             datasets=tuple(values.pop("datasets", ())),
             **values,
         )
@@ -121,6 +122,7 @@ class TaskState:
             examples=self.header.examples + examples,
             steps=self.header.steps + 1,
             counts=totals,
+            stream=None,  # a chunk of no stream; `at` notes where it stood in one
         )
         return TaskState(tensors, header)
 
@@ -249,6 +251,10 @@ class TaskState:
         evaluation = read_evaluation(Path(directory)) if directory is not None else None
         card = state_card(self, repo_id, tags, evaluation, license)
         return hub.publish(self.save_pretrained, card, repo_id, directory, **pushing)
+
+
+def _tuple(values: Sequence[str] | None) -> tuple[str, ...] | None:
+    return None if values is None else tuple(values)
 
 
 def _digest(tensors: Mapping[str, torch.Tensor], header: str) -> str:

@@ -164,6 +164,34 @@ def test_a_resumed_stream_ends_in_the_same_state(amortizer: Amortizer, tmp_path:
     assert same(whole, rest)
 
 
+def test_resume_refuses_what_the_state_was_not_left_in(amortizer: Amortizer) -> None:
+    rows = rows_of(amortizer, 30)
+    part = adapt(amortizer, rows, chunk_size=8, max_examples=16)
+    for name, other in (
+        ("another list", rows_of(amortizer, 30, seed=5)),
+        ("one that differs in its first row", [*rows_of(amortizer, 1, seed=5), *rows[1:]]),
+        ("a shorter one", rows[:12]),
+        ("a generator of other rows", iter(rows_of(amortizer, 30, seed=5))),
+    ):
+        with pytest.raises(StateError, match="another dataset"):
+            pytest.fail(f"{name} was accepted: {adapt(amortizer, other, part, chunk_size=8, resume=True)}")
+    by_hand = amortizer.update(part, chunk_of(rows[16:24]))
+    with pytest.raises(StateError, match="no position in a stream"):
+        adapt(amortizer, rows, by_hand, chunk_size=8, resume=True)
+    with pytest.raises(StateError, match="not generation"):
+        adapt(amortizer, rows, part, chunk_size=8, resume=True, task=TaskSpec("generation"))
+    with pytest.raises(StateError, match="labels"):
+        adapt(amortizer, rows, part, chunk_size=8, resume=True, task=TaskSpec("classification", ("chess",)))
+
+
+def test_a_generator_is_resumed_as_a_list_is(amortizer: Amortizer) -> None:
+    rows = rows_of(amortizer, 30)
+    part = adapt(amortizer, iter(rows), chunk_size=8, max_examples=16)
+    assert same(
+        adapt(amortizer, rows, chunk_size=8), adapt(amortizer, iter(rows), part, chunk_size=8, resume=True)
+    )
+
+
 def test_going_on_with_more_data_counts_all_examples(amortizer: Amortizer) -> None:
     state = adapt(amortizer, rows_of(amortizer, 16), chunk_size=8)
     state = adapt(amortizer, rows_of(amortizer, 8, seed=1), state, chunk_size=8)

@@ -1,0 +1,87 @@
+"""Cursor: a stream read chunk by chunk, the position behind the last example, and whether a state was left in it."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+
+from iai_hf.data import Record, Stream
+from iai_hf.errors import StateError
+from iai_hf.state import StreamPosition, TaskState
+from iai_hf.task import Chunk
+
+log = logging.getLogger(__name__)
+
+
+class Cursor:
+    """Reads `stream`; `position` is the one behind the chunk that was read last.
+
+    A stream that has no fingerprint, as a list or a generator, is recognised by a running digest of its records.
+    """
+
+    def __init__(self, stream: Stream, chunk_size: int, shuffle_seed: int | None) -> None:
+        self.stream = stream
+        named = () if stream.columns.numbers is not None else (stream.columns.input,)
+        read = (*named, stream.columns.output or "")
+        self.position = StreamPosition(stream.fingerprint or "", chunk_size, shuffle_seed, 0, read)
+
+    def resume(self, state: TaskState) -> None:
+        """Go to where `state` was left.
+
+        Raises:
+            StateError: it was left in another stream, in one that was read otherwise, or in none that is known.
+        """
+        at = state.header.stream
+        if at is None:
+            if state.header.examples:
+                raise StateError(
+                    f"the state has {state.header.examples:,} examples and no position in a stream, as it was merged, "
+                    "or updated by hand; to adapt it to more data leave resume out"
+                )
+            return
+        ours = self.position
+        if at.columns is not None and at.columns != ours.columns:
+            raise StateError(
+                f"the state was left in a stream of columns {list(at.columns)}, this one has {list(ours.columns)}; name "
+                "the same to resume (--input-column, --output-column, --target)"
+            )
+        if (at.chunk_size, at.shuffle_seed) != (ours.chunk_size, ours.shuffle_seed):
+            raise StateError(
+                f"the state was left in a stream with chunk size {at.chunk_size} and shuffle seed {at.shuffle_seed}, "
+                f"this one has {ours.chunk_size} and {ours.shuffle_seed}; use the same to resume"
+            )
+        if self.stream.fingerprint is None:
+            self._skip(at)
+        self.position = replace(self.position, examples=at.examples)
+        if at.source == "" and at.columns is None and self.stream.fingerprint is None:
+            log.warning("the state was left in a list or generator, by a version that did not note which one")
+        elif at.source != self.position.source:
+            raise StateError(
+                f"the state was left in another dataset ({at.source[:8]}) than this one ({self.position.source[:8]}); "
+                "name that one, or adapt without resume"
+            )
+
+    def chunks(self, stop: int | None) -> Iterator[Chunk]:
+        """Chunks up to record `stop`; `position` follows."""
+        for chunk in self.stream.chunks(self.position.chunk_size, self.position.examples, stop):
+            if self.stream.fingerprint is None:
+                self._digest(map(Record, chunk.inputs, chunk.outputs))
+            self.position = replace(self.position, examples=self.position.examples + len(chunk))
+            yield chunk
+
+    def _skip(self, at: StreamPosition) -> None:
+        """Read up to the position, so that the records there are known; a generator goes on from there."""
+        rows = self.stream.rows(0)
+        behind = replace(self.stream, rows=lambda start: itertools.islice(rows, at.examples))
+        self._digest(behind.records())
+        self.stream = replace(self.stream, rows=lambda start: rows)
+
+    def _digest(self, records: Iterator[Record]) -> None:
+        source = self.position.source
+        for record in records:
+            source = hashlib.sha256(f"{source}{json.dumps(record)}".encode()).hexdigest()[:32]
+        self.position = replace(self.position, source=source)

@@ -1,0 +1,64 @@
+"""Where a state was left in its stream: other columns, another order and a merged state are refused by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import examples
+
+from iai_hf import AutoAmortizer, TaskSpec, TaskState
+from iai_hf.amortizer import Amortizer
+from iai_hf.backbones import Backbone
+from iai_hf.data import Columns
+from iai_hf.errors import StateError
+
+
+@pytest.fixture
+def amortizer(encoder: Backbone) -> Amortizer:
+    return AutoAmortizer.from_pretrained("iterative", backbone=encoder)
+
+
+def test_other_columns_of_the_same_file_are_refused(amortizer: Amortizer, tmp_path: Path) -> None:
+    rows = [{**row, "title": "the team", "topic": row["output"]} for row in examples(30)]
+    data = tmp_path / "train.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for seed in (None, 3):
+        options = {"chunk_size": 8, "shuffle_seed": seed, "progress": False}
+        part = amortizer.adapt(data, max_examples=16, **options)
+        for columns in (Columns("title"), Columns("input", "topic")):
+            with pytest.raises(StateError, match="was left in a stream of columns"):
+                amortizer.adapt(data, part, columns=columns, resume=True, **options)
+        with pytest.raises(StateError, match="chunk size"):
+            amortizer.adapt(data, part, resume=True, **{**options, "chunk_size": 4})
+        assert amortizer.adapt(data, part, resume=True, **options).header.examples == 30
+
+
+def test_another_output_column_of_the_same_table_is_refused(tmp_path: Path) -> None:
+    amortizer = AutoAmortizer.from_pretrained("numeric-parametric")
+    data = tmp_path / "table.csv"
+    data.write_text("x,y,z\n" + "".join(f"{i / 7},{i % 3 + i / 5},{i / 3 - 2}\n" for i in range(40)))
+    part = amortizer.adapt(data, columns=Columns(output="z", numbers=()), chunk_size=8, max_examples=16, progress=False)
+    with pytest.raises(StateError, match="was left in a stream of columns"):
+        amortizer.adapt(data, part, columns=Columns(output="y"), chunk_size=8, resume=True, progress=False)
+
+
+def test_a_merged_state_has_no_place_in_a_stream(amortizer: Amortizer, tmp_path: Path) -> None:
+    parts = [amortizer.adapt(examples(16, seed=seed), chunk_size=8, progress=False) for seed in (0, 1)]
+    merged = TaskState.from_pretrained(amortizer.merge(parts).save_pretrained(tmp_path))
+    with pytest.raises(StateError, match="no position in a stream"):
+        amortizer.adapt(examples(16), merged, chunk_size=8, resume=True, progress=False)
+    assert amortizer.adapt(examples(16, seed=2), merged, progress=False).header.examples == 48
+    fresh = amortizer.init_state(TaskSpec())
+    assert amortizer.adapt(examples(16), fresh, chunk_size=8, resume=True, progress=False).header.examples == 16
+
+
+def test_labels_that_a_state_does_not_know_are_not_dropped_in_silence(amortizer: Amortizer) -> None:
+    state = amortizer.adapt(examples(16), task=TaskSpec("classification", ("food",)), progress=False)
+    with pytest.raises(StateError, match="chess"):
+        amortizer.adapt(examples(8), state, task=TaskSpec("classification", ("chess",)), progress=False)
+    known = TaskSpec("classification", ("music", "food"))
+    assert amortizer.adapt(examples(8), state, task=known, progress=False).header.examples == 24
+    with pytest.raises(StateError, match="labels"):  # in another order they would have made another state
+        amortizer.adapt(examples(16), state, task=known, resume=True, progress=False)
