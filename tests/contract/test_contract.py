@@ -187,9 +187,7 @@ def test_resume_refuses_what_the_state_was_not_left_in(amortizer: Amortizer) -> 
 def test_a_generator_is_resumed_as_a_list_is(amortizer: Amortizer) -> None:
     rows = rows_of(amortizer, 30)
     part = adapt(amortizer, iter(rows), chunk_size=8, max_examples=16)
-    assert same(
-        adapt(amortizer, rows, chunk_size=8), adapt(amortizer, iter(rows), part, chunk_size=8, resume=True)
-    )
+    assert same(adapt(amortizer, rows, chunk_size=8), adapt(amortizer, iter(rows), part, chunk_size=8, resume=True))
 
 
 def test_going_on_with_more_data_counts_all_examples(amortizer: Amortizer) -> None:
