@@ -19,14 +19,14 @@ from transformers import (
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-WORDS = (
-    "ball team goal score coach match referee player song band guitar drum note melody concert singer bread soup spice "
-    "oven salt dinner recipe cheese sports music food a the of and Input Output What is this about query passage"
-).split()
+TEXT = """ball team goal score coach match referee player song band guitar drum note melody concert singer bread soup
+spice oven salt dinner recipe cheese sports music food a the of and Input Output What is this about query passage"""
+WORDS = TEXT.split()
 SPECIALS = ["<pad>", "<s>", "</s>", "<unk>", "<mask>"]  # ids 0 to 4
 VOCABULARY = 420  # rows of the embedding table; no tokenizer here has more
 WINDOW = 16  # of families that attend to a window
 POSITIONS = 512
+LEFT_OUT = object()  # in the place of a setting that a family does not take
 
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
 STATE_SPACE = {"state_size": 4, "conv_kernel": 4, "expand": 2}
@@ -42,7 +42,6 @@ SEQUENCE_TO_SEQUENCE = {
     "decoder_ffn_dim": 64,
 }
 
-LEFT_OUT = object()  # a setting that a family does not take
 # The type of the configuration, and what differs from `COMMON`.
 Family = tuple[str, dict[str, Any]]
 COMMON: dict[str, Any] = {
@@ -74,7 +73,15 @@ ENCODERS: dict[str, Family] = {
     "xlnet": ("xlnet", {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 64, "max_position_embeddings": LEFT_OUT}),
     "funnel": (
         "funnel",
-        {"block_sizes": [1, 1], "d_model": 32, "n_head": 4, "d_head": 8, "d_inner": 64, "num_hidden_layers": LEFT_OUT},
+        {
+            "block_sizes": [1, 1],
+            "d_model": 32,
+            "n_head": 4,
+            "d_head": 8,
+            "d_inner": 64,
+            "num_hidden_layers": LEFT_OUT,
+            "architectures": ["FunnelModel"],  # there are two
+        },
     ),
     "bart": ("bart", SEQUENCE_TO_SEQUENCE),
     "t5": ("t5", T5),

@@ -9,12 +9,15 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from iai_hf.backbones.batching import length_buckets, split_windows
+from iai_hf.backbones.sentence import Pipeline
+from iai_hf.backbones.trial import Trial, last_hidden_state, trial
 from iai_hf.errors import BackboneError
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+SENTENCE = "The quick brown fox, 12.5% of Zürich!"  # tells tokenizers apart
 MAX_WINDOW = 1024  # attention costs the square of a window, so longer contexts are read in several
 
 
@@ -33,7 +36,12 @@ class Features(NamedTuple):
 
 
 class Backbone:
-    """A frozen encoder. `CausalLM` adds what only a language model can do."""
+    """A frozen encoder. `CausalLM` adds what only a language model can do.
+
+    Args:
+        pipeline: how its hidden states become features; by default their mean.
+        source: where its weights came from, in words.
+    """
 
     def __init__(
         self,
@@ -41,9 +49,11 @@ class Backbone:
         revision: str | None,
         tokenizer: PreTrainedTokenizerBase,
         model: PreTrainedModel,
-        pooling: str = "mean",
+        pipeline: Pipeline | None = None,
+        source: str = "",
     ) -> None:
-        self.name, self.revision, self.tokenizer, self.pooling = name, revision, tokenizer, pooling
+        self.name, self.revision, self.source, self.tokenizer = name, revision, source, tokenizer
+        self.pipeline = pipeline or Pipeline()
         self.model = model.eval().requires_grad_(False)
         self.device: torch.device = model.device
         self.share = (0, 1)  # this process's number among those that read together, and how many they are
@@ -57,9 +67,35 @@ class Backbone:
         return self.model.dtype
 
     @property
+    def base(self) -> torch.nn.Module:
+        """The model without a head."""
+        return self.model
+
+    @property
+    def width(self) -> int:
+        """Size of the hidden states that features are pooled from."""
+        return self.trial.hidden_size
+
+    @property
     def hidden_size(self) -> int:
         """Size of a feature vector."""
-        return int(self.model.config.hidden_size)
+        return self.pipeline.size(self.width)
+
+    @cached_property
+    def trial(self) -> Trial:
+        """What the model does with a few tokens.
+
+        Raises:
+            BackboneError: it reads no text by itself.
+        """
+        try:
+            return trial(self.base, sorted(set(self._probe))[-2:])
+        except Exception as error:  # whatever a model raises that wants images, sound or a decoder's input
+            reason = (str(error).splitlines() or [""])[0]
+            raise BackboneError(
+                f"{self.name} ({type(self.model).__name__}) gives no hidden states of a text alone "
+                f"({type(error).__name__}: {reason}); choose a text encoder or a causal language model"
+            ) from error
 
     def split_over_processes(self) -> None:
         """Read texts together with the other processes of `accelerate launch`, each its share of the batches.
@@ -75,11 +111,17 @@ class Backbone:
     @cached_property
     def context(self) -> int:
         """Longest sequence of tokens, special ones included, that the model can attend to."""
-        limits = [getattr(self.model.config, "max_position_embeddings", None), self.tokenizer.model_max_length]
-        # Position tables of the RoBERTa family are offset by the padding index.
-        offset = 2 if self.model.config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
-        known = [int(limit) for limit in limits if limit and limit < 10**9]
-        return min(known) - offset if known else MAX_WINDOW
+        config = self.model.config.get_text_config()
+        # Biases in the place of positions are made up to `max_seq_len`.
+        limits = [getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len")]
+        limits += [self.trial.positions, self.tokenizer.model_max_length]
+        known = [int(limit) for limit in limits if limit and 0 < limit < 10**9]  # XLNet says -1
+        return min(known, default=MAX_WINDOW)
+
+    @property
+    def window(self) -> int:
+        """Tokens that are read at once for a feature."""
+        return min(self.context, MAX_WINDOW, self.pipeline.max_tokens or MAX_WINDOW)
 
     @cached_property
     def special_tokens(self) -> tuple[list[int], list[int]]:
@@ -96,19 +138,30 @@ class Backbone:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Digest of architecture, vocabulary and a sample of every weight, alike for float32 and bfloat16 loading."""
+        """`digest()`, taken once."""
+        return self.digest()
+
+    def digest(self) -> str:
+        """Of architecture, vocabulary, pooling and a sample of every weight, alike for float32 and bfloat16 loading."""
         import torch
 
         config = self.model.config
-        digest = hashlib.sha256(f"{config.model_type} {config.hidden_size} {len(self.tokenizer)}".encode())
+        size = config.get_text_config().hidden_size
+        digest = hashlib.sha256(f"{config.model_type} {size} {len(self.tokenizer)}".encode())
         for name, weight in self.model.named_parameters():
             flat = weight.detach().reshape(-1)
             sample = flat[:: max(flat.numel() // 16, 1)].to("cpu", torch.bfloat16)
             digest.update(name.encode() + sample.contiguous().view(torch.uint8).numpy().tobytes())
         digest.update(str(self.lead).encode() if self.lead else b"")
-        probe = self.tokenizer("The quick brown fox, 12.5% of Zürich!")["input_ids"]
-        digest.update(str(probe).encode())
+        digest.update(str(self._probe).encode())
+        digest.update(self.pipeline.described())
         return digest.hexdigest()[:32]
+
+    @cached_property
+    def _probe(self) -> list[int]:
+        """How the tokenizer reads an English sentence."""
+        ids: list[int] = self.tokenizer(SENTENCE)["input_ids"]
+        return ids
 
     def features(self, texts: Sequence[str], max_tokens: int | None = None) -> Features:
         """Features of texts of any length: longer ones than the context are read in windows and pooled over all.
@@ -121,59 +174,87 @@ class Backbone:
         """
         import torch
 
-        # No mask and no segments: for a short query their making is a measurable part of all the work.
-        plain = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}
-        ids = self.tokenizer(list(texts), verbose=False, **plain)["input_ids"]
+        prompt = self.pipeline.prompt
+        ids = self._read([prompt + text for text in texts])
+        if prompt:
+            # Behind it a text may begin with another token than alone, so they are read as one and then told apart.
+            asked = self._read([prompt])[0]
+            shared = [_shared(asked, text) for text in ids]
+            leads = [text[:length] for text, length in zip(ids, shared, strict=True)]
+            ids = [text[length:] for text, length in zip(ids, shared, strict=True)]
+        else:
+            leads = [list(self.lead)] * len(ids)
         cut = 0
         if max_tokens is not None:
             cut = sum(len(text) > max_tokens for text in ids)
             ids = [text[:max_tokens] for text in ids]
         start, end = self.special_tokens
-        start = [*start, *self.lead]
-        room = min(self.context, MAX_WINDOW) - len(start) - len(end)
         owners: list[int] = []
         windows: list[list[int]] = []
-        for owner, text in enumerate(ids):
+        for owner, (lead, text) in enumerate(zip(leads, ids, strict=True)):
+            room = self.window - len(start) - len(lead) - len(end)
+            if room < 1:
+                raise BackboneError(f"{self.name} has no room for a text behind its prompt of {len(lead)} tokens")
             for window in split_windows(text, room):
                 owners.append(owner)
-                windows.append([*start, *window, *end] or [self._pad_id])
-        sums = torch.zeros(len(ids), self.hidden_size)
+                windows.append([*start, *lead, *window, *end] or [self.pad_id])
+        before = len(start) + (len(asked) if prompt else len(self.lead))
+        sums = torch.zeros(len(ids), self.width * len(self.pipeline.modes))
         with torch.inference_mode():
             for group in length_buckets([len(window) for window in windows])[self.share[0] :: self.share[1]]:
                 batch, mask = self._pad([windows[i] for i in group])
-                pooled = self._pool(batch, mask).cpu()
+                pooled = self._pool(batch, mask, before).cpu()
                 sums.index_add_(0, torch.tensor([owners[i] for i in group]), pooled)
         if self.share[1] > 1:
             from accelerate.utils import reduce
 
             sums = reduce(sums.to(self.device)).cpu()
-        norms = sums.norm(dim=-1, keepdim=True)
+        lengths = torch.tensor([float(len(window)) for window in windows])
+        tokens = torch.zeros(len(ids)).index_add_(0, torch.tensor(owners, dtype=torch.long), lengths)
+        vectors = self.pipeline.finish(sums / tokens[:, None])
+        norms = vectors.norm(dim=-1, keepdim=True)
         if not math.isfinite(float(norms.sum())):
             bad = next(text for text, norm in zip(texts, norms, strict=True) if not norm.isfinite())
             raise BackboneError(f"{self.name} gave features that are not finite, e.g. for {bad[:40]!r}; try float32")
-        return Features(sums / norms, sum(map(len, windows)), cut)
+        return Features(vectors / norms, sum(map(len, windows)), cut)
 
-    def _pool(self, batch: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """Sums of hidden states, float32 `[windows, hidden]`; added over windows, the direction of a mean."""
-        import torch
+    def _read(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of texts, without special ones."""
+        # No mask and no segments: for a short query their making is a measurable part of all the work.
+        plain = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}
+        given = [text.lower() for text in texts] if self.pipeline.lowercase else list(texts)
+        ids: list[list[int]] = self.tokenizer(given, verbose=False, **plain)["input_ids"]
+        return ids
 
-        hidden = self.model(input_ids=batch, attention_mask=mask).last_hidden_state
-        if self.pooling == "first":
-            return hidden[:, 0].float() * (hidden.shape[1] if mask is None else mask.sum(1, keepdim=True))
-        return (hidden if mask is None else hidden * mask[..., None]).sum(1, dtype=torch.float32)
+    def _pool(self, batch: torch.Tensor, mask: torch.Tensor | None, before: int) -> torch.Tensor:
+        """Pooled hidden states times tokens, float32 `[windows, size]`, so that windows may be added.
+
+        Args:
+            before: tokens before a window's text.
+        """
+        hidden = last_hidden_state(self.model(input_ids=batch, attention_mask=mask))
+        tokens = hidden.shape[1] if mask is None else mask.sum(1, keepdim=True)
+        return self.pipeline.pool(hidden, mask, before) * tokens
 
     def _pad(self, sequences: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Right-padded ids, int64 `[sequences, longest]`, and their mask, None where nothing had to be padded."""
         import torch
 
         longest = max(map(len, sequences))
-        ids = torch.tensor([[*ids, *[self._pad_id] * (longest - len(ids))] for ids in sequences]).to(self.device)
+        ids = torch.tensor([[*ids, *[self.pad_id] * (longest - len(ids))] for ids in sequences]).to(self.device)
         if all(len(ids) == longest for ids in sequences):
             return ids, None
         mask = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in sequences])
         return ids, mask.to(self.device)
 
     @property
-    def _pad_id(self) -> int:
+    def pad_id(self) -> int:
+        """What fills a shorter sequence; any id does, it is masked."""
         pad: Any = self.tokenizer.pad_token_id
         return int(pad if pad is not None else self.tokenizer.eos_token_id or 0)
+
+
+def _shared(prompt: Sequence[int], text: Sequence[int]) -> int:
+    """How many ids both begin with."""
+    pairs = enumerate(zip(prompt, text, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(prompt), len(text)))

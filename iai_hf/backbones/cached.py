@@ -27,7 +27,8 @@ class CachedBackbone(Backbone):
     """
 
     def __init__(self, backbone: Backbone, folder: str | Path) -> None:
-        super().__init__(backbone.name, backbone.revision, backbone.tokenizer, backbone.model, backbone.pooling)
+        parts = (backbone.tokenizer, backbone.model, backbone.pipeline, backbone.source)
+        super().__init__(backbone.name, backbone.revision, *parts)
         self.backbone, self.folder = backbone, Path(folder)
         self._shards: dict[int | None, list[dict[str, torch.Tensor]]] = {}
         self._places: dict[int | None, dict[bytes, tuple[int, int]]] = {}

