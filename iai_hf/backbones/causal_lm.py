@@ -50,8 +50,9 @@ class CausalLM(Backbone):
     @property
     def base(self) -> torch.nn.Module:
         """The model without its language-model head."""
-        found: torch.nn.Module = self.model.base_model
-        return self.model.get_decoder() if found is self.model else found
+        model: Any = self.model
+        found: torch.nn.Module = model.base_model
+        return model.get_decoder() if found is model else found
 
     @property
     def width(self) -> int:

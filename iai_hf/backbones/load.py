@@ -123,7 +123,7 @@ def _names_a_causal_lm(config: Any) -> bool:
         return False
     if not config.architectures:
         return type(config) not in masked
-    own = causal[type(config)].__name__
+    own = getattr(causal[type(config)], "__name__", None)
     return any(kind == own or "CausalLM" in kind or "LMHead" in kind for kind in config.architectures)
 
 
