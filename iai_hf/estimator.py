@@ -10,6 +10,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
+from iai_hf import values
 from iai_hf.auto import AutoAmortizer, amortizer_class, methods
 from iai_hf.config import whole_number
 from iai_hf.errors import DataError
@@ -122,7 +123,7 @@ class IAIClassifier(ClassifierMixin, BaseEstimator):
         if self._reads_numbers():
             return [tuple(map(float, row)) for row in validate_data(self, X, reset=first)]
         validate_data(self, X, reset=first, skip_check_array=True, ensure_2d=False)  # the frame's column, by its name
-        return _texts(X)
+        return values.texts(X, "X[{}]")
 
     def _reads_numbers(self) -> bool:
         known = self.method if self.method in methods() else AutoAmortizer.describe(self.method)["method"]
@@ -133,22 +134,6 @@ class IAIClassifier(ClassifierMixin, BaseEstimator):
         tags.input_tags.two_d_array = self._reads_numbers()
         tags.input_tags.string = not self._reads_numbers()
         return tags
-
-
-def _texts(X: Any) -> list[str]:
-    """Texts of a sequence, or of a frame or an array with one column."""
-    shape: tuple[int, ...] = getattr(X, "shape", ())
-    if len(shape) == 2:
-        if shape[1] != 1:
-            raise DataError(f"X has {shape[1]} columns; expected one, of texts: choose it, e.g. X['text']")
-        X = numpy.asarray(X, dtype=object)[:, 0]
-    if isinstance(X, str):
-        raise DataError(f"X is the one text {X[:40]!r}; expected a sequence of texts, not a bare string: [{X[:40]!r}]")
-    texts = list(X)
-    for number, text in enumerate(texts):
-        if not isinstance(text, str) or not text.strip():
-            raise DataError(f"X[{number}] is {text!r:.60}; expected text")
-    return texts
 
 
 def _labels(y: Any, name: str) -> numpy.ndarray:
@@ -162,18 +147,10 @@ def _labels(y: Any, name: str) -> numpy.ndarray:
         raise DataError("fit requires y to be passed, but the target y is None; expected a label a row")
     given = numpy.asarray(y, dtype=object).ravel().tolist()
     for number, label in enumerate(given):
-        if _is_missing(label) or (isinstance(label, str) and not label.strip()):
-            raise DataError(f"{name}[{number}] is {label!r}; expected a label: drop the row or fill it")
+        if isinstance(label, str) or values.missing(label):
+            values.text(label, f"{name}[{number}]")
     if len({isinstance(label, str) for label in given}) > 1:
         raise DataError(f"{name} has labels that are text and others that are not; expected one type")
     check_classification_targets(y)
     labels = column_or_1d(y, warn=True)
     return labels.astype(str) if given and isinstance(given[0], str) else labels
-
-
-def _is_missing(label: Any) -> bool:
-    """None, NaN, NaT, or pandas' NA, which is neither equal to itself nor different."""
-    try:
-        return label is None or bool(label != label)
-    except (TypeError, ValueError):
-        return True

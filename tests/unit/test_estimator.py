@@ -90,7 +90,7 @@ def test_bad_input_is_named(classifier: IAIClassifier) -> None:
         classifier.fit(TEXTS, OUTPUTS[:5])
     with pytest.raises(DataError, match="expected text"):
         classifier.fit([1.0, 2.0], ["a", "b"])
-    with pytest.raises(DataError, match="bare string"):
+    with pytest.raises(DataError, match="alone; expected a sequence"):
         classifier.fit("ab", ["a", "b"])
 
 
@@ -124,7 +124,7 @@ def test_numbers_are_sorted_as_numbers_and_equal_ones_are_one_class(kind: type, 
 @pytest.mark.parametrize("form", [list, lambda labels: pandas.Series(labels, dtype=object)])
 def test_a_label_that_is_missing_is_none(missing: object, form: Callable, classifier: IAIClassifier) -> None:
     for method in (classifier.fit, classifier.partial_fit):
-        with pytest.raises(DataError, match=r"y\[2\] is .*; expected a label"):
+        with pytest.raises(DataError, match=r"y\[2\] is (missing|empty)"):
             method(TEXTS[:4], form(["music", "food", missing, "music"]))
     assert not hasattr(classifier, "state_")
 
@@ -167,10 +167,10 @@ def test_all_that_hold_texts_are_read_alike(form: str, classifier: IAIClassifier
 
 def test_a_frame_of_more_columns_or_another_one_is_refused(classifier: IAIClassifier) -> None:
     frame = pandas.DataFrame({"text": TEXTS, "title": TEXTS})
-    with pytest.raises(DataError, match="2 columns"):
+    with pytest.raises(DataError, match="the columns"):
         classifier.fit(frame, OUTPUTS)
     classifier.fit(frame[["text"]], OUTPUTS)
-    with pytest.raises(DataError, match="2 columns"):
+    with pytest.raises(DataError, match="list"):
         classifier.predict(frame.to_numpy())
     with pytest.raises(ValueError, match="title"):
         classifier.predict(frame[["title"]])
