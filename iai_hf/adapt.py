@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,7 +12,8 @@ from typing import Any, Protocol
 from iai_hf.cursor import Cursor
 from iai_hf.data import Columns, Stream, open_stream
 from iai_hf.errors import DataError, StateError
-from iai_hf.state import TaskState
+from iai_hf.files import claimed
+from iai_hf.state import TaskState, check_folder
 from iai_hf.task import Chunk, TaskSpec
 
 
@@ -55,19 +57,22 @@ def adapt(
         max_examples: stop after that many examples of the stream.
         shuffle_seed: read in an order permuted from this seed.
         resume: `state` was left in the middle of this same stream; go on behind the last example it absorbed.
-        output: folder to which the state is saved every `checkpointing_steps` chunks and at the end; of several
-            processes that read together (`Backbone.split_over_processes`), the first saves.
+        output: folder, held by this run alone, to which the state is saved every `checkpointing_steps` chunks and at
+            the end; of several processes that read together (`Backbone.split_over_processes`), the first saves.
         on_step: called after each update with the new state and its chunk.
         progress: show a progress bar on standard error.
 
     Raises:
         DataError: nothing to read, malformed data, or a single class.
-        StateError: `resume` without a state, or with one that was in another stream; `task` is not the state's.
+        StateError: `resume` without a state, or with one that was in another stream; `task` is not the state's;
+            another run writes to `output`, or it holds something else.
     """
     if max_examples is not None and max_examples < 1:
         raise DataError(f"max_examples is {max_examples}; expected at least 1")
     first_process = os.environ.get("RANK", "0") == "0"
-    output = output if first_process else None
+    output = Path(output) if output is not None and first_process else None
+    if output is not None:
+        check_folder(output)
     if state is not None:  # a table is read as the state knows it, by the names of its columns
         columns = replace(columns or Columns(), numbers=state.task.columns or None)
     stream = open_stream(data, columns, split=split, shuffle_seed=shuffle_seed)
@@ -82,7 +87,7 @@ def adapt(
         if resume:
             cursor.resume(state)
     bar = _progress(stream, cursor.position.examples, max_examples, progress and first_process)
-    with bar:
+    with nullcontext() if output is None else claimed(output), bar:
         for chunk in cursor.chunks(max_examples):
             state = amortizer.update(state, chunk).at(cursor.position, stream.hub_id)
             bar.update(len(chunk))
@@ -90,15 +95,15 @@ def adapt(
                 on_step(state, chunk)
             if output is not None and state.header.steps % checkpointing_steps == 0:
                 state.save_pretrained(output)
-    if cursor.position.examples == 0:
-        raise DataError("the dataset has no examples; expected at least one")
-    if state.task.kind == "classification" and len(state.task.labels) < 2:
-        raise DataError(
-            f"all examples have the one label {state.task.labels[0]!r}; expected at least two classes: check the "
-            "output column, or name the other labels ahead"
-        )
-    if output is not None:
-        state.save_pretrained(output)
+        if cursor.position.examples == 0:
+            raise DataError("the dataset has no examples; expected at least one")
+        if state.task.kind == "classification" and len(state.task.labels) < 2:
+            raise DataError(
+                f"all examples have the one label {state.task.labels[0]!r}; expected at least two classes: check the "
+                "output column, or name the other labels ahead"
+            )
+        if output is not None:
+            state.save_pretrained(output)
     return state
 
 
@@ -113,8 +118,8 @@ def _check_task(given: TaskSpec | None, known: TaskSpec, resume: bool) -> None:
     unknown = [label for label in given.labels if label not in known.labels]
     if unknown or (resume and known.labels[: len(given.labels)] != given.labels):
         raise StateError(
-            f"the state's labels are {list(known.labels)}, not {list(given.labels)}; leave the labels out (new ones join "
-            "with their first example), or start anew"
+            f"the state's labels are {list(known.labels)}, not {list(given.labels)}; leave the labels out (new ones "
+            "join with their first example), or start anew"
         )
 
 

@@ -25,7 +25,7 @@ from iai_hf import __version__, hub, values
 from iai_hf.adapt import adapt
 from iai_hf.backbones import Backbone
 from iai_hf.errors import ConfigError, DataError, StateError
-from iai_hf.files import write_together
+from iai_hf.files import check_own, write_together
 from iai_hf.state import CONFIG_FILE, FORMAT_VERSION, StateHeader, TaskState
 from iai_hf.task import Chunk, Kind, Prediction, TaskSpec
 
@@ -274,12 +274,19 @@ class Amortizer(ABC):
     def save_pretrained(self, directory: str | Path) -> Path:
         """Write `config.json`: method, settings and the backbone's name, never its weights."""
         directory = Path(directory)
+        self.check_folder(directory)
         try:
             directory.mkdir(parents=True, exist_ok=True)
             write_together(directory, self.contents())
         except OSError as error:
             raise StateError(f"can't write the amortizer to {directory}: {error.strerror or error}") from error
         return directory
+
+    @staticmethod
+    def check_folder(directory: Path) -> None:
+        """Raise StateError where saving would overwrite another thing's `config.json`, e.g. a backbone's."""
+        keys = ("method", "config", "base_model_name_or_path")
+        check_own(directory / CONFIG_FILE, keys, "the config.json of an amortizer")
 
     def contents(self) -> dict[str, bytes]:
         """What `save_pretrained` writes: each file's bytes by its name."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from iai_hf.backbones import Backbone, load_backbone
 from iai_hf.curve import CURVE_FILE, Curve, headline, marks
 from iai_hf.data import Columns, open_stream
 from iai_hf.errors import DataError, StateError
-from iai_hf.files import write_whole
+from iai_hf.files import check_own, write_whole
 from iai_hf.task import TaskSpec
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def compare(
         config: settings by method.
         max_examples: limit by method, e.g. where a method costs much more than another.
         evaluations: points on each curve, spaced by a constant factor and ending with the last example.
-        output: folder in which each method's last state is saved, under the method's name.
+        output: folder in which each run's last state is saved, under its name of `run_names`.
 
     Returns:
         What `results.json` holds: a list `methods`, each with its `curve` (`examples`, metrics, `adapt_seconds`) and
@@ -64,8 +65,8 @@ def compare(
     inputs, outputs = [record.input for record in records], [record.output for record in records]
     loaded: dict[str, Backbone] = {}
     results = []
-    for method in methods:
-        log.info("%s", method)
+    for method, name in zip(methods, run_names(methods), strict=True):
+        log.info("%s", name)
         amortizer = _load(method, backbone, (config or {}).get(method), loaded)
         limit = (max_examples or {}).get(method)
         run = Curve(amortizer, inputs, outputs)
@@ -87,9 +88,19 @@ def compare(
         )
         run.evaluate(state)
         if output is not None:
-            state.save_pretrained(output / amortizer.method)
-        results.append({"method": amortizer.method, "backbone": amortizer.backbone.name, **run.record(state)})
+            state.save_pretrained(output / name)
+        results.append({"method": name, "backbone": amortizer.backbone.name, **run.record(state)})
     return {"library_version": __version__, "test_examples": len(inputs), "methods": results}
+
+
+def run_names(methods: Sequence[str]) -> list[str]:
+    """A name for each run, none of them twice: the method's, or that of its folder, with a number where need be."""
+    names: list[str] = []
+    for method in methods:
+        plain = Path(method).resolve().name
+        numbered = (f"{plain}-{number}" for number in itertools.count(2))
+        names.append(next(name for name in itertools.chain([plain], numbered) if name not in names))
+    return names
 
 
 def _load(
@@ -126,15 +137,21 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in [rows[0], rule, *rows[1:]]) + "\n"
 
 
+def check_folder(directory: Path) -> None:
+    """Raise StateError where saving would overwrite another program's `results.json`."""
+    check_own(directory / RESULTS_FILE, ("library_version", "methods"), "the results.json of a comparison")
+
+
 def save(results: Mapping[str, Any], directory: str | Path, title: str) -> Path:
     """Write `results.json`, `results.md` and `curve.png` into a folder.
 
     Raises:
-        StateError: the folder can't be written.
+        StateError: the folder can't be written, or holds another program's results.
     """
     from iai_hf.plots import curve_plot
 
     directory = Path(directory)
+    check_folder(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         write_whole(directory / RESULTS_FILE, json.dumps(results, indent=2).encode())

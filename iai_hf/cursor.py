@@ -44,10 +44,10 @@ class Cursor:
                 )
             return
         ours = self.position
-        if at.columns is not None and at.columns != ours.columns:
+        if at.columns not in (None, ours.columns):
             raise StateError(
-                f"the state was left in a stream of columns {list(at.columns)}, this one has {list(ours.columns)}; name "
-                "the same to resume (--input-column, --output-column, --target)"
+                f"the state was left in a stream of columns {at.columns}, this one has {ours.columns}; name the same "
+                "to resume (--input-column, --output-column, --target)"
             )
         if (at.chunk_size, at.shuffle_seed) != (ours.chunk_size, ours.shuffle_seed):
             raise StateError(

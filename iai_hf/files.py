@@ -1,17 +1,21 @@
-"""Files that are written whole or not at all, however many threads and processes write."""
+"""Files that are written whole or not at all, however many threads and processes write, and never over others'."""
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
+import stat
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from iai_hf.errors import StateError
 
 _WRITING = threading.Lock()  # held while files that belong together are written
+_CLAIMS = threading.local()  # `paths`: folders that this thread's run holds
 
 
 def check_writable(directory: Path) -> None:
@@ -28,14 +32,121 @@ def check_writable(directory: Path) -> None:
         raise StateError(f"can't write to {directory}: {error.strerror or error}; choose another folder") from error
 
 
+def check_output(path: Path, *inputs: str | Path) -> None:
+    """Make sure that a file can be written, and is none of those that are read.
+
+    Raises:
+        StateError: it is a folder or an input, or its folder can't be made or written.
+    """
+    if path.is_dir():
+        raise StateError(f"{path} is a folder; expected the name of a file for the output")
+    for read in map(Path, inputs):
+        if path.exists() and read.exists() and path.samefile(read):
+            raise StateError(f"{path} is read as {read}, so it can't be the output; choose another file")
+    if not is_stream(path):
+        check_writable(Path(os.path.realpath(path)).parent)
+
+
+def check_own(path: Path, keys: Iterable[str], what: str) -> None:
+    """Make sure that a JSON file, where there is one, may be written anew: that it is `what`, as it has `keys`.
+
+    Raises:
+        StateError: it is another program's file, or of another use.
+    """
+    try:
+        found = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or not set(keys) <= set(found):
+        raise StateError(f"{path} is not {what}, and would be overwritten; choose another folder")
+
+
+@contextmanager
+def claimed(directory: str | Path) -> Iterator[None]:
+    """Hold a folder for one run, which may claim it again; it is made, and gone again where nothing was written to it.
+
+    Raises:
+        StateError: another run writes to it, or it can't be made or written.
+    """
+    path = os.path.realpath(directory)
+    held: set[str] = _CLAIMS.__dict__.setdefault("paths", set())
+    if path in held:
+        yield
+        return
+    made = not os.path.exists(path)
+    check_writable(Path(path))
+    lock = _lock(path)
+    held.add(path)
+    try:
+        yield
+    finally:
+        held.discard(path)
+        if made and not os.listdir(path):
+            os.rmdir(path)
+        if lock is not None:
+            os.close(lock)  # which lets go of it, as the end of the process does
+
+
+def _lock(path: str) -> int | None:
+    """A descriptor of the folder, which is locked; None where the system or the disk has no such locks."""
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise StateError(f"another run writes to {path}; wait until it ends, or choose another folder") from None
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def is_stream(path: Path) -> bool:
+    """Whether a path is a pipe or a device, or this process's standard output or error, and no file of its own."""
+    try:
+        found = path.stat()
+    except OSError:
+        return False
+    return not stat.S_ISREG(found.st_mode) or _standard(found) is not None
+
+
+def _standard(found: os.stat_result) -> int | None:
+    for descriptor in (1, 2):
+        try:
+            if os.path.samestat(found, os.fstat(descriptor)):
+                return descriptor
+        except OSError:  # it is closed
+            continue
+    return None
+
+
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that at every moment either the old or the new content stands at `path`."""
+    """Write a file so that at every moment either the old or the new content stands at `path`.
+
+    Where a link leads is written, with the permissions that the old file had; into a pipe or a device the content goes
+    as it is.
+    """
+    if is_stream(path):
+        standard = _standard(path.stat())
+        # Standard output has a position of its own: opened anew, a file behind it would be overwritten from its start.
+        with open(path if standard is None else os.dup(standard), "wb") as stream:
+            stream.write(content)
+        return
+    path = Path(os.path.realpath(path))
     partial = beside(path)
     try:
         with open(partial, "xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        if path.exists():
+            partial.chmod(stat.S_IMODE(path.stat().st_mode))
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

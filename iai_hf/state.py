@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from iai_hf import __version__, hub
 from iai_hf.errors import DataError, StateError
-from iai_hf.files import write_together
+from iai_hf.files import check_own, write_together
 from iai_hf.task import Prediction, TaskSpec
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ class TaskState:
         threads that save into one folder, the last one's files stand there.
 
         Raises:
-            StateError: the folder can't be made or written, or is full.
+            StateError: the folder can't be made or written, is full, or holds another thing's `config.json`.
         """
         from safetensors.torch import save
 
@@ -157,6 +157,7 @@ class TaskState:
             "digest": _digest(tensors, header),
         }
         directory = Path(directory)
+        check_folder(directory)
         try:
             directory.mkdir(parents=True, exist_ok=True)
             readable = {**json.loads(header), "format_version": FORMAT_VERSION, "library_version": __version__}
@@ -251,6 +252,11 @@ class TaskState:
         evaluation = read_evaluation(Path(directory)) if directory is not None else None
         card = state_card(self, repo_id, tags, evaluation, license)
         return hub.publish(self.save_pretrained, card, repo_id, directory, **pushing)
+
+
+def check_folder(directory: Path) -> None:
+    """Raise StateError where saving a state would overwrite another thing's `config.json`, e.g. an amortizer's."""
+    check_own(directory / CONFIG_FILE, ("method", "amortizer", "backbone", "task"), "the config.json of a task state")
 
 
 def _tuple(values: Sequence[str] | None) -> tuple[str, ...] | None:

@@ -25,6 +25,7 @@ from accelerate import Accelerator
 from paper_tasks import POOLS, SYNTHETIC, family
 
 from iai_hf import AutoAmortizer, hub, load_backbone
+from iai_hf.amortizer import Amortizer
 from iai_hf.amortizers.frozen_features import FrozenFeatures
 from iai_hf.amortizers.gradient import Gradient
 from iai_hf.amortizers.learned import Learned
@@ -120,6 +121,7 @@ def main() -> None:
     if not accelerator.is_main_process:
         logging.getLogger("iai_hf").setLevel(logging.WARNING)
     check_writable(args.output_dir)
+    Amortizer.check_folder(args.output_dir)
     with accelerator.main_process_first():
         amortizer, curriculum = prepare(config, args.data_dir, args.cache_dir, accelerator)
     if args.with_tracking:

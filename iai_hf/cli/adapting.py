@@ -28,12 +28,14 @@ from iai_hf.cli.options import (
     batches,
     columns,
     describe,
+    hold,
     parse_limits,
     parse_settings,
     print_table,
     read_records,
     report,
     start_logging,
+    state_files,
     task_spec,
 )
 from iai_hf.errors import ConfigError, DataError, StateError
@@ -43,6 +45,7 @@ app = typer.Typer()
 
 @app.command()
 def adapt(
+    context: typer.Context,
     method: Annotated[
         str, typer.Argument(metavar="METHOD_OR_PATH", help="Method, folder of an amortizer, or a state to go on from.")
     ],
@@ -74,15 +77,15 @@ def adapt(
     from iai_hf.auto import AutoAmortizer
     from iai_hf.curve import Curve, marks
     from iai_hf.data import open_stream
-    from iai_hf.files import check_writable
-    from iai_hf.state import STATE_FILE, TaskState
+    from iai_hf.state import STATE_FILE, TaskState, check_folder
 
+    hold(context, output)
+    check_folder(output)
     standing = (output / STATE_FILE).is_file()
     if standing and not resume:
         raise StateError(f"{output} holds a state already; pass --resume to go on with it, or choose another folder")
     if not Path(data).exists() and Path(data).suffix:
         raise DataError(f"no file at {data}")
-    check_writable(output)
     state = None
     if standing:
         state = TaskState.from_pretrained(output)
@@ -121,6 +124,7 @@ def adapt(
 
 @app.command()
 def merge(
+    context: typer.Context,
     states: Annotated[list[Path], typer.Argument(metavar="STATE_DIR...", help="States of parts of one task's data.")],
     output: Annotated[Path, typer.Option("--output", help="Folder for the merged state.")],
     quiet: Quiet = False,
@@ -129,12 +133,12 @@ def merge(
     """Merge states that were made from disjoint parts of the data."""
     start_logging(quiet)
     from iai_hf.auto import AutoAmortizer
-    from iai_hf.files import check_writable
-    from iai_hf.state import STATE_FILE, TaskState
+    from iai_hf.state import STATE_FILE, TaskState, check_folder
 
+    hold(context, output)
+    check_folder(output)
     if (output / STATE_FILE).is_file():
         raise StateError(f"{output} holds a state already; choose another folder")
-    check_writable(output)
     parts = [TaskState.from_pretrained(path) for path in states]
     merged = AutoAmortizer.for_state(parts[0]).merge(parts)
     merged.save_pretrained(output)
@@ -156,10 +160,10 @@ def predict(
     """Answer every input of a dataset."""
     start_logging(quiet)
     from iai_hf.auto import AutoAmortizer
-    from iai_hf.files import check_writable, write_whole
+    from iai_hf.files import check_output, write_whole
     from iai_hf.state import TaskState
 
-    check_writable(output.parent)
+    check_output(output, data, *state_files(state_dir))
     state = TaskState.from_pretrained(state_dir)
     records = read_records(data, columns(input_column, None, state=state), split)
     amortizer = AutoAmortizer.for_state(state)
@@ -173,7 +177,8 @@ def predict(
             row = {"input": record.input, "prediction": answer}
             lines.append(json.dumps(row if probability is None else row | {"probability": round(probability, 6)}))
     write_whole(output, ("\n".join(lines) + "\n").encode())
-    report({"predictions": len(lines), "output": str(output)}, as_json, f"{len(lines):,} predictions in {output}")
+    content = {"predictions": len(lines), "output": str(output)}
+    report(content, as_json, f"{len(lines):,} predictions in {output}", output)
 
 
 @app.command()
@@ -196,13 +201,13 @@ def evaluate(
     import torch
 
     from iai_hf.auto import AutoAmortizer
-    from iai_hf.files import check_writable, write_whole
+    from iai_hf.files import check_output, write_whole
     from iai_hf.metrics import check_labels, score
     from iai_hf.state import TaskState
     from iai_hf.task import Prediction
 
     if output is not None:
-        check_writable(output.parent)
+        check_output(output, data, *state_files(state_dir))
     state = TaskState.from_pretrained(state_dir)
     records = read_records(data, columns(input_column, output_column, target, state), split)
     outputs = [record.output for record in records]
@@ -222,11 +227,13 @@ def evaluate(
     result = {"examples": len(records), **metrics}
     if output is not None:
         write_whole(output, json.dumps(result, indent=2).encode())
-    report(result, as_json, "  ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in result.items()))
+    text = "  ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in result.items())
+    report(result, as_json, text, output)
 
 
 @app.command()
 def compare(
+    context: typer.Context,
     data: DataOption,
     test: Annotated[str, typer.Option("--test", help="Test data, like --data.")],
     output: Annotated[Path, typer.Option("--output", help="Folder for results.json, results.md and curve.png.")],
@@ -249,9 +256,9 @@ def compare(
     """Compare methods on one task: a table, results.json and a plot."""
     start_logging(quiet)
     from iai_hf import compare as comparing
-    from iai_hf.files import check_writable
 
-    check_writable(output)
+    hold(context, output)
+    comparing.check_folder(output)
     names = [name.strip() for name in methods.split(",") if name.strip()]
     if not names:
         raise ConfigError("--methods names none; expected e.g. iterative,in-context")

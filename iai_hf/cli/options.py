@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -52,10 +53,32 @@ def start_logging(quiet: bool) -> None:
         datasets.disable_progress_bars()
 
 
-def report(content: dict[str, Any], as_json: bool, text: str) -> None:
-    """The result, on standard output; of several processes, the first speaks."""
+def hold(context: typer.Context, folder: Path) -> None:
+    """Hold the output folder until the command ends; of several processes, the first does.
+
+    Raises:
+        StateError: another run writes to it, or it can't be made or written.
+    """
     if os.environ.get("RANK", "0") == "0":
-        typer.echo(json.dumps(content, indent=2, ensure_ascii=False) if as_json else text)
+        from iai_hf.files import claimed
+
+        context.with_resource(claimed(folder))
+
+
+def state_files(state: Path) -> list[Path]:
+    """What a command that reads `state` must not write over."""
+    from iai_hf.hub import STATE_FILES
+
+    return [state / name for name in STATE_FILES] if state.is_dir() else [state]
+
+
+def report(content: dict[str, Any], as_json: bool, text: str, output: Path | None = None) -> None:
+    """The result, on standard output, or aside where `output` may be that; of several processes, the first speaks."""
+    from iai_hf.files import is_stream
+
+    if os.environ.get("RANK", "0") == "0":
+        aside = output is not None and is_stream(output)
+        typer.echo(json.dumps(content, indent=2, ensure_ascii=False) if as_json else text, err=aside)
 
 
 def describe(state: Any) -> dict[str, Any]:

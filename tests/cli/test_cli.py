@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import LABELS, examples
 
-from iai_hf import TaskState, cli
+from iai_hf import AutoAmortizer, TaskState, cli
 
 
 def write(path: Path, rows: list[dict[str, str]]) -> Path:
@@ -193,6 +193,26 @@ def test_a_standing_state_is_not_overwritten(encoder_folder, data, test_data, tm
     status, _, err = iai(capsys, *adapt(encoder_folder, test_data, tmp_path / "state", "--resume"))
     assert (status, "another dataset" in err) == (2, True)
     assert (tmp_path / "state" / "state.safetensors").read_bytes() == before
+
+
+def test_predictions_overwrite_nothing_that_is_read(encoder_folder, data, tmp_path, capsys) -> None:  # type: ignore[no-untyped-def]
+    state = tmp_path / "state"
+    iai(capsys, *adapt(encoder_folder, data, state))
+    before = {path: path.read_bytes() for path in (data, state / "state.safetensors", state / "config.json")}
+    (tmp_path / "link.jsonl").symlink_to(data)
+    for output in (*before, tmp_path / "link.jsonl", tmp_path):
+        for command in ("predict", "evaluate"):
+            status, _, err = iai(capsys, command, state, "--data", data, "--output", output, "--quiet")
+            assert (status, str(output) in err) == (2, True)
+    assert before == {path: path.read_bytes() for path in before}
+
+
+def test_an_amortizers_folder_takes_no_state(encoder, encoder_folder, data, tmp_path, capsys) -> None:  # type: ignore[no-untyped-def]
+    mine = AutoAmortizer.from_pretrained("iterative", backbone=encoder).save_pretrained(tmp_path / "mine")
+    before = sorted((path.name, path.read_bytes()) for path in mine.iterdir())
+    status, _, err = iai(capsys, "adapt", mine, "--data", data, "--output", mine, "--quiet")
+    assert (status, "not the config.json of a task state" in err) == (2, True)
+    assert sorted((path.name, path.read_bytes()) for path in mine.iterdir()) == before
 
 
 def test_a_killed_run_resumes_to_the_same_state_bit_for_bit(encoder_folder, tmp_path, capsys) -> None:  # type: ignore[no-untyped-def]
