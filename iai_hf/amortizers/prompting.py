@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from iai_hf.amortizers.answers import read, written
 from iai_hf.backbones import Backbone
 from iai_hf.config import require
 from iai_hf.errors import BackboneError
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from iai_hf.backbones.packing import Row
 
 CONTENT_FREE = "N/A"
-STOP = "\n"
+STOP = "\n"  # ends an answer, see `TextTokenizer.line`
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class PromptConfig:
         max_tokens: read only so many tokens of an input; None reads all of it.
         input_label, output_label: the words before an input and before its answer.
         calibrate: contextual calibration (Zhao et al. 2021): divide by the probabilities after a content-free input.
-        max_new_tokens: longest generated answer.
+        max_new_tokens: longest generated answer. It and `calibrate` can be changed for a state that stands.
     """
 
     max_tokens: int | None = None
@@ -71,7 +72,22 @@ class Prompter:
 
     def answer(self, text: str) -> tuple[int, ...]:
         """Tokens of an answer with its end."""
-        return self.model.tokens(f" {text}{STOP}")
+        return self.model.texts.line(f" {written(text)}")
+
+    def answered(self, tokens: Sequence[int]) -> str:
+        """The output that generated tokens are, up to the end of their line."""
+        return read(self.model.texts.until(tokens, STOP))
+
+    def lost(self, outputs: Sequence[str]) -> tuple[list[str], list[str]]:
+        """Outputs longer than `max_new_tokens`, and those that the tokenizer can't write: neither can be an answer."""
+        cut, changed = [], []
+        for output in outputs:
+            tokens = self.answer(output)
+            if self.answered(tokens) != output:
+                changed.append(output)
+            elif self.answered(tokens[: self.config.max_new_tokens]) != output:
+                cut.append(output)
+        return cut, changed
 
     def demonstration(self, text: str, output: str) -> tuple[tuple[int, ...], bool]:
         """Tokens of a solved example, and whether its text was cut."""
@@ -100,4 +116,5 @@ class Prompter:
 
     def generate(self, condition: Condition, queries: Sequence[Row], sampling: Sampling | None = None) -> list[str]:
         """Answers in free text, up to the end of their line."""
-        return self.model.generate(condition, queries, self.config.max_new_tokens, STOP, sampling)
+        lines = self.model.generate(condition, queries, self.config.max_new_tokens, STOP, sampling)
+        return [read(line) for line in lines]

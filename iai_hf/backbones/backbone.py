@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from iai_hf.backbones.batching import length_buckets, split_windows
 from iai_hf.backbones.sentence import Pipeline
+from iai_hf.backbones.tokenizing import TextTokenizer
 from iai_hf.backbones.trial import Trial, last_hidden_state, trial
 from iai_hf.errors import BackboneError
 
@@ -54,6 +55,7 @@ class Backbone:
     ) -> None:
         self.name, self.revision, self.source, self.tokenizer = name, revision, source, tokenizer
         self.pipeline = pipeline or Pipeline()
+        self.texts = TextTokenizer(tokenizer)
         self.model = model.eval().requires_grad_(False)
         self.device: torch.device = model.device
         self.share = (0, 1)  # this process's number among those that read together, and how many they are
@@ -126,8 +128,8 @@ class Backbone:
     @cached_property
     def special_tokens(self) -> tuple[list[int], list[int]]:
         """Ids that the tokenizer puts before and after a text, e.g. ([CLS], [SEP])."""
-        bare = self.tokenizer("a", add_special_tokens=False)["input_ids"]
-        full = self.tokenizer("a")["input_ids"]
+        bare = self.texts.ids(["a"])[0]
+        full = self.tokenizer("a", split_special_tokens=True)["input_ids"]
         first = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
         return full[:first], full[first + len(bare) :]
 
@@ -160,7 +162,7 @@ class Backbone:
     @cached_property
     def _probe(self) -> list[int]:
         """How the tokenizer reads an English sentence."""
-        ids: list[int] = self.tokenizer(SENTENCE)["input_ids"]
+        ids: list[int] = self.tokenizer(SENTENCE, split_special_tokens=True)["input_ids"]
         return ids
 
     def features(self, texts: Sequence[str], max_tokens: int | None = None) -> Features:
@@ -220,11 +222,7 @@ class Backbone:
 
     def _read(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of texts, without special ones."""
-        # No mask and no segments: for a short query their making is a measurable part of all the work.
-        plain = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}
-        given = [text.lower() for text in texts] if self.pipeline.lowercase else list(texts)
-        ids: list[list[int]] = self.tokenizer(given, verbose=False, **plain)["input_ids"]
-        return ids
+        return self.texts.ids([text.lower() for text in texts] if self.pipeline.lowercase else texts)
 
     def _pool(self, batch: torch.Tensor, mask: torch.Tensor | None, before: int) -> torch.Tensor:
         """Pooled hidden states times tokens, float32 `[windows, size]`, so that windows may be added.

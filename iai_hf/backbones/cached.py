@@ -94,8 +94,7 @@ class CachedBackbone(Backbone):
         found = self.backbone.features(list(unknown.values()), max_tokens)
         cut = torch.zeros(len(unknown), dtype=torch.uint8)
         if found.cut:
-            read = self.tokenizer(list(unknown.values()), add_special_tokens=False, verbose=False)
-            lengths = [len(ids) for ids in read["input_ids"]]
+            lengths = [len(ids) for ids in self.texts.ids(list(unknown.values()))]
             cut = torch.tensor([length > (max_tokens or length) for length in lengths], dtype=torch.uint8)
         keys = torch.frombuffer(bytearray(b"".join(unknown)), dtype=torch.uint8).reshape(len(unknown), -1)
         content = save({"vectors": found.vectors.half(), "cut": cut, "keys": keys})

@@ -42,10 +42,20 @@ class Losses(NamedTuple):
 class CausalLM(Backbone):
     """A frozen causal language model; features come from its middle layer."""
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        from transformers import GenerationConfig
+
+        super().__init__(*args, **options)
+        # What a folder asks of generation (penalties, beams, caches, ...) would also fill in what a call leaves open.
+        own = self.model.generation_config
+        self.model.generation_config = GenerationConfig(
+            bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id, pad_token_id=self.pad_id
+        )
+
     @cached_property
     def lead(self) -> tuple[int, ...]:
         """A question, behind which a text is read with an eye to its topic and tone."""
-        return self.tokens(LEAD)
+        return tuple(self.texts.ids([LEAD])[0])
 
     @property
     def base(self) -> torch.nn.Module:
@@ -82,7 +92,7 @@ class CausalLM(Backbone):
 
     def tokens(self, text: str) -> tuple[int, ...]:
         """Token ids of a piece of a prompt, without special tokens."""
-        return tuple(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        return self.texts.piece(text)
 
     @cached_property
     def abilities(self) -> Abilities:
@@ -233,7 +243,7 @@ class CausalLM(Backbone):
         drawn: dict[str, Any] = {"do_sample": False}
         if sampling is not None:
             drawn = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
-        answers = [""] * len(rows)
+        answers, ends, cut = [""] * len(rows), self._ends(stop), 0
         with torch.inference_mode(), torch.random.fork_rng(enabled=sampling is not None):
             if sampling is not None:
                 torch.manual_seed(sampling.seed)
@@ -243,13 +253,14 @@ class CausalLM(Backbone):
                     output = self.model.generate(
                         **inputs,
                         max_new_tokens=max_new_tokens,
-                        pad_token_id=self.pad_id,
-                        eos_token_id=self._ends(stop),
+                        eos_token_id=ends,
                         **drawn,
                     )
-                texts = self.tokenizer.batch_decode(output[:, read:], skip_special_tokens=True)
-                for i, text in zip(group, texts, strict=True):
-                    answers[i] = text.split(stop)[0].strip()
+                for i, ids in zip(group, output[:, read:].tolist(), strict=True):
+                    answers[i] = self.texts.until(ids, stop)
+                    cut += not set(ends).intersection(ids)
+        if cut:
+            log.warning("%d of %d answers were cut at max_new_tokens, %d", cut, len(rows), max_new_tokens)
         return answers
 
     def _answered_together(self, prefix: Prefix, rows: Sequence[Row], new: int) -> list[list[int]]:
@@ -312,17 +323,10 @@ class CausalLM(Backbone):
         return [dataclasses.replace(row, query=start + row.query) for row in rows]
 
     def _ends(self, stop: str) -> list[int]:
-        """Ids of all tokens that end an answer: the model's own, and those with `stop` in their text."""
-        if stop not in self._stops:
-            pieces = self.tokenizer.batch_decode([[i] for i in range(len(self.tokenizer))])
-            own = self.model.generation_config.eos_token_id
-            ends = {i for i, piece in enumerate(pieces) if stop in piece}
-            self._stops[stop] = sorted(ends | set(own if isinstance(own, list) else [] if own is None else [own]))
-        return self._stops[stop]
-
-    @cached_property
-    def _stops(self) -> dict[str, list[int]]:
-        return {}
+        """Ids of all tokens that end an answer: those that end a text, and those with `stop` in their own."""
+        own: Any = self.model.generation_config.eos_token_id
+        named = [*(own if isinstance(own, list) else [own]), self.tokenizer.eos_token_id]
+        return sorted(self.texts.holding(stop) | {int(i) for i in named if i is not None})
 
     def check_room(self, prefix: int, tokens: int) -> None:
         """Raise DataError where a query of `tokens` tokens does not fit behind a prefix of so many."""

@@ -99,6 +99,8 @@ def _read(folder: Path, as_encoder: bool, **options: Any) -> _Read:
 
     here: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     config = AutoConfig.from_pretrained(folder, **here)
+    # What a folder asks of the form of outputs is for its own scripts.
+    config.return_dict, config.output_hidden_states, config.output_attentions = True, False, False
     tokenizer = AutoTokenizer.from_pretrained(folder, **here)
     causal = not as_encoder and _names_a_causal_lm(config)
     loader: Any = AutoModelForCausalLM if causal else AutoModel

@@ -51,7 +51,7 @@ def check_complete(name: str, model: torch.nn.Module, missing: Collection[str], 
 def check_tokenizer(backbone: Backbone) -> None:
     """Raise BackboneError where the tokenizer knows no words, or gives ids that the model has no embeddings for."""
     name, tokenizer = backbone.name, backbone.tokenizer
-    words = set(tokenizer(SENTENCE, add_special_tokens=False)["input_ids"]) - {tokenizer.unk_token_id}
+    words = set(backbone.texts.ids([SENTENCE])[0]) - {tokenizer.unk_token_id}
     if not words:
         raise BackboneError(
             f"the tokenizer of {name} knows no word of an English sentence; expected tokenizer.json, or the vocabulary "
