@@ -28,6 +28,7 @@ from iai_hf.errors import ConfigError, DataError, StateError
 from iai_hf.files import check_own, write_together
 from iai_hf.state import CONFIG_FILE, FORMAT_VERSION, StateHeader, TaskState
 from iai_hf.task import Chunk, Kind, Prediction, TaskSpec
+from iai_hf.threads import computing
 
 if TYPE_CHECKING:
     import torch
@@ -92,6 +93,7 @@ class Amortizer(ABC):
 
     # The contract.
 
+    @computing()
     def init_state(self, task: TaskSpec | None = None) -> TaskState:
         """The state before any example: learned, or empty.
 
@@ -111,6 +113,7 @@ class Amortizer(ABC):
         )
         return TaskState(self.initial(task), header)
 
+    @computing()
     def update(self, state: TaskState, chunk: Chunk) -> TaskState:
         """The state refined by one mini-batch; the given state is untouched.
 
@@ -124,6 +127,7 @@ class Amortizer(ABC):
         tensors, counts = self.refine(state.tensors, task, chunk, state.header.examples)
         return state.advance(tensors, task, len(chunk), counts)
 
+    @computing()
     def predict(self, state: TaskState, queries: Sequence[Any]) -> Prediction:
         """Answer queries.
 
@@ -134,6 +138,7 @@ class Amortizer(ABC):
         checked = self.checked_queries(queries, state.task)
         return self.answer(self.prepared(state), state.task, checked)
 
+    @computing()
     def predict_each(self, states: Sequence[TaskState], queries: Sequence[Any]) -> list[Prediction]:
         """Answer `queries[i]` from `states[i]`, in one forward pass where the method can: a prediction a query.
 
@@ -188,6 +193,7 @@ class Amortizer(ABC):
         columns = tasks[0].columns if len({task.columns for task in tasks}) == 1 else ()
         return values.rows(queries, columns)
 
+    @computing()
     def merge(self, states: Sequence[TaskState]) -> TaskState:
         """One state from those of disjoint parts of a task's data, made by this amortizer; labels are joined.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ FORMAT_VERSION = 2
 STATE_FILE = "state.safetensors"
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+_LOADING = threading.RLock()  # so that threads that ask one state first load its backbone once
 
 
 @dataclass(frozen=True)
@@ -220,10 +222,11 @@ class TaskState:
         Args:
             loading: for the backbone; see `load_backbone`.
         """
-        if "_amortizer" not in self.__dict__:
-            from iai_hf.auto import AutoAmortizer  # the state is the ground that amortizers stand on
+        with _LOADING:
+            if "_amortizer" not in self.__dict__:
+                from iai_hf.auto import AutoAmortizer  # the state is the ground that amortizers stand on
 
-            object.__setattr__(self, "_amortizer", AutoAmortizer.for_state(self, **loading))
+                object.__setattr__(self, "_amortizer", AutoAmortizer.for_state(self, **loading))
         return self.__dict__["_amortizer"].predict(self, queries)
 
     def push_to_hub(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -152,16 +152,11 @@ class LoRA(Gradient):
 
         if not retained:
             return NO_PREFIX
-        tokens = tuple(retained[RETAINED].tolist())
-        if tokens not in self._encoded:
-            while len(self._encoded) >= MOST_ENCODED:
-                self._encoded.pop(next(iter(self._encoded)))
-            self._encoded[tokens] = self.prompter.model.encode_prefix(tokens)
-        return self._encoded[tokens]
+        return self._encoded(tuple(retained[RETAINED].tolist()))
 
     @cached_property
-    def _encoded(self) -> dict[tuple[int, ...], Prefix]:
-        return {}
+    def _encoded(self) -> Callable[[tuple[int, ...]], Prefix]:
+        return lru_cache(MOST_ENCODED)(self.prompter.model.encode_prefix)
 
     def prepare(self, tensors: Mapping[str, torch.Tensor], task: TaskSpec) -> Condition:
         from iai_hf.backbones.conditions import Condition

@@ -16,6 +16,7 @@ from iai_hf.solvers.network import NetworkSizes
 from iai_hf.solvers.predictor import Predictor
 from iai_hf.solvers.solver import Batch, Solver, Tensors
 from iai_hf.task import Chunk, Prediction, TaskSpec
+from iai_hf.threads import alone
 
 if TYPE_CHECKING:
     import torch
@@ -202,7 +203,7 @@ class Numeric(Learned):
                 self.backbone, config.inputs, config.outputs, config.hidden, config.layers, config.horizon
             )
         learned = config.inputs if self.regime == "explicit" else 0
-        with torch.random.fork_rng(devices=[]):
+        with alone(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             predictor = Predictor(kind == "classification", config.width, learned)
             return self.make_solver(predictor, sizes).requires_grad_(False).eval()

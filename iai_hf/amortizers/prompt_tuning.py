@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from iai_hf.amortizers.gradient import Gradient, GradientConfig
 from iai_hf.config import require
 from iai_hf.task import TaskSpec
+from iai_hf.threads import alone
 
 if TYPE_CHECKING:
     import torch
@@ -58,7 +59,7 @@ class PromptTuning(Gradient):
             num_transformer_submodules=1,
             prompt_tuning_init=peft.PromptTuningInit.SAMPLE_VOCAB,
         )
-        with torch.random.fork_rng(devices=[]):  # PEFT draws the vocabulary sample from the global generator
+        with alone(), torch.random.fork_rng(devices=[]):  # PEFT draws the vocabulary sample from the global generator
             torch.manual_seed(self.config.seed)
             encoder = PromptEmbedding(settings, model.model.get_input_embeddings())
         start = {"prompt": encoder.embedding.weight.detach().float().cpu().clone()}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from iai_hf.amortizer import Amortizer
 from iai_hf.amortizers.prompting import Prompter
 from iai_hf.task import Prediction, TaskSpec
+from iai_hf.threads import computing
 
 if TYPE_CHECKING:
     import torch
@@ -71,6 +72,7 @@ class Prompted(Amortizer):
             answers.update(zip(group, found, strict=True))
         return [answers[i] for i in range(len(queries))]
 
+    @computing()
     def generate(self, state: TaskState, queries: Sequence[str], sampling: Sampling | None = None) -> list[str]:
         """Free text for each query, whatever the kind of task: greedy, or sampled.
 

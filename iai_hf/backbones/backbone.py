@@ -13,6 +13,7 @@ from iai_hf.backbones.sentence import Pipeline
 from iai_hf.backbones.tokenizing import TextTokenizer
 from iai_hf.backbones.trial import Trial, last_hidden_state, trial
 from iai_hf.errors import BackboneError
+from iai_hf.threads import Lock, one_at_a_time
 
 if TYPE_CHECKING:
     import torch
@@ -58,6 +59,7 @@ class Backbone:
         self.texts = TextTokenizer(tokenizer)
         self.model = model.eval().requires_grad_(False)
         self.device: torch.device = model.device
+        self.lock = Lock()
         self.share = (0, 1)  # this process's number among those that read together, and how many they are
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Backbone:
@@ -165,6 +167,7 @@ class Backbone:
         ids: list[int] = self.tokenizer(SENTENCE, split_special_tokens=True)["input_ids"]
         return ids
 
+    @one_at_a_time
     def features(self, texts: Sequence[str], max_tokens: int | None = None) -> Features:
         """Features of texts of any length: longer ones than the context are read in windows and pooled over all.
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from iai_hf.backbones.backbone import Backbone, Features
 from iai_hf.errors import BackboneError, DataError
 from iai_hf.files import write_whole
+from iai_hf.threads import one_at_a_time
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +30,7 @@ class CachedBackbone(Backbone):
     def __init__(self, backbone: Backbone, folder: str | Path) -> None:
         parts = (backbone.tokenizer, backbone.model, backbone.pipeline, backbone.source)
         super().__init__(backbone.name, backbone.revision, *parts)
-        self.backbone, self.folder = backbone, Path(folder)
+        self.backbone, self.folder, self.lock = backbone, Path(folder), backbone.lock  # the model is the same
         self._shards: dict[int | None, list[dict[str, torch.Tensor]]] = {}
         self._places: dict[int | None, dict[bytes, tuple[int, int]]] = {}
 
@@ -38,6 +39,7 @@ class CachedBackbone(Backbone):
         """Size of a feature vector."""
         return self.backbone.hidden_size
 
+    @one_at_a_time
     def features(self, texts: Sequence[str], max_tokens: int | None = None) -> Features:
         """As `Backbone.features`; `tokens` counts those that the model had to read now.
 

@@ -24,12 +24,14 @@ from iai_hf.backbones.middle import Middle
 from iai_hf.backbones.packing import Packed, Row, packs
 from iai_hf.backbones.probe import Abilities, enters, probe
 from iai_hf.errors import BackboneError, DataError
+from iai_hf.threads import Lock, one_at_a_time
 
 if TYPE_CHECKING:
     import torch
 
 log = logging.getLogger(__name__)
 LEAD = "What is this about?\n"
+_KERNELS = Lock()
 
 
 class Losses(NamedTuple):
@@ -115,6 +117,7 @@ class CausalLM(Backbone):
         with torch.no_grad():
             return plain.embeddings(self.model, plain.source(self.model, ids, None))
 
+    @one_at_a_time
     def encode_prefix(self, ids: Sequence[int] = (), embeddings: torch.Tensor | None = None) -> Prefix:
         """Encode start-of-text, then soft-prompt `embeddings` `[length, hidden]` or token `ids`, once.
 
@@ -133,6 +136,7 @@ class CausalLM(Backbone):
             return Prefix((), (len(source),), (source,))
         return packed_pass.encoded(self.model, source)
 
+    @one_at_a_time
     def score(self, condition: Condition, rows: Sequence[Row]) -> list[torch.Tensor]:
         """Log-probability of each answer of each row, summed over its tokens: float32 `[answers]` a row.
 
@@ -154,6 +158,7 @@ class CausalLM(Backbone):
                     scores += packed.scores(packed_pass.logits(self.model, packed, condition.prefix))
         return scores
 
+    @one_at_a_time
     def losses(self, rows: Sequence[Row], entering: Entering) -> Losses:
         """Losses of the first answers, in one forward pass, differentiable in what enters.
 
@@ -179,9 +184,10 @@ class CausalLM(Backbone):
             if readings:
                 return Losses(*packed.losses(halfway.logits(self.model, packed, readings, entering)))
             # The fused attention kernel's backward pass is slow on short rows: a sixth of all the time.
-            with sdpa_kernel(SDPBackend.MATH):
+            with _KERNELS, sdpa_kernel(SDPBackend.MATH):  # a switch that the whole process shares
                 return Losses(*packed.losses(packed_pass.logits(self.model, packed, before)))
 
+    @one_at_a_time
     def read(self, rows: Sequence[Row], entering: Entering) -> Sequence[Row]:
         """The rows with their `reading` from `entering.layer` on, under what enters; one forward pass, no gradient.
 
@@ -203,6 +209,7 @@ class CausalLM(Backbone):
     def _enters(self) -> dict[int, bool]:
         return {}
 
+    @one_at_a_time
     def next_tokens(self, texts: Sequence[Sequence[int]], entering: Entering | None = None) -> torch.Tensor:
         """Log-probabilities of the token behind each one of the texts, float32 `[tokens, vocabulary]`."""
         entering = entering or Entering()
@@ -226,6 +233,7 @@ class CausalLM(Backbone):
             ).logits
         return logits[:, length:][mask.bool()].float().log_softmax(-1)
 
+    @one_at_a_time
     def generate(
         self,
         condition: Condition,

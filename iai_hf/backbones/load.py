@@ -15,6 +15,7 @@ from iai_hf.backbones.backbone import Backbone
 from iai_hf.backbones.sentence import Pipeline, read_pipeline
 from iai_hf.backbones.soundness import check_complete, check_finite, check_tokenizer
 from iai_hf.errors import BackboneError
+from iai_hf.threads import alone
 
 if TYPE_CHECKING:
     import torch
@@ -69,7 +70,7 @@ def load_backbone(
     pipeline, folder = read_pipeline(found.folder) or (None, found.folder)
     _refuse_foreign(folder)
     spread = {} if device_map is None else {"device_map": device_map}
-    with _quiet():
+    with alone(), _quiet():
         try:
             read = _read(folder, pipeline is not None, dtype=precision or _native_dtype(place), **spread)
             model = read.model if spread else read.model.to(place)

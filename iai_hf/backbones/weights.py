@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from iai_hf.errors import BackboneError
 from iai_hf.files import beside
+from iai_hf.threads import alone
 
 log = logging.getLogger(__name__)
 
@@ -119,12 +120,13 @@ def _unpacked(gguf: Path, carried: Carried) -> Path:
     log.info("unpacking %s once into %s", gguf.name, folder)
     partial = beside(folder)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            gguf.parent,
-            gguf_file=gguf.name,
-            dtype=torch.bfloat16,
-            quantization_config=GgufConfig(dequantize=True),
-        )
+        with alone():
+            model = AutoModelForCausalLM.from_pretrained(
+                gguf.parent,
+                gguf_file=gguf.name,
+                dtype=torch.bfloat16,
+                quantization_config=GgufConfig(dequantize=True),
+            )
         model.save_pretrained(partial)
         AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(partial)
         try:

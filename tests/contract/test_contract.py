@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,16 @@ def test_update_and_predict_leave_the_state_untouched(amortizer: Amortizer) -> N
 def test_the_same_input_gives_the_same_state(amortizer: Amortizer) -> None:
     first, second = (adapt(amortizer, rows_of(amortizer, 16), chunk_size=8) for _ in range(2))
     assert same_tensors(first, second)
+
+
+def test_threads_get_what_each_gets_alone(amortizer: Amortizer) -> None:
+    def answers(seed: int) -> torch.Tensor:
+        return log_probs(amortizer, adapt(amortizer, rows_of(amortizer, 16, seed), chunk_size=8))
+
+    alone = [answers(seed) for seed in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        for found, expected in zip(pool.map(answers, range(3)), alone, strict=True):
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_a_saved_state_is_the_same_state(amortizer: Amortizer, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import examples
 
 from iai_hf import AutoAmortizer, TaskSpec, TaskState
+from iai_hf.amortizer import Amortizer
 from iai_hf.amortizers.learned import Learned
-from iai_hf.backbones import Backbone
+from iai_hf.backbones import Backbone, load_backbone
 from iai_hf.errors import ConfigError
 from iai_hf.files import check_writable
 from iai_hf.state import CONFIG_FILE, STATE_FILE, WEIGHTS_FILE, StateHeader
@@ -94,3 +97,77 @@ def test_weights_of_another_run_beside_a_configuration_are_refused(
     (tmp_path / "a" / WEIGHTS_FILE).write_bytes((tmp_path / "b" / WEIGHTS_FILE).read_bytes())
     with pytest.raises(ConfigError, match="damaged or replaced"):
         AutoAmortizer.from_pretrained(tmp_path / "a", backbone=encoder)
+
+
+def test_methods_on_one_language_model_do_not_mix(causal: Backbone) -> None:
+    queries = [row["input"] for row in examples(6, seed=9)]
+    amortizers = [
+        AutoAmortizer.from_pretrained("lm-state", backbone=causal, config={"rank": 2, "layers": 1}),
+        AutoAmortizer.from_pretrained("lora", backbone=causal, config={"rank": 2, "learning_rate": 0.1}),
+        AutoAmortizer.from_pretrained("prompt-tuning", backbone=causal, config={"num_virtual_tokens": 4}),
+        AutoAmortizer.from_pretrained("in-context", backbone=causal, config={"budget": 100}),
+        AutoAmortizer.from_pretrained("iterative", backbone=causal),
+    ]
+
+    def adapted(amortizer: Amortizer, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        state = amortizer.adapt(examples(16, seed=seed), chunk_size=8, progress=False)
+        answers = [amortizer.predict(state, queries).log_probs for _ in range(2)]
+        assert all(torch.equal(found, answers[0]) for found in answers)
+        again = amortizer.predict_each([state] * len(queries), queries)
+        return answers[0], torch.cat([found.log_probs for found in again])
+
+    runs = [(amortizer, seed) for amortizer in amortizers for seed in (1, 2)]
+    expected = [adapted(*run) for run in runs]
+    found = together(*(lambda run=run: adapted(*run) for run in runs))
+    for (amortizer, _), mine, theirs in zip(runs, expected, found, strict=True):
+        for one, other in zip(mine, theirs, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5, msg=amortizer.method)
+
+
+def test_the_first_predict_of_several_threads_leaves_the_process_as_it_was(
+    causal_folder: Path, encoder_folder: Path
+) -> None:
+    from transformers.utils import logging
+
+    before = torch.get_default_dtype(), logging.get_verbosity(), logging.is_progress_bar_enabled()
+    states = []
+    for method, folder in (("iterative", encoder_folder), ("lora", causal_folder)):
+        backbone = load_backbone(str(folder), dtype="bfloat16")
+        amortizer = AutoAmortizer.from_pretrained(method, backbone=backbone)
+        states.append(amortizer.adapt(examples(16), progress=False))
+    expected = [state.predict(["the match", "a song"], dtype="bfloat16").log_probs for state in states]
+    for _ in range(5):
+        fresh = [TaskState(state.tensors, state.header) for state in states]
+        found = together(
+            *(lambda state=state: state.predict(["the match", "a song"], dtype="bfloat16") for state in fresh * 4)
+        )
+        after = torch.get_default_dtype(), logging.get_verbosity(), logging.is_progress_bar_enabled()
+        assert after == before
+        for prediction, scores in zip(found, expected * 4, strict=True):
+            assert torch.equal(prediction.log_probs, scores)
+
+
+def test_a_state_loads_its_backbone_once(encoder: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    amortizer = AutoAmortizer.from_pretrained("iterative", backbone=encoder)
+    state = amortizer.adapt(examples(16), progress=False)
+    loaded = []
+
+    def load(*_: Any, **__: Any) -> Backbone:
+        time.sleep(0.05)
+        loaded.append(1)
+        return encoder
+
+    monkeypatch.setattr("iai_hf.auto.load_backbone", load)
+    together(*(lambda: state.predict(["the match"]) for _ in range(4)))
+    assert len(loaded) == 1
+
+
+def test_weights_drawn_in_several_threads_are_those_of_their_seed() -> None:
+    sizes = {"inputs": 12, "outputs": 3, "hidden": 16, "layers": 1}
+
+    def made(seed: int) -> str:
+        config = {"kind": "classification", "seed": seed, **sizes}
+        return AutoAmortizer.from_pretrained("numeric-explicit", config=config).fingerprint
+
+    expected = [made(seed) for seed in range(8)]
+    assert together(*(lambda seed=seed: made(seed) for seed in range(8))) == expected
