@@ -80,10 +80,11 @@ def adapt(
     if state is None:
         if resume:
             raise StateError("there is no state to resume; start without resume")
-        state = amortizer.init_state(stream.task(task))
+        state = amortizer.init_state(stream.task(task, max_examples))
     else:
         amortizer.check(state)
         _check_task(task, state.task, resume)
+        stream.check_labels(state.task, max_examples)
         if resume:
             cursor.resume(state)
     bar = _progress(stream, cursor.position.examples, max_examples, progress and first_process)

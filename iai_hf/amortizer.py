@@ -27,13 +27,11 @@ from iai_hf.backbones import Backbone
 from iai_hf.errors import ConfigError, DataError, StateError
 from iai_hf.files import check_own, write_together
 from iai_hf.state import CONFIG_FILE, FORMAT_VERSION, StateHeader, TaskState
-from iai_hf.task import Chunk, Kind, Prediction, TaskSpec
+from iai_hf.task import MAX_LABELS, Chunk, Kind, Prediction, TaskSpec
 from iai_hf.threads import computing
 
 if TYPE_CHECKING:
     import torch
-
-MAX_LABELS = 1000  # bounds the state of a classification task; more are most likely free text
 
 
 class Amortizer(ABC):

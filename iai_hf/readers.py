@@ -6,14 +6,14 @@ text "NA" (type-guessing readers turn it into a missing value).
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from iai_hf import hub
+from iai_hf.delimited import read_delimited
 from iai_hf.errors import DataError
 
 SUFFIXES = {
@@ -26,8 +26,38 @@ SUFFIXES = {
 }
 
 
+def is_file(name: str) -> bool:
+    """Whether a text names a file or folder here, or what would be a data file, and no dataset on the Hub."""
+    if Path(name).exists():
+        return True
+    identifier, colon, _ = name.partition(":")
+    return not colon and Path(name).suffix.lower() in SUFFIXES and not hub.is_repository_id(identifier)
+
+
+def check_file(path: Path) -> None:
+    """Raise DataError where there is no file that `read_file` can read."""
+    if path.is_dir():
+        inside = sorted(entry.name for entry in path.iterdir() if entry.suffix.lower() in SUFFIXES)[:5]
+        raise DataError(
+            f"{path} is a folder; expected a file: {f'name one of {inside}' if inside else 'there is none in it'} "
+            "(what save_to_disk wrote, datasets.load_from_disk reads)"
+        )
+    if not path.exists():
+        raise DataError(f"no file at {path}; expected a {', '.join(SUFFIXES)} file")
+    if path.suffix.lower() not in SUFFIXES:
+        packed = "unpack it first; " if path.suffix.lower() in (".gz", ".zip", ".bz2", ".xz", ".zst") else ""
+        raise DataError(f"{path} has suffix {path.suffix!r}; {packed}expected one of {', '.join(SUFFIXES)}")
+    if path.is_file() and path.stat().st_size == 0:
+        raise DataError(f"{path} is empty; expected at least one example")
+
+
 def file_fingerprint(path: Path) -> str:
-    """Digest of a file's content; it is what a resumed stream is recognised by, so a touched file is no new one."""
+    """Digest of a file's content; it is what a resumed stream is recognised by, so a touched file is no new one.
+
+    Raises:
+        DataError: no file that can be read.
+    """
+    check_file(path)
     digest = hashlib.sha256()
     try:
         with open(path, "rb") as file:
@@ -38,53 +68,85 @@ def file_fingerprint(path: Path) -> str:
     return digest.hexdigest()[:32]
 
 
-def read_file(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_file(path: Path, quotes: bool | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield `(place, row)` of a data file, the place being what an error message should name.
+
+    Args:
+        quotes: of CSV and TSV, whether quotation marks enclose fields; see `iai_hf.delimited`.
 
     Raises:
         DataError: unknown suffix, missing, empty or malformed file; malformed lines are named.
     """
-    kind = SUFFIXES.get(path.suffix.lower())
-    if kind is None:
-        raise DataError(f"{path} has suffix {path.suffix!r}; expected one of {', '.join(SUFFIXES)}")
-    if path.is_file() and path.stat().st_size == 0:
-        raise DataError(f"{path} is empty; expected at least one example")
-    reader = {"jsonl": _read_jsonl, "csv": _read_csv, "parquet": _read_parquet}[kind]
+    check_file(path)
+    kind = SUFFIXES[path.suffix.lower()]
     try:
-        yield from reader(path)
+        if kind == "csv":
+            yield from read_delimited(path, quotes)
+        else:
+            yield from {"jsonl": _read_jsonl, "parquet": _read_parquet}[kind](path)
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); convert it first") from error
+        wide = _beginning(path) in (b"\xff\xfe", b"\xfe\xff")
+        what = "UTF-16" if wide else f"{error.reason} at byte {error.start}"
+        raise DataError(f"{path} is not UTF-8 text ({what}); convert it first") from error
     except OSError as error:
         raise DataError(f"can't read {path}: {error.strerror or error}") from error
 
 
+def class_names(path: Path, column: str | None) -> tuple[str, ...]:
+    """Names of the classes that stand as numbers in a column of a Parquet file, as datasets writes them beside it."""
+    import pyarrow.parquet
+    from pyarrow import ArrowException
+
+    if SUFFIXES.get(path.suffix.lower()) != "parquet":
+        return ()
+    try:
+        metadata = pyarrow.parquet.read_schema(path).metadata or {}
+        feature = json.loads(metadata[b"huggingface"])["info"]["features"][column]
+        names = feature["names"] if feature["_type"] == "ClassLabel" else ()
+        return tuple(names) if all(isinstance(name, str) for name in names) else ()
+    except (ArrowException, OSError, ValueError, KeyError, TypeError):  # other writers have no such metadata
+        return ()
+
+
 def _read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    with open(path, encoding="utf-8") as file:
+    first = True
+    with open(path, encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
             place = f"{path} line {number}"
             try:
-                row = json.loads(line)
+                row = json.loads(line, object_pairs_hook=_distinct)
             except (ValueError, RecursionError) as error:
+                if first and line.strip() in ("[", "{"):
+                    raise DataError(f"{path} is {_whole(line)}") from error
                 raise DataError(f"{place} is no JSON ({error}); expected one object a line") from error
             if not isinstance(row, dict):
+                if first and isinstance(row, list):
+                    raise DataError(f"{path} is {_whole(line)}")
                 raise DataError(f"{place} is a JSON {type(row).__name__}; expected an object with the columns as keys")
             yield place, row
+            first = False
 
 
-def _read_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
-        try:
-            for row in reader:
-                place = f"{path} line {reader.line_num}"
-                if None in row or None in row.values():
-                    raise DataError(f"{place} has not as many fields as the header ({len(reader.fieldnames or [])})")
-                yield place, row
-        except csv.Error as error:
-            raise DataError(f"{path} line {reader.line_num} is no CSV ({error})") from error
+def _whole(line: str) -> str:
+    """What a file that begins so is, where it is no JSON Lines."""
+    if line.lstrip().startswith("{"):
+        return "JSON over several lines; expected an object a line: jq -c . FILE > FILE.jsonl"
+    return "a JSON array; expected an object a line: jq -c '.[]' FILE > FILE.jsonl"
+
+
+def _beginning(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(2)
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} occurs twice")
+    return made
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -93,7 +155,13 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
     try:
         number = 0
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024):
+        file = pyarrow.parquet.ParquetFile(path)
+        twice = sorted({name for name in file.schema_arrow.names if file.schema_arrow.names.count(name) > 1})
+        if twice:
+            raise DataError(
+                f"{path} has more than one column {twice[0]!r}; expected each name once: rename or drop one"
+            )
+        for batch in file.iter_batches(batch_size=1024):
             for row in batch.to_pylist():
                 yield f"{path} row {number}", row
                 number += 1

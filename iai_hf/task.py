@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["classification", "generation", "regression"]
 KINDS = get_args(Kind)
+MAX_LABELS = 1000  # bounds the state of a classification task; more are most likely free text
 
 
 @dataclass(frozen=True)

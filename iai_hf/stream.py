@@ -1,0 +1,204 @@
+"""Stream: labelled examples as checked records, from any position on, cut into chunks."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+from iai_hf import values
+from iai_hf.delimited import hint
+from iai_hf.errors import DataError
+from iai_hf.task import MAX_LABELS, Chunk, TaskSpec
+
+log = logging.getLogger(__name__)
+PEEK = 256  # examples looked at to tell classification from generation
+
+
+class Record(NamedTuple):
+    """One example: a text, or the numbers of a table's row; `output` is empty where a stream has no output column."""
+
+    input: Any
+    output: str
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the columns that hold the text and its answer; `output` None reads queries only.
+
+    `numbers` makes a numeric table of the rows: the names of its inputs, in order; empty for all but the output.
+    `quotes` says whether quotation marks in a CSV or TSV file enclose fields, where that is in doubt; False takes them
+    for part of the texts.
+
+    Raises:
+        DataError: a name that is no text.
+    """
+
+    input: str = "input"
+    output: str | None = "output"
+    numbers: tuple[str, ...] | None = None
+    quotes: bool | None = None
+
+    def __post_init__(self) -> None:
+        for role in ("input", "output"):
+            name = getattr(self, role)
+            if not isinstance(name, str) and not (role == "output" and name is None):
+                raise DataError(f"the {role} column is {name!r}; expected its name, a text")
+        if self.numbers is not None:
+            object.__setattr__(self, "numbers", values.names(self.numbers, "columns of numbers"))
+        if self.quotes not in (None, True, False):
+            raise DataError(f"quotes is {self.quotes!r}; expected True, False or None")
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """All columns that are named, which a row must have."""
+        inputs = (self.input,) if self.numbers is None else self.numbers
+        return inputs if self.output is None else (*inputs, self.output)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Records from a source, from any position on.
+
+    Attributes:
+        fingerprint: identifies the content and order; None for a plain iterable, which can't be told from another.
+        length: number of records where known ahead.
+        class_names: of the classes that stand as numbers in the output column.
+        outputs: the different outputs where known ahead, up to one more than a classification may have labels.
+        hub_id: of the dataset, where it came from the Hub.
+        rows: `rows(start)` yields `(place, row)` from record `start` on.
+    """
+
+    fingerprint: str | None
+    length: int | None
+    rows: Callable[[int], Iterator[tuple[str, Mapping[str, Any]]]]
+    columns: Columns = field(default_factory=Columns)
+    class_names: tuple[str, ...] = ()
+    outputs: frozenset[str] | None = None
+    hub_id: str | None = None
+
+    def records(self, start: int = 0) -> Iterator[Record]:
+        """Checked records from `start` on.
+
+        Raises:
+            DataError: a column is missing, a text is empty or no text; the message names the place.
+        """
+        columns = self.columns
+        names = columns.numbers or ()
+        for place, row in self.rows(start):
+            if columns.numbers is None:
+                check_columns(place, row, columns.named)
+                given: Any = values.text(row[columns.input], f"{place}: {columns.input!r}")
+            else:
+                names = names or self._inputs_of(row)
+                check_columns(place, row, (*names, *columns.named))
+                given = tuple(_number(row[name], f"{place}: {name!r}") for name in names)
+            yield Record(given, self.output(place, row))
+
+    def chunks(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[Chunk]:
+        """Chunks of `size` examples (the last may be shorter) of records `start` to `stop`."""
+        if size < 1:
+            raise DataError(f"chunk size is {size}; expected at least 1")
+        records = itertools.islice(self.records(start), None if stop is None else max(stop - start, 0))
+        while batch := list(itertools.islice(records, size)):
+            yield Chunk(tuple(record.input for record in batch), tuple(record.output for record in batch))
+
+    def task(self, given: TaskSpec | None = None, stop: int | None = None) -> TaskSpec:
+        """The task, as far as it is not given: its kind, and the columns of a numeric table.
+
+        The kind is classification where the dataset names classes, or where most outputs of the first examples, or of
+        all where they are known, occur more than once, and no more differ than a state may have labels; of a table,
+        regression where they are numbers, and over 20 different ones or not whole; otherwise generation.
+
+        Args:
+            stop: so many examples are going to be read; None for all.
+
+        Raises:
+            DataError: there is no example, or a classification has more labels than a state may hold.
+        """
+        columns = self.columns
+        if given is not None:
+            self.check_labels(given, stop)
+            if columns.numbers is None:
+                return given
+        first = list(itertools.islice(self.records(), PEEK))
+        if not first:
+            raise DataError("the dataset has no examples; expected at least one")
+        names = columns.numbers or self._inputs_of(next(self.rows(0))[1])
+        counts = Counter(record.output for record in first)
+        if given is not None:
+            return replace(given, columns=names)
+        if columns.numbers is not None:
+            return TaskSpec("regression" if _measured(counts) else "classification", columns=names)
+        outputs = self._outputs_until(stop)
+        seen = [(len(counts), counts.total())]
+        if outputs is not None and self.length is not None:
+            seen.append((len(outputs), self.length))
+        repeated = any(different <= max(2, 0.6 * total) for different, total in seen)
+        if self.class_names or (repeated and seen[-1][0] <= MAX_LABELS):
+            self.check_labels(TaskSpec(), stop)
+            return TaskSpec("classification")
+        different, total = seen[-1]
+        over = "over " if different > MAX_LABELS else ""
+        log.info("taken for generation: %s%s different outputs in %s examples", over, min(different, MAX_LABELS), total)
+        return TaskSpec("generation")
+
+    def check_labels(self, task: TaskSpec, stop: int | None = None) -> None:
+        """Raise DataError where `task` is a classification, and would have more labels than a state may hold."""
+        outputs = self._outputs_until(stop)
+        if task.kind == "classification" and outputs is not None and len(outputs.union(task.labels)) > MAX_LABELS:
+            raise DataError(
+                f"the examples have over {MAX_LABELS} different outputs, more than a classification may have labels: "
+                "if they are free text, say --kind generation, with a method that answers it (lm-state, in-context); "
+                "if they are classes, join or drop rare ones"
+            )
+
+    def _outputs_until(self, stop: int | None) -> frozenset[str] | None:
+        whole = stop is None or (self.length is not None and stop >= self.length)
+        return self.outputs if whole else None
+
+    def _inputs_of(self, row: Mapping[str, Any]) -> tuple[str, ...]:
+        return tuple(name for name in row if name != self.columns.output)
+
+    def output(self, place: str, row: Mapping[str, Any]) -> str:
+        """The answer of one row, checked; empty where the stream has no output column."""
+        column = self.columns.output
+        if column is None:
+            return ""
+        fractions = self.columns.numbers is not None
+        return values.label(row[column], f"{place}: {column!r}", self.class_names, fractions=fractions)
+
+
+def check_columns(place: str, found: Collection[Any], wanted: Iterable[str]) -> None:
+    """Raise DataError where a column is missing; the message shows those that are there."""
+    for name in wanted:
+        if name not in found:
+            raise DataError(
+                f"{place} has no column {name!r}; found {sorted(map(str, found))}{hint(list(found))}: "
+                "name the right ones (--input-column, --output-column, --target)"
+            )
+
+
+def _number(value: Any, place: str) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise DataError(
+            f"{place} is {str(value)[:40]!r}; expected a finite number: fill or drop the row, turn words into numbers, "
+            "or leave the column out"
+        )
+    return number
+
+
+def _measured(counts: Counter[str]) -> bool:
+    try:
+        values = [float(output) for output in counts]
+    except ValueError:
+        return False
+    return len(values) > 20 or any(value != int(value) for value in values)
