@@ -245,16 +245,14 @@ class CausalLM(Backbone):
         """An answer to each query, greedy or sampled, cut at `stop`; queries of like length run together."""
         import torch
 
+        from iai_hf.backbones.sampling import processors
+
         rows, prefix = self._started(condition, rows), condition.prefix
         for row in rows:
             self.check_room(prefix.part(row.member)[1], len(row.query) + max_new_tokens)
-        drawn: dict[str, Any] = {"do_sample": False}
-        if sampling is not None:
-            drawn = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+        steps = processors(sampling)
         answers, ends, cut = [""] * len(rows), self._ends(stop), 0
-        with torch.inference_mode(), torch.random.fork_rng(enabled=sampling is not None):
-            if sampling is not None:
-                torch.manual_seed(sampling.seed)
+        with torch.inference_mode():
             for group in self._answered_together(prefix, rows, max_new_tokens):
                 inputs, members, read = self._prompts(prefix, [rows[i] for i in group])
                 with applied(self.model, condition.weights, members):
@@ -262,7 +260,8 @@ class CausalLM(Backbone):
                         **inputs,
                         max_new_tokens=max_new_tokens,
                         eos_token_id=ends,
-                        **drawn,
+                        do_sample=False,
+                        logits_processor=steps,
                     )
                 for i, ids in zip(group, output[:, read:].tolist(), strict=True):
                     answers[i] = self.texts.until(ids, stop)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 from collections.abc import Callable
@@ -16,10 +17,13 @@ from conftest import examples
 from iai_hf import AutoAmortizer, TaskSpec, TaskState
 from iai_hf.amortizer import Amortizer
 from iai_hf.amortizers.learned import Learned
+from iai_hf.amortizers.prompted import Prompted
 from iai_hf.backbones import Backbone, load_backbone
+from iai_hf.backbones.conditions import Sampling
 from iai_hf.errors import ConfigError
 from iai_hf.files import check_writable
 from iai_hf.state import CONFIG_FILE, STATE_FILE, WEIGHTS_FILE, StateHeader
+from iai_hf.threads import Lock
 
 
 def together(*calls: Callable[[], Any]) -> list[Any]:
@@ -122,6 +126,41 @@ def test_methods_on_one_language_model_do_not_mix(causal: Backbone) -> None:
     for (amortizer, _), mine, theirs in zip(runs, expected, found, strict=True):
         for one, other in zip(mine, theirs, strict=True):
             torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5, msg=amortizer.method)
+
+
+def test_threads_that_sample_draw_from_their_own_seed(causal: Backbone) -> None:
+    amortizer = AutoAmortizer.from_pretrained("in-context", backbone=causal, config={"max_new_tokens": 8})
+    other = AutoAmortizer.from_pretrained("in-context", backbone=copy.copy(causal), config={"max_new_tokens": 8})
+    other.backbone.lock = Lock()  # two models
+    state = amortizer.adapt(examples(8), progress=False)
+    queries = [row["input"] for row in examples(8, seed=3)]
+
+    def drawn(number: int) -> list[str]:
+        made = (amortizer, other)[number % 2]
+        assert isinstance(made, Prompted)
+        return made.generate(state, queries, Sampling(temperature=3.0, seed=number))
+
+    def disturbed() -> None:
+        for _ in range(2000):
+            torch.rand(8)
+
+    alone = [drawn(number) for number in range(4)]
+    assert together(*(lambda number=number: drawn(number) for number in range(4)), disturbed)[:4] == alone
+
+
+def test_the_likelier_a_token_the_more_often_it_is_drawn() -> None:
+    from iai_hf.backbones.sampling import processors
+
+    probabilities = torch.tensor([0.5, 0.3, 0.15, 0.05])
+    scores = probabilities.log().expand(20_000, -1)
+    for sampling, expected in (
+        (Sampling(seed=1), probabilities),
+        (Sampling(temperature=0.5), probabilities.square() / probabilities.square().sum()),
+        (Sampling(top_p=0.6), torch.tensor([0.625, 0.375, 0.0, 0.0])),
+    ):
+        found = processors(sampling)(torch.zeros(20_000, 1, dtype=torch.long), scores).argmax(-1)
+        shares = torch.bincount(found, minlength=4) / len(found)
+        torch.testing.assert_close(shares, expected, atol=0.02, rtol=0)
 
 
 def test_the_first_predict_of_several_threads_leaves_the_process_as_it_was(
