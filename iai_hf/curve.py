@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +30,21 @@ class Curve:
 
     Args:
         inputs, outputs: test data; outputs that the state does not know yet count as errors.
+        test: name of the test data.
+        directory: where `evaluation.json` is written at every point, so that a run that is cut off keeps its curve; of
+            several processes that evaluate together, the first writes.
     """
 
-    def __init__(self, amortizer: Amortizer, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    def __init__(
+        self,
+        amortizer: Amortizer,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        test: str = "",
+        directory: Path | None = None,
+    ) -> None:
         self.amortizer, self.inputs, self.outputs = amortizer, inputs, outputs
+        self.test, self.directory = test, directory
         self.curve: list[dict[str, Any]] = []
         self.query_seconds = 0.0
         self.start()
@@ -38,6 +52,35 @@ class Curve:
     def start(self) -> None:
         """Start the clock."""
         self.began, self.paused = time.perf_counter(), 0.0
+
+    def resume(self, state: TaskState) -> None:
+        """Take over the points of the run that `state` was left in, as far as they are behind it.
+
+        Raises:
+            DataError: they are of other test data, or their file is damaged.
+        """
+        found = None if self.directory is None else _read(self.directory)
+        if found is None:
+            return
+        if found.get("run") != _run(state):
+            log.warning("%s in %s is of another run; its points are not taken over", EVALUATION_FILE, self.directory)
+            return
+        if found["test_digest"] != self.test_digest:
+            raise DataError(
+                f"{EVALUATION_FILE} in {self.directory} was measured on other test data ({found['test']}, digest "
+                f"{found['test_digest'][:8]}) than {self.test} ({self.test_digest[:8]}); resume with the same --test, "
+                "or move that file away"
+            )
+        examples, same = state.header.examples, found["state"] == state.digest
+        points = [point for point in found["curve"] if point["examples"] < examples + same]
+        if points:
+            self.curve, self.query_seconds = points, found["milliseconds_per_query"] * len(self.inputs) / 1000
+            self.began -= points[-1]["adapt_seconds"]
+
+    @cached_property
+    def test_digest(self) -> str:
+        """Of the test data."""
+        return hashlib.sha256(json.dumps([list(self.inputs), list(self.outputs)]).encode()).hexdigest()[:32]
 
     def evaluate(self, state: TaskState) -> None:
         """A point of the curve; none where the state was evaluated already, or can't answer yet."""
@@ -52,6 +95,7 @@ class Curve:
             self.curve.append({"examples": state.header.examples, **metrics, "adapt_seconds": spent})
             name, value = next(iter(metrics.items()))
             log.info("  %s examples: %s %.3f", f"{state.header.examples:,}", name.replace("_", " "), value)
+            self.save(state, plot=False)
         self.paused += time.perf_counter() - now
 
     def evaluate_at(self, marks: Sequence[int]) -> Callable[[TaskState, Chunk], None]:
@@ -81,17 +125,43 @@ class Curve:
             "curve": self.curve,
         }
 
-    def save(self, state: TaskState, directory: Path, test: str) -> None:
-        """Write `evaluation.json` and `curve.png`; `test` is the name of the test data.
+    def described(self, state: TaskState) -> dict[str, Any]:
+        """What `evaluation.json` holds: the record, its test data, and which run and which state it is of."""
+        return {
+            "test": self.test,
+            "test_examples": len(self.inputs),
+            "test_digest": self.test_digest,
+            "run": _run(state),
+            "state": state.digest,
+            "method": state.header.method,
+            **self.record(state),
+        }
+
+    def save(self, state: TaskState, plot: bool = True) -> None:
+        """Write `evaluation.json`, and `curve.png`, where there is a `directory`.
 
         Raises:
             DataError: there is no point.
         """
         from iai_hf.plots import curve_plot
 
-        found = {"test": test, "test_examples": len(self.inputs), "method": state.header.method, **self.record(state)}
-        write_whole(directory / EVALUATION_FILE, json.dumps(found, indent=2).encode())
-        write_whole(directory / CURVE_FILE, curve_plot([found], headline(self.curve), test))
+        if self.directory is None or os.environ.get("RANK", "0") != "0":
+            return
+        found = self.described(state)
+        write_whole(self.directory / EVALUATION_FILE, json.dumps(found, indent=2).encode())
+        if plot:
+            write_whole(self.directory / CURVE_FILE, curve_plot([found], headline(self.curve), self.test))
+
+
+def _run(state: TaskState) -> str:
+    """What the states of one run have in common: who made them, from which stream, and the examples before it."""
+    header = state.header
+    at = header.stream
+    stream = (
+        None if at is None else [at.source, at.chunk_size, at.shuffle_seed, at.columns, header.examples - at.examples]
+    )
+    text = json.dumps([header.amortizer, header.backbone_fingerprint, header.task.kind, stream])
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def marks(chunk_size: int, total: int, count: int) -> list[int]:
@@ -105,22 +175,42 @@ def headline(curve: Sequence[dict[str, Any]]) -> str:
     return next(name for name in ("accuracy", "exact_match", "r2") if name in curve[-1])
 
 
-def read_evaluation(directory: Path) -> dict[str, Any] | None:
-    """What `Curve.save` wrote, where it did.
+def read_evaluation(directory: Path, state: TaskState) -> dict[str, Any] | None:
+    """What `Curve.save` wrote beside `state`, where it did; None, with a warning, where it is another state's.
 
     Raises:
         DataError: the file is damaged.
     """
+    found = _read(directory)
+    if found is None or found.get("state") == state.digest:
+        return found
+    log.warning(
+        "%s in %s is of a state %s, not of the one that lies there (%s); it is left out: adapt with --test to measure",
+        EVALUATION_FILE,
+        directory,
+        str(found.get("state", "unknown"))[:8],
+        state.digest[:8],
+    )
+    return None
+
+
+def _read(directory: Path) -> dict[str, Any] | None:
     path = directory / EVALUATION_FILE
     if not path.is_file():
         return None
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        numbers = all(isinstance(value, (int, float)) for value in found["curve"][-1].values())
-        if not numbers or not {"examples", "adapt_seconds"} <= set(found["curve"][-1]):
-            raise ValueError("the last point of its curve is no record of numbers")
-        if not (isinstance(found["test"], str) and isinstance(found["test_examples"], int)):
-            raise ValueError("test or test_examples is missing")
+        numbers = all(isinstance(value, (int, float)) for point in found["curve"] for value in point.values())
+        if not numbers or not all({"examples", "adapt_seconds"} <= set(point) for point in found["curve"]):
+            raise ValueError("a point of its curve is no record of numbers")
+        if not (found["curve"] and isinstance(found["test"], str) and isinstance(found["test_examples"], int)):
+            raise ValueError("curve, test or test_examples is missing")
+        if "run" in found and not (
+            isinstance(found["test_digest"], str)
+            and isinstance(found["state"], str)
+            and isinstance(found["milliseconds_per_query"], float)
+        ):
+            raise ValueError("test_digest, state or milliseconds_per_query is missing")
         return found
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise DataError(f"{path} is no evaluation ({error}); delete it, or adapt again with --test") from error

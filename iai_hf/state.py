@@ -113,6 +113,14 @@ class TaskState:
         """Bytes of all tensors."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
+    @property
+    def digest(self) -> str:
+        """Of all that its answers depend on: tensors, task, and who made it; not of where backbone or data lie."""
+        header = self.header
+        made = [header.amortizer, header.backbone_fingerprint, dataclasses.asdict(header.task), header.examples]
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
+        return _digest(plain, json.dumps(made, sort_keys=True))
+
     def advance(
         self, tensors: Mapping[str, torch.Tensor], task: TaskSpec, examples: int, counts: Mapping[str, int]
     ) -> TaskState:
@@ -252,7 +260,7 @@ class TaskState:
         from iai_hf.card import state_card
         from iai_hf.curve import read_evaluation
 
-        evaluation = read_evaluation(Path(directory)) if directory is not None else None
+        evaluation = read_evaluation(Path(directory), self) if directory is not None else None
         card = state_card(self, repo_id, tags, evaluation, license)
         return hub.publish(self.save_pretrained, card, repo_id, directory, **pushing)
 

@@ -99,7 +99,10 @@ def adapt(
     curve = None
     if test is not None:
         records = read_records(test, names, split="test")
-        curve = Curve(amortizer, [record.input for record in records], [record.output for record in records])
+        inputs, outputs = [record.input for record in records], [record.output for record in records]
+        curve = Curve(amortizer, inputs, outputs, Path(test).stem, output)
+        if standing and state is not None:
+            curve.resume(state)
         points = marks(chunk_size, max_examples or open_stream(data, names, split=split).length or 10**6, evaluations)
     state = amortizer.adapt(
         data,
@@ -118,7 +121,7 @@ def adapt(
     )
     if curve is not None:
         curve.evaluate(state)
-        curve.save(state, output, Path(str(test)).stem)
+        curve.save(state)
     report(describe(state), as_json, f"{state.header.examples:,} examples in {state.nbytes / 1000:,.0f} kB at {output}")
 
 

@@ -63,7 +63,7 @@ def push(
         raise StateError(f"nothing at {path}; expected a folder with a state or an amortizer")
     if (path / STATE_FILE).is_file():
         state = TaskState.from_pretrained(path)
-        card, only = state_card(state, repo_id, tags or (), read_evaluation(path), license), hub.STATE_FILES
+        card, only = state_card(state, repo_id, tags or (), read_evaluation(path, state), license), hub.STATE_FILES
     else:
         card, only = amortizer_card(AutoAmortizer.describe(path), repo_id, tags or ()), hub.AMORTIZER_FILES
     write_whole(path / hub.CARD_FILE, card.encode())

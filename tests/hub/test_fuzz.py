@@ -83,12 +83,12 @@ def test_damaged_configurations(encoder: Backbone, tmp_path: Path) -> None:
 
 def test_damaged_evaluations(folder: Path) -> None:
     point = {"examples": 12, "accuracy": 0.5, "adapt_seconds": 0.1}
-    good = {"test": "films", "test_examples": 20, "curve": [point, point]}
     path = folder / EVALUATION_FILE
     state = TaskState.from_pretrained(folder)
+    good = {"test": "films", "test_examples": 20, "state": state.digest, "curve": [point, point]}
 
     def card() -> object:
-        return state_card(state, "someone/films", evaluation=read_evaluation(folder))
+        return state_card(state, "someone/films", evaluation=read_evaluation(folder, state))
 
     refused, loaded = survives(card, path, json.dumps(good).encode(), random.Random(2))
     assert refused > 0.3 * MUTATIONS
