@@ -10,10 +10,10 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from compare_report import COLUMNS, error, table
-from compare_words import by_task
 from huggingface_hub import EvalResult, ModelCardData
 
+from comparison.compare_report import COLUMNS, error, table
+from comparison.compare_words import by_task
 from iai_hf import shipped
 from iai_hf.amortizer import Amortizer
 from iai_hf.amortizers.frozen_features import FrozenFeatures

@@ -22,7 +22,6 @@ import sys
 from pathlib import Path
 
 from accelerate import Accelerator
-from paper_tasks import POOLS, SYNTHETIC, family
 
 from iai_hf import AutoAmortizer, hub, load_backbone
 from iai_hf.amortizer import Amortizer
@@ -42,6 +41,7 @@ from iai_hf.training.curriculum import Curriculum, task_files
 from iai_hf.training.features import FeatureCurriculum, load_tasks
 from iai_hf.training.numbers import NumbersCurriculum
 from iai_hf.training.texts import TextCurriculum, load_text_tasks
+from paper.tasks import POOLS, SYNTHETIC, family
 
 
 def arguments() -> argparse.Namespace:
@@ -88,7 +88,7 @@ def prepare(
 
 
 def numbers(config: TrainingConfig, cache_dir: Path) -> tuple[Numeric, NumbersCurriculum]:
-    """For tables of numbers `tasks` names one family of scripts/paper_tasks.py; its sizes are the network's."""
+    """For tables of numbers `tasks` names one family of scripts/paper/tasks.py; its sizes are the network's."""
     if config.tasks[0] not in (*SYNTHETIC, *POOLS) or len(config.tasks) > 1:
         raise ConfigError(f"tasks is {config.tasks}; on numbers expected one of {', '.join((*SYNTHETIC, *POOLS))}")
     tasks = family(config.tasks[0], cache_dir)

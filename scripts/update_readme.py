@@ -8,13 +8,12 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from compare_report import COLUMNS, best_rival, error, table
-from compare_words import by_task, means
-from paper_duels import ONE_SHOT, RIVALS, duels
-from paper_tables import families, findings
-
+from comparison.compare_report import COLUMNS, best_rival, error, table
+from comparison.compare_words import by_task, means
 from iai_hf.compare import markdown
 from iai_hf.files import write_whole
+from paper.duels import ONE_SHOT, RIVALS, duels
+from paper.tables import families, findings
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "scripts" / "results"

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from baselines import BASELINES
-from compare_report import best_rival, table
-from compare_words import means
 from conftest import examples
+
+from comparison.baselines import BASELINES
+from comparison.compare_report import best_rival, table
+from comparison.compare_words import means
 
 ROOT = Path(__file__).parents[2]
 ROWS = ("iterative, untrained", "label names", "prototypes", "logistic regression")
@@ -30,7 +31,14 @@ def tasks(tmp_path: Path) -> Path:
 
 def compare(tasks: Path, folder: Path, encoder: Path, *rows: str) -> subprocess.CompletedProcess[str]:
     options = ["--data_dir", tasks, "--tasks", "a", "b", "--backbone", encoder, "--seeds", "2", "--output", folder]
-    command = [sys.executable, "scripts/compare.py", *map(str, options), "--cache_dir", str(folder / "cache"), "--rows"]
+    command = [
+        sys.executable,
+        "scripts/comparison/compare.py",
+        *map(str, options),
+        "--cache_dir",
+        str(folder / "cache"),
+        "--rows",
+    ]
     return subprocess.run([*command, *rows], cwd=ROOT, capture_output=True, text=True)
 
 
@@ -52,20 +60,9 @@ def test_it_measures_goes_on_and_reports(tasks: Path, tmp_path: Path, encoder_fo
 
 def test_streams_that_change_and_come_in_parts_are_measured(tasks: Path, tmp_path: Path, encoder_folder: Path) -> None:
     output = tmp_path / "streams"
-    options = [
-        "--data_dir",
-        tasks,
-        "--tasks",
-        "a",
-        "b",
-        "--backbone",
-        encoder_folder,
-        "--seeds",
-        "2",
-        "--output",
-        output,
-    ]
-    command = [sys.executable, "scripts/measure_streams.py", *map(str, options), "--cache_dir", str(tmp_path / "cache")]
+    options = ["--data_dir", tasks, "--tasks", "a", "b", "--backbone", encoder_folder, "--seeds", "2"]
+    options += ["--output", output, "--cache_dir", tmp_path / "cache"]
+    command = [sys.executable, "scripts/comparison/measure_streams.py", *map(str, options)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads((output / "results.json").read_text())
@@ -108,7 +105,7 @@ def test_baselines_learn(name: str) -> None:
 def words(tasks: Path, folder: Path, causal: Path, *rows: str) -> subprocess.CompletedProcess[str]:
     options = ["--data_dir", tasks, "--tasks", "a", "b", "--backbone", causal, "--seeds", "2", "--examples", "16"]
     options += ["--queries", "5", "--unrelated", tasks / "a" / "test.jsonl", "--output", folder, "--rows", *rows]
-    command = [sys.executable, "scripts/compare_words.py", *map(str, options)]
+    command = [sys.executable, "scripts/comparison/compare_words.py", *map(str, options)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 

@@ -15,7 +15,7 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
 def test_the_smoke_preset_runs_and_resumes(tmp_path: Path) -> None:
-    command = [sys.executable, SCRIPTS / "reproduce_paper.py", "--preset", "smoke", "--output", tmp_path]
+    command = [sys.executable, SCRIPTS / "paper" / "reproduce.py", "--preset", "smoke", "--output", tmp_path]
     first = subprocess.run(command, capture_output=True, text=True, timeout=400)
     assert first.returncode == 0, first.stderr[-2000:]
     content = (tmp_path / "results.json").read_text()

@@ -1,6 +1,6 @@
 """Families of numeric tasks, each with a shifted form for tests out of distribution, and the exact answer where known.
 
-Regression and classification here; `pools` has tasks from labelled data, `flows` generation, `graphs` causal order.
+Regression and classification; a family of your own is a subclass of `Family`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The paper, reproduced: three regimes by three signals, their baselines, and the questions that reviewers asked.
 
-    accelerate launch scripts/reproduce_paper.py --preset cpu --output runs/paper
+    accelerate launch scripts/paper/reproduce.py --preset cpu --output runs/paper
 
 `smoke` takes three minutes, `cpu` an hour and a half on two cores, `gpu` is the paper's scale. Every cell is trained
 with the training loop of scripts/train_amortizer.py and tested through the contract's `refine` and `answer`, in and out
@@ -21,11 +21,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import paper_report
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where the other scripts are
+
 import torch
 from accelerate import Accelerator
 from huggingface_hub.utils import tqdm
-from paper_tasks import POOLS, SYNTHETIC, family
 
 from iai_hf import AutoAmortizer
 from iai_hf.amortizers.numeric import Numeric
@@ -37,7 +37,9 @@ from iai_hf.training import train
 from iai_hf.training.config import TrainingConfig
 from iai_hf.training.numbers import NumbersCurriculum
 from iai_hf.training.numbers.families import Episode, Family
-from iai_hf.training.numbers.flows import Flow, energy_distance, generate
+from paper import report
+from paper.flows import Flow, energy_distance, generate
+from paper.tasks import POOLS, SYNTHETIC, family
 
 STEPS = (1, 2, 5, 10, 50)
 REGIMES = ("parametric", "explicit", "implicit")
@@ -375,7 +377,7 @@ def main() -> None:
             pool.shutdown(wait=False, cancel_futures=True)  # what is done is kept; the same command goes on
             raise
     write_whole(path, json.dumps(done).encode())
-    paper_report.write(done, args.output)
+    report.write(done, args.output)
     print(f"results.json, results.md and plots in {args.output}")
 
 

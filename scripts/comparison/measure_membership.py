@@ -1,7 +1,7 @@
 """What a state can leak: how well its own losses tell examples that it has read from others of the same data.
 
     python scripts/prepare_data.py
-    python scripts/measure_membership.py --output scripts/results
+    python scripts/comparison/measure_membership.py --output scripts/results
 
 The simplest membership-inference attack (Yeom et al. 2018): an example is guessed to be a member where the state finds
 its answer likely. Reported is the area under the ROC curve, 0.5 for no leak and 1 for a perfect attack, on texts of 20
@@ -13,16 +13,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where the other scripts are
+
 import torch
-from compare_report import error
 from huggingface_hub.utils import tqdm
-from prepare_data import prepare
 from sklearn.metrics import roc_auc_score
 
+from comparison.compare_report import error
 from iai_hf import AutoAmortizer, load_backbone
 from iai_hf.amortizer import Amortizer
 from iai_hf.backbones import Backbone
@@ -30,6 +32,7 @@ from iai_hf.backbones.cached import CachedBackbone
 from iai_hf.compare import markdown
 from iai_hf.data import open_stream
 from iai_hf.files import write_whole
+from prepare_data import prepare
 
 ENCODER, LM = "sentence-transformers/all-MiniLM-L6-v2", "HuggingFaceTB/SmolLM2-135M-Instruct"
 METHODS = {

@@ -1,6 +1,6 @@
 """Every method on every task that was never trained or tuned on: curves at 0, 16, 64, ... examples, several orders.
 
-    python scripts/compare.py --data_dir META_TEST --output scripts/results/compare
+    python scripts/comparison/compare.py --data_dir META_TEST --output scripts/results/compare
 
 Rows: the iterative amortizers with their shipped weights and untrained, and the cheap rivals of `baselines.py` on the
 same features. What is in OUTPUT/results.json already is not measured again, so a run that was cut off goes on.
@@ -17,11 +17,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where the other scripts are
+
 import torch
-from baselines import BASELINES, CALIBRATED
-from compare_report import report
 from huggingface_hub.utils import tqdm
 
+from comparison.baselines import BASELINES, CALIBRATED
+from comparison.compare_report import report
 from iai_hf import AutoAmortizer, Chunk, Prediction, TaskSpec, load_backbone, score
 from iai_hf.amortizer import Amortizer
 from iai_hf.amortizers.frozen_features import spoken

@@ -1,6 +1,6 @@
 """The language model's own ways of adapting, beside the iterative head on its frozen features.
 
-    python scripts/compare_lm.py --data_dir META_TEST --output scripts/results/compare_lm
+    python scripts/comparison/compare_lm.py --data_dir META_TEST --output scripts/results/compare_lm
 
 Rows: zero-shot; in-context learning with 8, 32 and as many demonstrations as 4,096 tokens hold, and with 16 retrieved
 for each query; prompt tuning and LoRA given 1 and 10 times the seconds that `iterative` takes to read the same
@@ -19,11 +19,13 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import torch
-from compare import TASKS, Task, chunks
-from compare_report import error
-from resumable import Answers, Job, run
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where the other scripts are
 
+import torch
+
+from comparison.compare import TASKS, Task, chunks
+from comparison.compare_report import error
+from comparison.lab import Answers, Job, run
 from iai_hf import AutoAmortizer, Chunk, Prediction, TaskSpec, load_backbone, score
 from iai_hf.backbones.causal_lm import CausalLM
 from iai_hf.errors import BackboneError, IAIError

@@ -1,7 +1,7 @@
 """The package's figures of cost and accuracy, measured on this machine; ratios are taken within one run.
 
-    python scripts/benchmark.py --tasks TASKS --json
-    python scripts/benchmark.py --parts query,start --output scripts/results/benchmark.json
+    python scripts/comparison/benchmark.py --tasks TASKS --json
+    python scripts/comparison/benchmark.py --parts query,start --output scripts/results/benchmark.json
 
 Parts (--parts): throughput, memory, query, language_model, start, accuracy. With --output a part is written as soon as
 it is measured, and those that are in the file already stay. `accuracy` wants --tasks, a folder of tasks with
@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from prepare_data import prepare
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where the other scripts are
 
 from iai_hf import AutoAmortizer, Chunk, TaskSpec, load_backbone
 from iai_hf.amortizer import Amortizer
@@ -31,6 +31,7 @@ from iai_hf.backbones.causal_lm import CausalLM
 from iai_hf.backbones.conditions import Condition
 from iai_hf.backbones.packing import Row
 from iai_hf.files import write_whole
+from prepare_data import prepare
 
 ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 CAUSAL = "HuggingFaceTB/SmolLM2-135M-Instruct"

@@ -1,6 +1,6 @@
 """What streams that change, and streams in parts, come to.
 
-    python scripts/measure_streams.py --data_dir META_TEST --output scripts/results/streams
+    python scripts/comparison/measure_streams.py --data_dir META_TEST --output scripts/results/streams
 
 Changing: half-way through a task's examples every label comes to mean another class; accuracy under the new meaning by
 the examples read since, for several half-lives. In parts: states of disjoint parts, merged, beside the state of the
@@ -16,10 +16,12 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from compare import MAX_TOKENS, TASKS, Task, chunks
-from compare_report import error
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where the other scripts are
+
 from huggingface_hub.utils import tqdm
 
+from comparison.compare import MAX_TOKENS, TASKS, Task, chunks
+from comparison.compare_report import error
 from iai_hf import AutoAmortizer, TaskSpec, TaskState, load_backbone, score
 from iai_hf.amortizer import Amortizer
 from iai_hf.backbones.cached import CachedBackbone

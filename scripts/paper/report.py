@@ -1,6 +1,6 @@
 """From the reproduction's results.json to results.md and plots; nothing is typed in by hand.
 
-python scripts/paper_report.py runs/paper
+python scripts/paper/report.py runs/paper
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import paper_duels
-import paper_tables as tables
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where the other scripts are
+
 from matplotlib import colormaps
 
 from iai_hf.files import write_whole
 from iai_hf.plots import png
+from paper import duels, tables
 
 BASELINES = ("hypernetwork", "prior-fitted", "maml", "learned-optimizer", "adam")
 
@@ -38,8 +39,8 @@ def write(results: dict[str, Any], output: Path) -> None:
         f"Chunks after which the loss is within {100 * tables.PAYS:.0f}% of that after 50; `rises`: it once rises.",
         tables.pays_table(cells),
         "## Against one-shot methods and optimizers, on equal data",
-        paper_duels.versus_table(cells),
-        paper_duels.lost_table(cells),
+        duels.versus_table(cells),
+        duels.lost_table(cells),
         "## Generation",
         tables.generation_table(cells),
         "## What is carried, history, architecture",

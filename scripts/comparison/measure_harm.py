@@ -1,6 +1,6 @@
 """Is a stream ever harmful? Far past the horizon of training, update by update, and over orders.
 
-    python scripts/measure_harm.py --data_dir META_TEST --output scripts/results/harm.json
+    python scripts/comparison/measure_harm.py --data_dir META_TEST --output scripts/results/harm.json
 
 For each task: accuracy at the longest stream seen in training (or the whole task, where that is shorter) and after 8
 times as many examples, read epoch after epoch; the share of updates that lower the log-likelihood of held-out queries
@@ -18,9 +18,11 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from compare import MAX_TOKENS, TASKS, Task, amortizer_of, chunks
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where the other scripts are
+
 from huggingface_hub.utils import tqdm
 
+from comparison.compare import MAX_TOKENS, TASKS, Task, amortizer_of, chunks
 from iai_hf import TaskSpec, load_backbone, score
 from iai_hf.backbones.cached import CachedBackbone
 from iai_hf.errors import IAIError

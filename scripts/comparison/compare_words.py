@@ -1,6 +1,6 @@
 """Tasks that are answered in words: the state inside the language model beside in-context learning and fine-tuning.
 
-    python scripts/compare_words.py --data_dir META_TEST --output scripts/results/compare_words
+    python scripts/comparison/compare_words.py --data_dir META_TEST --output scripts/results/compare_words
 
 Rows: `lm-state` with its shipped weights, also with a single step on each example, and untrained, also after as many
 examples as the longest stream of its training had, and after 8 times those (where a task has fewer, epoch after epoch);
@@ -22,12 +22,14 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import torch
-from compare import Task
-from compare_lm import endless
-from compare_report import error
-from resumable import Answers, Job, run
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where the other scripts are
 
+import torch
+
+from comparison.compare import Task
+from comparison.compare_lm import endless
+from comparison.compare_report import error
+from comparison.lab import Answers, Job, run
 from iai_hf import AutoAmortizer, Chunk, TaskSpec, TaskState, load_backbone, score, shipped
 from iai_hf.amortizer import Amortizer
 from iai_hf.amortizers.gradient import Gradient

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from statistics import mean
 from typing import NamedTuple
 
-from paper_tables import Cell, families, losses, pick, rows_of
-
 from iai_hf.compare import markdown
+from paper.tables import Cell, families, losses, pick, rows_of
 
 OWN, ONE_SHOT = "one-shot form of its regime", ("hypernetwork", "prior-fitted")
 RIVALS = (OWN, *ONE_SHOT, "maml", "reptile", "learned-optimizer", "adam", "sgd")

@@ -1,6 +1,6 @@
 """From compare's results.json to the Markdown tables and the plots; nothing is typed in by hand.
 
-python scripts/compare_report.py scripts/results/compare
+python scripts/comparison/compare_report.py scripts/results/compare
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from baselines import BASELINES
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where the other scripts are
+
 from matplotlib import colormaps
 
+from comparison.baselines import BASELINES
 from iai_hf.files import write_whole
 from iai_hf.plots import blank, png
 

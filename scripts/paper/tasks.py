@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy
 import torch
-from prepare_data import prepare
 
 from iai_hf import load_backbone
 from iai_hf.backbones.cached import CachedBackbone
@@ -17,9 +16,10 @@ from iai_hf.data import open_stream
 from iai_hf.errors import DataError
 from iai_hf.readers import load_hub_dataset
 from iai_hf.training.numbers.families import Family, LinearClassification, LinearRegression, NonlinearClassification
-from iai_hf.training.numbers.flows import Alphabet, Flow
-from iai_hf.training.numbers.graphs import CausalOrder
-from iai_hf.training.numbers.pools import Pool, PoolFamily, Source, halves, reduced
+from paper.flows import Alphabet, Flow
+from paper.graphs import CausalOrder
+from paper.pools import Pool, PoolFamily, Source, halves, reduced
+from prepare_data import prepare
 
 log = logging.getLogger(__name__)
 COMPONENTS, CLASSES = 24, 5

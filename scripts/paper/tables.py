@@ -7,8 +7,7 @@ from itertools import pairwise
 from statistics import mean
 from typing import Any
 
-from compare_report import error
-
+from comparison.compare_report import error
 from iai_hf.compare import markdown
 
 STEPS = ("1", "2", "5", "10", "50")

@@ -1,0 +1,1 @@
+"""What the package reaches beside its rivals, what it costs, and where it fails."""
