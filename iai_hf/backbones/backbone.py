@@ -206,9 +206,10 @@ class Backbone:
         before = len(start) + (len(asked) if prompt else len(self.lead))
         sums = torch.zeros(len(ids), self.width * len(self.pipeline.modes))
         with torch.inference_mode():
-            for group in length_buckets([len(window) for window in windows])[self.share[0] :: self.share[1]]:
+            groups = length_buckets([len(window) for window in windows], same=not self.trial.pads)
+            for group in groups[self.share[0] :: self.share[1]]:
                 batch, mask = self._pad([windows[i] for i in group])
-                pooled = self._pool(batch, mask, before).cpu()
+                pooled = self._pooled(batch, mask, before).cpu()
                 sums.index_add_(0, torch.tensor([owners[i] for i in group]), pooled)
         if self.share[1] > 1:
             from accelerate.utils import reduce
@@ -226,6 +227,19 @@ class Backbone:
     def _read(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of texts, without special ones."""
         return self.texts.ids([text.lower() for text in texts] if self.pipeline.lowercase else texts)
+
+    def _pooled(self, batch: torch.Tensor, mask: torch.Tensor | None, before: int) -> torch.Tensor:
+        import torch
+
+        try:
+            return self._pool(batch, mask, before)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, IndexError) as error:
+            reason = (str(error).splitlines() or [""])[0]
+            raise BackboneError(
+                f"{self.name} can't read {batch.shape[1]} tokens ({reason}); choose another backbone, or max_tokens"
+            ) from error
 
     def _pool(self, batch: torch.Tensor, mask: torch.Tensor | None, before: int) -> torch.Tensor:
         """Pooled hidden states times tokens, float32 `[windows, size]`, so that windows may be added.

@@ -15,14 +15,18 @@ def split_windows(ids: Sequence[int], size: int) -> list[Sequence[int]]:
     return [ids[start:end] for start, end in pairwise(bounds)]
 
 
-def length_buckets(lengths: Sequence[int], tokens: int = BATCH_TOKENS) -> list[list[int]]:
+def length_buckets(lengths: Sequence[int], tokens: int = BATCH_TOKENS, same: bool = False) -> list[list[int]]:
     """Group positions of like lengths so that a group, padded to its longest, has at most `tokens` tokens.
 
     A single sequence longer than that makes a group of its own. Every position occurs once.
+
+    Args:
+        same: only positions of one and the same length make a group, so that nothing is padded.
     """
     groups: list[list[int]] = []
     for position in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
-        if groups and (len(groups[-1]) + 1) * lengths[position] <= tokens:
+        fits = groups and (len(groups[-1]) + 1) * lengths[position] <= tokens
+        if fits and not (same and lengths[groups[-1][0]] != lengths[position]):
             groups[-1].append(position)
         else:
             groups.append([position])

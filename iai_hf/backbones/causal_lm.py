@@ -63,8 +63,10 @@ class CausalLM(Backbone):
     def base(self) -> torch.nn.Module:
         """The model without its language-model head."""
         model: Any = self.model
-        found: torch.nn.Module = model.base_model
-        return model.get_decoder() if found is model else found
+        words = model.get_input_embeddings()
+        # Llama 4 names a part that it does not have.
+        parts = [model.base_model] if model.base_model is not model else list(model.children())
+        return next(part for part in parts if any(inner is words for inner in part.modules()))
 
     @property
     def width(self) -> int:

@@ -20,15 +20,17 @@ class Trial:
         hidden_size: of the last hidden state.
         positions: tokens that its table of positions has a row for; None where it has no table.
         causal: no token sees those behind it.
+        pads: what is masked behind a text changes nothing of it.
     """
 
     hidden_size: int
     positions: int | None
     causal: bool
+    pads: bool
 
 
 def trial(model: torch.nn.Module, ids: Sequence[int]) -> Trial:
-    """Read a few tokens twice.
+    """Read a few tokens three times.
 
     Args:
         model: without a head.
@@ -48,11 +50,26 @@ def trial(model: torch.nn.Module, ids: Sequence[int]) -> Trial:
         with lookups:
             hidden = last_hidden_state(model(input_ids=first))
         other = last_hidden_state(model(input_ids=second))
+        mask = torch.tensor([[1] * LENGTH + [0] * LENGTH], device=device)
+        padded = last_hidden_state(model(input_ids=second.repeat(1, 2), attention_mask=mask))
     if hidden.ndim != 3 or hidden.shape[:2] != (1, LENGTH):
         raise ValueError(f"of {LENGTH} tokens its output has shape {tuple(hidden.shape)}, not one vector a token")
-    change = (hidden - other)[:, :-1].abs().max()
-    noise = max(1e-4, 4 * torch.finfo(hidden.dtype).eps) * hidden.abs().max()
-    return Trial(hidden.shape[-1], lookups.positions, bool(change <= noise))
+    return Trial(
+        hidden_size=hidden.shape[-1],
+        positions=lookups.positions,
+        causal=_alike(hidden[:, :-1], other[:, :-1]),
+        pads=_alike(padded[:, :LENGTH], other),
+    )
+
+
+def _alike(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Whether hidden states are the same as far as their precision goes."""
+    import torch
+
+    if found.shape != expected.shape:
+        return False
+    error = (found.float() - expected.float()).norm() / expected.float().norm()
+    return bool(error < max(1e-4, 8 * torch.finfo(expected.dtype).eps))
 
 
 def last_hidden_state(output: Any) -> torch.Tensor:
