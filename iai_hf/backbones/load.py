@@ -84,6 +84,7 @@ def load_backbone(
     parts = {"name": name, "revision": found.commit, "tokenizer": read.tokenizer, "source": found.source}
     backbone = _assembled(model, read.causal, parts, pipeline)
     check_complete(name, backbone.model, read.missing, model)
+    _ = backbone.trial
     log.info("%s: weights of %s, digest %s", name, found.source, backbone.digest()[:8])
     return backbone
 
@@ -92,7 +93,7 @@ class _Read(NamedTuple):
     tokenizer: Any
     model: Any
     causal: bool  # it has a language-model head
-    missing: Collection[str]  # names of tensors that no file has
+    missing: Collection[str]  # names of tensors that no file has, or of another shape
 
 
 def _read(folder: Path, as_encoder: bool, **options: Any) -> _Read:
@@ -112,9 +113,15 @@ def _read(folder: Path, as_encoder: bool, **options: Any) -> _Read:
     if not isinstance(kind, tuple) and "add_pooling_layer" in inspect.signature(kind).parameters:
         options["add_pooling_layer"] = False  # features are pooled from the hidden states
     model, report = loader.from_pretrained(
-        folder, config=config, use_safetensors=True, output_loading_info=True, **here, **options
+        folder,
+        config=config,
+        use_safetensors=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # told by name, as what is missing
+        **here,
+        **options,
     )
-    return _Read(tokenizer, model, causal, report["missing_keys"])
+    return _Read(tokenizer, model, causal, {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
 
 
 def _names_a_causal_lm(config: Any) -> bool:

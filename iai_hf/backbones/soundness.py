@@ -34,7 +34,7 @@ def check_complete(name: str, model: torch.nn.Module, missing: Collection[str], 
     """Raise BackboneError where weights that `model` reads with are not in the files.
 
     Args:
-        missing: names of parameters of `loaded` that no file has.
+        missing: names of parameters of `loaded` that no file has in their shape.
         loaded: what was loaded; `model` is it, or a part of it.
     """
     used = {id(weight) for weight in model.parameters()}
