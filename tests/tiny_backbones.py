@@ -221,6 +221,21 @@ CAUSAL: dict[str, Family] = {
             "layer_types": ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"],
         },
     ),
+    "gemma3n-shared": (
+        "gemma3n_text",
+        {
+            **HEADS,
+            "intermediate_size": [64] * 4,
+            "num_hidden_layers": 4,
+            "sliding_window": WINDOW,
+            "laurel_rank": 8,
+            "hidden_size_per_layer_input": 8,
+            "vocab_size_per_layer_input": VOCABULARY,
+            "num_kv_shared_layers": 2,
+            "activation_sparsity_pattern": [0.5] * 4,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+        },
+    ),
 }
 
 
@@ -290,6 +305,8 @@ def model(family: str, **changes: Any) -> PreTrainedModel:
             for weight in made.parameters():
                 if weight.ndim > 1:  # wider than is usual: attention then depends on what it sees
                     weight.normal_(0, 0.3)
+                else:  # what begins at zero would hide what it scales
+                    weight.add_(0.1 * torch.randn_like(weight))
     return made.eval().float()
 
 

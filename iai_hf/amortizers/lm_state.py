@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 from iai_hf.amortizers.learned import AUTO
 from iai_hf.amortizers.lora import LoRA, LoRAConfig
@@ -24,7 +24,6 @@ class LMStateConfig(LoRAConfig):
 
     rank: int = 16
     alpha: int = 32
-    target_modules: list = field(default_factory=lambda: ["v_proj", "o_proj"])
     layers: int | None = 12
     demonstrations: int = 64
     batch_size: int = 8
@@ -47,6 +46,7 @@ class LMState(LoRA):
     config_class = LMStateConfig
     rule = "per_group"
     shares_down = True
+    usual_targets: ClassVar[tuple[str, ...]] = ("v_proj", "o_proj")
 
     def read(self, rows: Sequence[Row], entering: Entering) -> Sequence[Row]:
         return self.prompter.model.read(rows, entering)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from iai_hf.amortizers.gradient import Gradient, GradientConfig
+from iai_hf.amortizers.prompting import Prompter
+from iai_hf.amortizers.targets import by_family, last_part, layer_of, linear_layers, sizes, unknown
 from iai_hf.config import require
 from iai_hf.errors import BackboneError
 from iai_hf.task import Chunk, TaskSpec
@@ -17,10 +21,12 @@ from iai_hf.task import Chunk, TaskSpec
 if TYPE_CHECKING:
     import torch
 
+    from iai_hf.backbones import Backbone
     from iai_hf.backbones.conditions import Condition, Entering, Prefix
     from iai_hf.backbones.low_rank import LowRank
     from iai_hf.learners import Learner
 
+log = logging.getLogger(__name__)
 RETAINED = "demonstrations"  # tokens of all kept demonstrations in a row, int32
 MOST_ENCODED = 8  # prefixes of demonstrations, a few MB each
 
@@ -31,7 +37,8 @@ class LoRAConfig(GradientConfig):
 
     Attributes:
         rank, alpha: of the low-rank weights; they are scaled by alpha / rank.
-        target_modules: linear layers that get them, by the last part of their name.
+        target_modules: linear layers that get them, by the last part of their name; None takes those of the attention
+            that are usual in the backbone's family, which are written into the state.
         layers: adapt only so many of the model's last layers; None adapts all.
         demonstrations: tokens of the first examples that the state keeps as they are; the plain model reads them once,
             as a prefix of everything that is read under the state. No step is taken on them.
@@ -40,7 +47,7 @@ class LoRAConfig(GradientConfig):
 
     rank: int = 8
     alpha: int = 16
-    target_modules: list = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
+    target_modules: list | None = None
     layers: int | None = None
     demonstrations: int = 0
     seed: int = 0
@@ -51,7 +58,9 @@ class LoRAConfig(GradientConfig):
         require(self.alpha > 0, f"alpha is {self.alpha}; expected 1 or more")
         require(self.layers is None or self.layers > 0, f"layers is {self.layers}; expected 1 or more")
         require(self.demonstrations >= 0, f"demonstrations is {self.demonstrations}; expected 0 or more tokens")
-        names = bool(self.target_modules) and all(isinstance(name, str) for name in self.target_modules)
+        names = self.target_modules is None or (
+            len(self.target_modules) > 0 and all(isinstance(name, str) for name in self.target_modules)
+        )
         require(names, f"target_modules is {self.target_modules}; expected names of linear layers")
 
 
@@ -63,6 +72,14 @@ class LoRA(Gradient):
     config_class = LoRAConfig
     rule: ClassVar[str] = "per_weight"
     shares_down: ClassVar[bool] = False
+    usual_targets: ClassVar[tuple[str, ...]] = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+    def __init__(self, backbone: Backbone, config: Any = None) -> None:
+        settings = config if config is not None else self.config_class()
+        Prompter(backbone, settings)  # an encoder is refused as one, not for the names of its layers
+        if settings.target_modules is None:
+            settings = dataclasses.replace(settings, target_modules=by_family(backbone, self.usual_targets))
+        super().__init__(backbone, settings)
 
     def make_module(self) -> Learner:
         import torch
@@ -72,10 +89,11 @@ class LoRA(Gradient):
         generator = torch.Generator().manual_seed(self.config.seed)
         down, up = {}, {}
         for group, names in self.groups.items():
-            layer = self.targets[names[0]]
-            size = (len(names), self.config.rank, layer.in_features)
-            down[f"down_{group}"] = torch.randn(size, generator=generator) / math.sqrt(layer.in_features)
-            up[f"up_{group}"] = torch.zeros(len(names), layer.out_features, self.config.rank)
+            wide, out = sizes(self.targets[names[0]])
+            down[f"down_{group}"] = torch.randn(len(names), self.config.rank, wide, generator=generator) / math.sqrt(
+                wide
+            )
+            up[f"up_{group}"] = torch.zeros(len(names), out, self.config.rank)
         start, shared = (up, down) if self.shares_down else (up | down, {})
         return Learner(start, shared, self.config.learning_rate, self.config.decay, self.rule)
 
@@ -84,31 +102,33 @@ class LoRA(Gradient):
         """Targets of one kind and size, which are kept in one tensor each, e.g. "q_proj_576x576"."""
         found: dict[str, list[str]] = {}
         for name, layer in self.targets.items():
-            found.setdefault(f"{name.split('.')[-1]}_{layer.out_features}x{layer.in_features}", []).append(name)
+            wide, out = sizes(layer)
+            found.setdefault(f"{last_part(name)}_{out}x{wide}", []).append(name)
         return found
 
     @cached_property
-    def targets(self) -> dict[str, torch.nn.Linear]:
+    def targets(self) -> dict[str, torch.nn.Module]:
         """The linear layers that get low-rank weights, by their names in the model.
 
         Raises:
             BackboneError: the model has none of that name.
         """
-        from torch import nn
-
         model = self.prompter.model.model
         depth = int(model.config.num_hidden_layers)
         first = 0 if self.config.layers is None else max(depth - self.config.layers, 0)
-        found = {}
-        for name, module in model.named_modules():
-            parts = name.split(".")
-            if isinstance(module, nn.Linear) and parts[-1] in self.config.target_modules and layer_of(name) >= first:
-                found[name] = module
+        named = {
+            name: layer for name, layer in linear_layers(model).items() if last_part(name) in self.config.target_modules
+        }
+        if not named:
+            raise unknown(self.backbone, self.config.target_modules)
+        missing = set(self.config.target_modules) - set(map(last_part, named))
+        if missing:
+            log.warning("%s has no linear layers called %s", self.backbone.name, ", ".join(sorted(missing)))
+        found = {name: layer for name, layer in named.items() if layer_of(name) >= first}
         if not found:
-            linear = {name.split(".")[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
             raise BackboneError(
-                f"{self.backbone.name} has no linear layers called {', '.join(self.config.target_modules)}; it has "
-                f"{', '.join(sorted(linear))}: name some of them with target_modules"
+                f"{self.backbone.name} has {', '.join(self.config.target_modules)} in layers up to "
+                f"{max(map(layer_of, named))} only, none in the last {self.config.layers}; raise 'layers'"
             )
         return found
 
@@ -187,10 +207,5 @@ class LoRA(Gradient):
 
         weights = self.low_rank(self.learner.own(tensors), self.learner.common())
         retained = self.retained(tensors)
-        shown = retained[RETAINED].tolist() if retained else []
+        shown = retained[RETAINED].tolist() if retained else None
         write_lora(weights, self.config.rank, self.config.alpha, self.prompter, shown, directory)
-
-
-def layer_of(name: str) -> int:
-    """Number of the layer that a module belongs to by its name, -1 for none."""
-    return next((int(part) for part in name.split(".") if part.isdecimal()), -1)

@@ -55,7 +55,7 @@ class PromptTuning(Gradient):
         settings = peft.PromptTuningConfig(
             task_type=peft.TaskType.CAUSAL_LM,
             num_virtual_tokens=self.config.num_virtual_tokens,
-            token_dim=model.hidden_size,
+            token_dim=model.embeddings([0]).shape[1],
             num_transformer_submodules=1,
             prompt_tuning_init=peft.PromptTuningInit.SAMPLE_VOCAB,
         )

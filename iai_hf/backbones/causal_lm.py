@@ -214,6 +214,8 @@ class CausalLM(Backbone):
     @one_at_a_time
     def next_tokens(self, texts: Sequence[Sequence[int]], entering: Entering | None = None) -> torch.Tensor:
         """Log-probabilities of the token behind each one of the texts, float32 `[tokens, vocabulary]`."""
+        import torch
+
         entering = entering or Entering()
         prefix = entering.prefix
         before = prefix.source(0) if entering.prompt is None else self._source((), entering.prompt)

@@ -79,7 +79,7 @@ def logits(model: PreTrainedModel, packed: Packed, readings: Sequence[Reading], 
         cached.append((keys, values))
     with _from_layer(model, layer, hidden):
         found: torch.Tensor = model(
-            inputs_embeds=hidden[None],
+            input_ids=packed.ids[at][None],
             position_ids=queries[None],
             attention_mask=masks(model, layout),
             past_key_values=DynamicCache(cached),

@@ -41,14 +41,15 @@ def applied(model: torch.nn.Module, weights: Sequence[LowRank], members: torch.T
     import torch
 
     handles = []
+    several = len(weights) > 1
+    chosen = members is not None and (several or bool((members < 0).any()))
     try:
         for name in weights[0].down if weights else ():
             # All members' ranks side by side; a token sees its own through the mask.
-            several = len(weights) > 1
             down = torch.cat([member.down[name] for member in weights]) if several else weights[0].down[name]
             up = torch.cat([member.up[name] for member in weights], dim=1) if several else weights[0].up[name]
             mask = None
-            if members is not None and (several or bool((members < 0).any())):
+            if chosen and members is not None:
                 rank = len(weights[0].down[name])
                 mask = members[..., None] == torch.arange(len(weights), device=down.device).repeat_interleave(rank)
             hook = partial(_add, down=down, up=up, mask=mask)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from iai_hf.backbones.causal_lm import CausalLM
 from iai_hf.backbones.conditions import Sampling
 from iai_hf.backbones.packing import Row
 from iai_hf.errors import BackboneError, ConfigError, DataError, StateError
-from iai_hf.peft_export import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PROMPT
+from iai_hf.peft_export import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PROMPT, PROMPT_IDS
 
 WORDS = TaskSpec("generation")
 TEXTS = ["the match was won", "shares fell", "rain is expected in the north today"]
@@ -72,9 +73,7 @@ def test_an_exported_state_is_a_peft_adapter_with_the_same_logits(
     assert (after - before).abs().max() > 1e-3, "the adapter changes nothing, so that its equality says nothing"
 
 
-def test_a_lora_export_has_the_names_that_vllm_reads(causal: CausalLM, tmp_path: Path) -> None:
-    import json
-
+def test_a_lora_export_has_the_names_of_peft(causal: CausalLM, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
     amortizer, state = adapted("lm-state", causal)
@@ -89,6 +88,16 @@ def test_a_lora_export_has_the_names_that_vllm_reads(causal: CausalLM, tmp_path:
     assert {match.group(1) for match in map(name.fullmatch, tensors) if match} == {"1"}
     assert all(map(name.fullmatch, tensors))
     assert all(tensor.shape[0 if "lora_A" in key else 1] == 2 for key, tensor in tensors.items())
+
+
+def test_an_export_into_a_used_folder_leaves_nothing_of_the_old_adapter(causal: CausalLM, tmp_path: Path) -> None:
+    amortizer, state = adapted("lm-state", causal)
+    amortizer.export(state, tmp_path)
+    ids = json.loads((tmp_path / PROMPT_IDS).read_text())
+    assert ids == [*causal.special_tokens[0], *state.tensors["demonstrations"].tolist()]
+    amortizer, state = adapted("lora", causal)
+    amortizer.export(state, tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [ADAPTER_CONFIG, ADAPTER_WEIGHTS]
 
 
 def test_a_state_that_is_no_adapter_is_not_exported(encoder: Backbone, causal: CausalLM, tmp_path: Path) -> None:
