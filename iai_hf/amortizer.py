@@ -27,7 +27,7 @@ from iai_hf.backbones import Backbone
 from iai_hf.errors import ConfigError, DataError, StateError
 from iai_hf.files import check_own, write_together
 from iai_hf.state import CONFIG_FILE, FORMAT_VERSION, StateHeader, TaskState
-from iai_hf.task import MAX_LABELS, Chunk, Kind, Prediction, TaskSpec
+from iai_hf.task import MAX_LABELS, Chunk, Kind, Prediction, TaskSpec, warn_of_alike
 from iai_hf.threads import computing
 
 if TYPE_CHECKING:
@@ -100,6 +100,7 @@ class Amortizer(ABC):
         """
         task = task or TaskSpec()
         self._check_task(task)
+        warn_of_alike((), task.labels)
         header = StateHeader(
             method=self.method,
             config=dataclasses.asdict(self.config),
@@ -337,7 +338,8 @@ class Amortizer(ABC):
         if task.kind not in self.kinds:
             raise DataError(
                 f"{self.method!r} answers {' and '.join(self.kinds)} tasks, not {task.kind}; for answers in free text "
-                "choose 'in-context' or 'prompt-tuning'; if these are class names after all, say --kind classification"
+                "choose 'in-context' or 'prompt-tuning'; if these are class names after all, say --kind classification "
+                f"(at most {MAX_LABELS})"
             )
         if len(task.labels) > MAX_LABELS:
             raise DataError(

@@ -13,7 +13,7 @@ from iai_hf import __version__
 from iai_hf.auto import AutoAmortizer
 from iai_hf.backbones import Backbone, load_backbone
 from iai_hf.curve import CURVE_FILE, Curve, headline, marks
-from iai_hf.data import Columns, open_stream
+from iai_hf.data import TEST, TRAIN, Columns, open_stream
 from iai_hf.errors import DataError, StateError
 from iai_hf.files import check_own, write_whole
 from iai_hf.task import TaskSpec
@@ -32,6 +32,9 @@ def compare(
     *,
     task: TaskSpec | None = None,
     columns: Columns | None = None,
+    split: str = TRAIN,
+    test_split: str = TEST,
+    allow_unseen_labels: bool = False,
     backbone: str | None = None,
     config: Mapping[str, Mapping[str, Any]] | None = None,
     max_examples: Mapping[str, int] | None = None,
@@ -45,7 +48,10 @@ def compare(
     """Adapt each method on `data` and evaluate it on `test` as the examples arrive.
 
     Args:
+        data: as `open_stream` takes it; what can be read once only is refused where there are several methods.
         methods: names or folders.
+        split, test_split: of a Hub dataset or a dictionary of splits.
+        allow_unseen_labels: count test labels that the data never show as errors, instead of refusing them.
         backbone: for all methods; by default each has its own.
         config: settings by method.
         max_examples: limit by method, e.g. where a method costs much more than another.
@@ -56,7 +62,8 @@ def compare(
         What `results.json` holds: a list `methods`, each with its `curve` (`examples`, metrics, `adapt_seconds`) and
         `state_bytes`, `milliseconds_per_query` at the end.
     """
-    records = list(open_stream(test, columns).records())
+    stream = open_stream(data, columns, split=split, shuffle_seed=shuffle_seed)
+    records = list(open_stream(test, columns, split=test_split).records())
     if max_test_examples is not None:
         stride = max(len(records) // max_test_examples, 1)  # a test file may be sorted by class
         records = records[::stride][:max_test_examples]
@@ -69,15 +76,15 @@ def compare(
         log.info("%s", name)
         amortizer = _load(method, backbone, (config or {}).get(method), loaded)
         limit = (max_examples or {}).get(method)
-        run = Curve(amortizer, inputs, outputs)
-        stream = open_stream(data, columns, shuffle_seed=shuffle_seed)
+        run = Curve(amortizer, inputs, outputs, allow_unseen_labels=allow_unseen_labels)
         total = min(limit or 10**12, stream.length or limit or 10**12)
         points = marks(chunk_size, total, evaluations)
-        spec = stream.task(task)
+        spec = stream.task(task, limit)
+        run.check(spec, stream.outputs_until(limit))
         state = amortizer.init_state(spec)
         run.start()
         state = amortizer.adapt(
-            data,
+            stream,
             state,
             columns=columns,
             chunk_size=chunk_size,
@@ -86,6 +93,7 @@ def compare(
             on_step=run.evaluate_at(points),
             progress=progress,
         )
+        run.check(state.task)
         run.evaluate(state)
         if output is not None:
             state.save_pretrained(output / name)

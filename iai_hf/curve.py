@@ -7,15 +7,15 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iai_hf.errors import DataError
 from iai_hf.files import write_whole
-from iai_hf.metrics import score
-from iai_hf.task import Chunk
+from iai_hf.metrics import check_labels, score
+from iai_hf.task import Chunk, TaskSpec
 
 if TYPE_CHECKING:
     from iai_hf.amortizer import Amortizer
@@ -33,6 +33,7 @@ class Curve:
         test: name of the test data.
         directory: where `evaluation.json` is written at every point, so that a run that is cut off keeps its curve; of
             several processes that evaluate together, the first writes.
+        allow_unseen_labels: let `check` pass outputs that no state is going to know.
     """
 
     def __init__(
@@ -42,7 +43,10 @@ class Curve:
         outputs: Sequence[str],
         test: str = "",
         directory: Path | None = None,
+        *,
+        allow_unseen_labels: bool = False,
     ) -> None:
+        self.allow_unseen_labels = allow_unseen_labels
         self.amortizer, self.inputs, self.outputs = amortizer, inputs, outputs
         self.test, self.directory = test, directory
         self.curve: list[dict[str, Any]] = []
@@ -81,6 +85,11 @@ class Curve:
     def test_digest(self) -> str:
         """Of the test data."""
         return hashlib.sha256(json.dumps([list(self.inputs), list(self.outputs)]).encode()).hexdigest()[:32]
+
+    def check(self, task: TaskSpec, coming: Iterable[str] | None = ()) -> None:
+        """Raise DataError where a test label is none of the task's, nor of those still `coming`; None is any."""
+        if task.kind == "classification" and coming is not None and not self.allow_unseen_labels:
+            check_labels((*task.labels, *coming), self.outputs)
 
     def evaluate(self, state: TaskState) -> None:
         """A point of the curve; none where the state was evaluated already, or can't answer yet."""

@@ -40,6 +40,8 @@ def open_stream(
     """
     import datasets
 
+    if isinstance(data, Stream):  # it is open, with its split and order
+        return data if columns is None else replace(data, columns=columns)
     columns = columns or Columns()
     if isinstance(data, Path) or (isinstance(data, str) and is_file(data)):
         return _from_file(Path(data), columns, shuffle_seed)

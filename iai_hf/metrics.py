@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from statistics import fmean, pvariance
 
+from iai_hf import values
 from iai_hf.errors import DataError
 from iai_hf.task import Prediction
 
@@ -61,9 +62,12 @@ def check_labels(labels: Sequence[str], outputs: Sequence[str]) -> None:
     """Raise DataError where an output is none of the labels that the state knows."""
     rows = [i for i, output in enumerate(outputs) if output not in labels]
     if rows:
+        first = outputs[rows[0]]
+        near = next((label for label in labels if values.folded(label) == values.folded(first)), None)
+        similar = "" if near is None else f" (it knows {near!a}, and this is {first!a})"
         raise DataError(
             f"{len(rows)} of {len(outputs)} examples have labels that the state has not seen, first "
-            f"{outputs[rows[0]]!r} in example {rows[0]}: adapt on examples of it, or count them as errors "
+            f"{first!r} in example {rows[0]}{similar}: adapt on examples of it, or count them as errors "
             "(--allow-unseen-labels)"
         )
 

@@ -134,10 +134,10 @@ class Stream:
             return replace(given, columns=names)
         if columns.numbers is not None:
             return TaskSpec("regression" if _measured(counts) else "classification", columns=names)
-        outputs = self._outputs_until(stop)
+        outputs = self.outputs_until(stop)
         seen = [(len(counts), counts.total())]
         if outputs is not None and self.length is not None:
-            seen.append((len(outputs), self.length))
+            seen.append((len(outputs), self.length if stop is None else min(stop, self.length)))
         repeated = any(different <= max(2, 0.6 * total) for different, total in seen)
         if self.class_names or (repeated and seen[-1][0] <= MAX_LABELS):
             self.check_labels(TaskSpec(), stop)
@@ -149,7 +149,7 @@ class Stream:
 
     def check_labels(self, task: TaskSpec, stop: int | None = None) -> None:
         """Raise DataError where `task` is a classification, and would have more labels than a state may hold."""
-        outputs = self._outputs_until(stop)
+        outputs = self.outputs_until(stop)
         if task.kind == "classification" and outputs is not None and len(outputs.union(task.labels)) > MAX_LABELS:
             raise DataError(
                 f"the examples have over {MAX_LABELS} different outputs, more than a classification may have labels: "
@@ -157,9 +157,11 @@ class Stream:
                 "if they are classes, join or drop rare ones"
             )
 
-    def _outputs_until(self, stop: int | None) -> frozenset[str] | None:
-        whole = stop is None or (self.length is not None and stop >= self.length)
-        return self.outputs if whole else None
+    def outputs_until(self, stop: int | None = None) -> frozenset[str] | None:
+        """The different outputs of the first `stop` examples, or of all, where the stream can be read ahead."""
+        if self.outputs is None or stop is None or (self.length is not None and stop >= self.length):
+            return self.outputs
+        return frozenset(record.output for record in itertools.islice(self.records(), stop))
 
     def _inputs_of(self, row: Mapping[str, Any]) -> tuple[str, ...]:
         return tuple(name for name in row if name != self.columns.output)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -11,6 +12,7 @@ from iai_hf.errors import DataError
 if TYPE_CHECKING:
     import torch
 
+log = logging.getLogger(__name__)
 Kind = Literal["classification", "generation", "regression"]
 KINDS = get_args(Kind)
 MAX_LABELS = 1000  # bounds the state of a classification task; more are most likely free text
@@ -45,7 +47,22 @@ class TaskSpec:
         if self.kind != "classification":
             return self
         unseen = dict.fromkeys(output for output in outputs if output not in self.labels)
+        warn_of_alike(self.labels, tuple(unseen))
         return replace(self, labels=self.labels + tuple(unseen)) if unseen else self
+
+
+def warn_of_alike(known: tuple[str, ...], new: tuple[str, ...]) -> None:
+    """Warn where labels that look alike are going to be different classes."""
+    seen = {values.folded(label): label for label in known}
+    for label in new:
+        near = seen.setdefault(values.folded(label), label)
+        if near != label:
+            log.warning(
+                "the labels %s and %s are different classes, though they differ only in case, spaces or Unicode form; "
+                "make them one in the data if they are the same",
+                ascii(near[:60]),
+                ascii(label[:60]),
+            )
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ bare string is refused wherever several texts are expected, since reading it wou
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
@@ -178,6 +179,11 @@ def missing(value: Any) -> bool:
     return (
         value is None or (isinstance(value, float) and value != value) or type(value).__name__ in ("NAType", "NaTType")
     )
+
+
+def folded(label: str) -> str:
+    """A label without what people overlook: case, outer and doubled spaces, and the Unicode form."""
+    return " ".join(unicodedata.normalize("NFC", unicodedata.normalize("NFC", label).casefold()).split())
 
 
 def _require_columns(found: Sequence[Any], wanted: Sequence[str], place: str) -> None:

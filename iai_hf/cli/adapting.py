@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from iai_hf.cli.options import (
+    AllowUnseenLabels,
     BackboneOption,
     ChunkSize,
     DataOption,
@@ -21,10 +22,12 @@ from iai_hf.cli.options import (
     MaxTokens,
     OutputColumn,
     Quiet,
+    Quotes,
     Settings,
     ShuffleSeed,
     Split,
     Target,
+    TestSplit,
     batches,
     columns,
     describe,
@@ -38,7 +41,8 @@ from iai_hf.cli.options import (
     state_files,
     task_spec,
 )
-from iai_hf.errors import ConfigError, DataError, StateError
+from iai_hf.data import TEST, TRAIN
+from iai_hf.errors import ConfigError, StateError
 
 app = typer.Typer()
 
@@ -61,6 +65,8 @@ def adapt(
     test: Annotated[
         str | None, typer.Option("--test", help="Test data: evaluation.json and curve.png go beside the state.")
     ] = None,
+    test_split: TestSplit = TEST,
+    allow_unseen_labels: AllowUnseenLabels = False,
     evaluations: Annotated[int, typer.Option(min=1, help="Points on the curve of --test.")] = 5,
     kind: KindOption = None,
     labels: Labels = None,
@@ -68,7 +74,8 @@ def adapt(
     input_column: InputColumn = "input",
     output_column: OutputColumn = "output",
     target: Target = None,
-    split: Split = "train",
+    split: Split = TRAIN,
+    quotes: Quotes = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -77,6 +84,7 @@ def adapt(
     from iai_hf.auto import AutoAmortizer
     from iai_hf.curve import Curve, marks
     from iai_hf.data import open_stream
+    from iai_hf.readers import check_file, is_file
     from iai_hf.state import STATE_FILE, TaskState, check_folder
 
     hold(context, output)
@@ -84,8 +92,8 @@ def adapt(
     standing = (output / STATE_FILE).is_file()
     if standing and not resume:
         raise StateError(f"{output} holds a state already; pass --resume to go on with it, or choose another folder")
-    if not Path(data).exists() and Path(data).suffix:
-        raise DataError(f"no file at {data}")
+    if is_file(data):
+        check_file(Path(data))
     state = None
     if standing:
         state = TaskState.from_pretrained(output)
@@ -95,21 +103,23 @@ def adapt(
     amortizer = AutoAmortizer.from_pretrained(method, backbone=backbone, config=config)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # accelerate launch -m iai_hf.cli adapt ...
         amortizer.backbone.split_over_processes()
-    names = columns(input_column, output_column, target, state)
+    names = columns(input_column, output_column, target, state, quotes)
+    stream = open_stream(data, names, split=split, shuffle_seed=shuffle_seed)
     curve = None
     if test is not None:
-        records = read_records(test, names, split="test")
+        records = read_records(test, names, test_split)
         inputs, outputs = [record.input for record in records], [record.output for record in records]
-        curve = Curve(amortizer, inputs, outputs, Path(test).stem, output)
+        curve = Curve(amortizer, inputs, outputs, Path(test).stem, output, allow_unseen_labels=allow_unseen_labels)
+        task = state.task if state is not None else stream.task(task_spec(kind, labels), max_examples)
+        curve.check(task, stream.outputs_until(max_examples))
         if standing and state is not None:
             curve.resume(state)
-        points = marks(chunk_size, max_examples or open_stream(data, names, split=split).length or 10**6, evaluations)
+        points = marks(chunk_size, max_examples or stream.length or 10**6, evaluations)
     state = amortizer.adapt(
-        data,
+        stream,
         state,
         task=task_spec(kind, labels),
         columns=names,
-        split=split,
         chunk_size=chunk_size,
         max_examples=max_examples,
         shuffle_seed=shuffle_seed,
@@ -120,6 +130,7 @@ def adapt(
         progress=not quiet,
     )
     if curve is not None:
+        curve.check(state.task)
         curve.evaluate(state)
         curve.save(state)
     report(describe(state), as_json, f"{state.header.examples:,} examples in {state.nbytes / 1000:,.0f} kB at {output}")
@@ -156,7 +167,8 @@ def predict(
     data: DataOption,
     output: Annotated[Path, typer.Option("--output", help="JSONL file for the predictions.")],
     input_column: InputColumn = "input",
-    split: Split = "train",
+    split: Split = TEST,
+    quotes: Quotes = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -168,7 +180,7 @@ def predict(
 
     check_output(output, data, *state_files(state_dir))
     state = TaskState.from_pretrained(state_dir)
-    records = read_records(data, columns(input_column, None, state=state), split)
+    records = read_records(data, columns(input_column, None, None, state, quotes), split)
     amortizer = AutoAmortizer.for_state(state)
     lines = []
     for batch in batches(records, quiet):
@@ -189,13 +201,12 @@ def evaluate(
     state_dir: Annotated[Path, typer.Argument(metavar="STATE_DIR", help="Folder with a state.")],
     data: DataOption,
     output: Annotated[Path | None, typer.Option("--output", help="JSON file for the metrics.")] = None,
-    allow_unseen_labels: Annotated[
-        bool, typer.Option("--allow-unseen-labels", help="Count labels unknown to the state as errors.")
-    ] = False,
+    allow_unseen_labels: AllowUnseenLabels = False,
     input_column: InputColumn = "input",
     output_column: OutputColumn = "output",
     target: Target = None,
-    split: Split = "test",
+    split: Split = TEST,
+    quotes: Quotes = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -212,7 +223,7 @@ def evaluate(
     if output is not None:
         check_output(output, data, *state_files(state_dir))
     state = TaskState.from_pretrained(state_dir)
-    records = read_records(data, columns(input_column, output_column, target, state), split)
+    records = read_records(data, columns(input_column, output_column, target, state, quotes), split)
     outputs = [record.output for record in records]
     if state.task.kind == "classification" and not allow_unseen_labels:
         check_labels(state.task.labels, outputs)
@@ -252,6 +263,10 @@ def compare(
     labels: Labels = None,
     input_column: InputColumn = "input",
     output_column: OutputColumn = "output",
+    split: Split = TRAIN,
+    test_split: TestSplit = TEST,
+    quotes: Quotes = None,
+    allow_unseen_labels: AllowUnseenLabels = False,
     title: Annotated[str | None, typer.Option(help="Title of the plot; by default the data's name.")] = None,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -270,7 +285,10 @@ def compare(
         test,
         names,
         task=task_spec(kind, labels),
-        columns=columns(input_column, output_column),
+        columns=columns(input_column, output_column, quotes=quotes),
+        split=split,
+        test_split=test_split,
+        allow_unseen_labels=allow_unseen_labels,
         backbone=backbone,
         config={name: {"max_tokens": max_tokens} for name in names} if max_tokens else None,
         max_examples=parse_limits(max_examples, names),

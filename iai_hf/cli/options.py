@@ -11,21 +11,36 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from iai_hf.data import TEST, TRAIN, Columns
 from iai_hf.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from iai_hf.data import Columns, Record
+    from iai_hf.data import Record
     from iai_hf.task import TaskSpec
 
 DataOption = Annotated[
-    str, typer.Option("--data", help="JSONL, CSV or Parquet file, or Hub dataset id (id or id:config).")
+    str, typer.Option("--data", help="JSONL, CSV, TSV or Parquet file, or Hub dataset id (id or id:config).")
 ]
 InputColumn = Annotated[str, typer.Option(help="Column with the text.")]
 OutputColumn = Annotated[str, typer.Option(help="Column with the answer.")]
 Target = Annotated[
     str | None, typer.Option("--target", help="Numeric table: the column to predict; all others are its inputs.")
 ]
-Split = Annotated[str, typer.Option(help="Split of a Hub dataset.")]
+SPLITS = f"of a Hub dataset; by default {TRAIN} to learn from, {TEST} to answer or to measure."
+Split = Annotated[str, typer.Option(help=f"Split {SPLITS}")]
+TestSplit = Annotated[str, typer.Option(help=f"Split of --test, {SPLITS}")]
+Quotes = Annotated[
+    bool | None,
+    typer.Option(
+        "--quotes/--no-quotes",
+        help="Quotation marks in CSV and TSV enclose fields, or are part of the texts; by default they enclose fields, "
+        "and what may be rows between them is refused.",
+        show_default=False,
+    ),
+]
+AllowUnseenLabels = Annotated[
+    bool, typer.Option("--allow-unseen-labels", help="Count test labels unknown to the state as errors.")
+]
 BackboneOption = Annotated[
     str | None, typer.Option("--backbone", help="Hub id or folder; by default the method's own.")
 ]
@@ -95,13 +110,19 @@ def describe(state: Any) -> dict[str, Any]:
     }
 
 
-def columns(input_column: str, output_column: str | None, target: str | None = None, state: Any = None) -> Columns:
+def columns(
+    input_column: str,
+    output_column: str | None,
+    target: str | None = None,
+    state: Any = None,
+    quotes: bool | None = None,
+) -> Columns:
     """The names of the columns: of text and answer, or of a numeric table; of a state's own table where it has one."""
-    from iai_hf.data import Columns
-
     if state is not None and state.task.columns:
-        return Columns(input_column, target or output_column, state.task.columns)
-    return Columns(input_column, output_column) if target is None else Columns(input_column, target, ())
+        return Columns(input_column, target or output_column, state.task.columns, quotes)
+    if target is None:
+        return Columns(input_column, output_column, quotes=quotes)
+    return Columns(input_column, target, (), quotes)
 
 
 def task_spec(kind: str | None, labels: str | None) -> TaskSpec | None:
