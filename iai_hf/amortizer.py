@@ -268,11 +268,11 @@ class Amortizer(ABC):
                 f"the state was made by {header.method!r}, not {self.method!r}; load it with its own method"
             )
         if header.backbone_fingerprint != self.backbone.fingerprint:
-            theirs = _weights(header.backbone_fingerprint, header.backbone_source)
-            ours = _weights(self.backbone.fingerprint, self.backbone.source)
+            made_on = _weights(header.backbone_fingerprint, header.backbone_source)
+            this = _weights(self.backbone.fingerprint, self.backbone.source)
             raise StateError(
-                f"the state belongs to backbone {header.backbone!r} ({theirs}), this is {self.backbone.name!r} "
-                f"({ours}); load that one, or adapt anew"
+                f"the state belongs to backbone {header.backbone!r} ({made_on}), this is {self.backbone.name!r} "
+                f"({this}); load that one, or adapt anew"
             )
         if header.amortizer != self.fingerprint:
             ours = dataclasses.asdict(self.config)
