@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -159,6 +159,8 @@ class Backbone:
         digest.update(str(self.lead).encode() if self.lead else b"")
         digest.update(str(self._probe).encode())
         digest.update(self.pipeline.described())
+        windows = _attention_windows(config.get_text_config().to_dict(), self.context)
+        digest.update(str(windows).encode() if windows else b"")
         return digest.hexdigest()[:32]
 
     @cached_property
@@ -273,3 +275,14 @@ def _shared(prompt: Sequence[int], text: Sequence[int]) -> int:
     """How many ids both begin with."""
     pairs = enumerate(zip(prompt, text, strict=False))
     return next((i for i, (a, b) in pairs if a != b), min(len(prompt), len(text)))
+
+
+def _attention_windows(config: Mapping[str, Any], context: int) -> dict[str, Any]:
+    """What a configuration says of windows narrower than the context, which no weight tells."""
+    found = {}
+    for key, value in sorted(config.items()):
+        named = any(word in key for word in ("window", "chunk", "local_attention")) and "layers" not in key
+        sizes = value if isinstance(value, list) else [value]
+        if named and any(type(size) is int and 0 < size < context for size in sizes):
+            found[key] = value
+    return found

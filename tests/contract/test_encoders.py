@@ -269,6 +269,24 @@ def test_the_fingerprint_sees_how_is_pooled(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("family", "setting"),
+    [
+        ("mistral", "sliding_window"),
+        ("llama4", "attention_chunk_size"),
+        ("gpt-neo", "window_size"),
+        ("modernbert", "local_attention"),
+    ],
+)
+def test_the_fingerprint_sees_windows_that_a_text_can_exceed(tmp_path: Path, family: str, setting: str) -> None:
+    made = [
+        load_backbone(str(folder_of(tmp_path / str(size), family, **{setting: size})), dtype="float32").fingerprint
+        for size in (16, 32, 2 * tiny.POSITIONS, 4 * tiny.POSITIONS)
+    ]
+    assert made[2] == made[3]
+    assert len(set(made)) == 3
+
+
+@pytest.mark.parametrize(
     ("kinds", "says"),
     [
         (["WeightedLayerPooling"], "WeightedLayerPooling"),
