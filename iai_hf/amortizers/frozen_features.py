@@ -27,12 +27,16 @@ class FrozenFeaturesConfig:
         weights: learned weights of the head: the name of shipped ones, or a folder; None for the untrained head;
             "auto" for the shipped ones that belong to the backbone, where there are any.
         half_life: for streams that drift: examples after which what was seen counts half; None never forgets.
+        adapter: learned features: the name of a shipped feature adapter, or a folder; None for the backbone's own;
+            "auto" for the shipped one that belongs to the backbone, where there is one. States of before there were
+            any have none.
     """
 
     max_tokens: int | None = None
     max_features: int = 512
     weights: str | None = AUTO
     half_life: int | None = None
+    adapter: str | None = dataclasses.field(default=AUTO, metadata={ABSENT: None})
 
     def __post_init__(self) -> None:
         require(self.max_tokens is None or self.max_tokens > 0, f"max_tokens is {self.max_tokens}; expected 1 or more")
@@ -46,6 +50,14 @@ class FrozenFeatures(Learned):
     kinds = ("classification",)
     config_class: ClassVar[type] = FrozenFeaturesConfig
     default_backbone = "sentence-transformers/all-MiniLM-L6-v2"
+
+    def __init__(self, backbone: Backbone, config: Any = None) -> None:
+        config = config if config is not None else self.config_class()
+        source = shipped.find(ADAPTER, {}, backbone) if config.adapter == AUTO else config.adapter
+        if source is not None:
+            backbone = FeatureAdapter.load(shipped.folder(source, ADAPTER_FILE)).merged(backbone)
+            log.info("%s: features learned by %s", self.method, source)
+        super().__init__(backbone, dataclasses.replace(config, adapter=source))
 
     @abstractmethod
     def make_module(self) -> Head:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
@@ -60,7 +61,20 @@ class Backbone:
         self.model = model.eval().requires_grad_(False)
         self.device: torch.device = model.device
         self.lock = Lock()
+        self._plain: Backbone | None = None
         self.share = (0, 1)  # this process's number among those that read together, and how many they are
+
+    @property
+    def plain(self) -> Backbone:
+        """The backbone as it was loaded: itself, or what a feature adapter was merged into."""
+        return self._plain or self
+
+    def with_model(self, model: PreTrainedModel, fingerprint: str) -> Backbone:
+        """The same backbone with other weights of the same shapes, known by another fingerprint."""
+        other = copy.copy(self)
+        other.model, other.lock, other._plain = model, Lock(), self
+        other.__dict__["fingerprint"] = fingerprint
+        return other
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Backbone:
         return self  # it is frozen: scikit-learn copies an estimator's parameters, which would be the weights each time

@@ -14,6 +14,7 @@ from iai_hf.threads import one_at_a_time
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
 
 
 class CachedBackbone(Backbone):
@@ -38,6 +39,16 @@ class CachedBackbone(Backbone):
     def hidden_size(self) -> int:
         """Size of a feature vector."""
         return self.backbone.hidden_size
+
+    def digest(self) -> str:
+        """The backbone's own: features are what it gives."""
+        return self.backbone.fingerprint
+
+    def with_model(self, model: PreTrainedModel, fingerprint: str) -> CachedBackbone:
+        """As `Backbone.with_model`, with a cache of its own in the same folder."""
+        other = CachedBackbone(self.backbone.with_model(model, fingerprint), self.folder)
+        other._plain = self
+        return other
 
     @one_at_a_time
     def features(self, texts: Sequence[str], max_tokens: int | None = None) -> Features:

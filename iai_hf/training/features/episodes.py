@@ -62,12 +62,12 @@ def draw(tasks: Sequence[FeatureTask], hidden: torch.Tensor, config: TrainingCon
         usable = _uneven(usable, targets, names.shape[1], generator)
     if len(usable) < FEWEST_EXAMPLES:
         return draw(tasks, hidden, config, number + 10**9)
-    length = _log_uniform(chance, config.shortest, config.longest)
+    length = log_uniform(chance, config.shortest, config.longest)
     length = min(length, len(usable) - min(config.queries, len(usable) // 2))
-    chunk_size = max(_log_uniform(chance, *config.chunk_sizes), -(-length // config.most_steps))
+    chunk_size = max(log_uniform(chance, *config.chunk_sizes), -(-length // config.most_steps))
     sizes = [chunk_size] * (length // chunk_size) + [length % chunk_size] * (length % chunk_size > 0)
     steps = len(sizes)
-    paid = {steps} | {_log_uniform(chance, 1, steps) for _ in range(config.losses_per_episode - 1)}
+    paid = {steps} | {log_uniform(chance, 1, steps) for _ in range(config.losses_per_episode - 1)}
     stream, held_out = usable[:length], usable[length : length + config.queries]
     return Episode(
         task.features[stream],
@@ -112,7 +112,7 @@ def _classes(
     count = len(task.labels)
     chosen = torch.randperm(count, generator=generator)
     if count > 3 and chance.random() < config.subset:
-        chosen = chosen[: _log_uniform(chance, 2, count)]
+        chosen = chosen[: log_uniform(chance, 2, count)]
     mapping = torch.full((count,), -1)
     mapping[chosen] = torch.arange(len(chosen))
     names = task.names[:, chosen]
@@ -133,5 +133,5 @@ def _uneven(usable: torch.Tensor, targets: torch.Tensor, classes: int, generator
     return usable[torch.rand(len(usable), generator=generator) < keep[targets[usable]]]
 
 
-def _log_uniform(chance: random.Random, least: int, most: int) -> int:
+def log_uniform(chance: random.Random, least: int, most: int) -> int:
     return min(most, int(math.exp(chance.uniform(math.log(least), math.log(most + 1)))))
