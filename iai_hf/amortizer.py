@@ -25,8 +25,8 @@ from iai_hf import __version__, hub, values
 from iai_hf.adapt import adapt
 from iai_hf.backbones import Backbone
 from iai_hf.errors import ConfigError, DataError, StateError
-from iai_hf.files import check_own, write_together
-from iai_hf.state import CONFIG_FILE, FORMAT_VERSION, StateHeader, TaskState
+from iai_hf.files import CONFIG_FILE, check_own, write_together
+from iai_hf.state import FORMAT_VERSION, StateHeader, TaskState
 from iai_hf.task import MAX_LABELS, Chunk, Kind, Prediction, TaskSpec, warn_of_alike
 from iai_hf.threads import computing
 
@@ -303,7 +303,7 @@ class Amortizer(ABC):
             "config": dataclasses.asdict(self.config),
             "base_model_name_or_path": self.backbone.name,
             "base_model_revision": self.backbone.revision,
-            "backbone_fingerprint": self.backbone.fingerprint,
+            "backbone_fingerprint": self.backbone.plain.fingerprint,
             "format_version": FORMAT_VERSION,
             "library_version": __version__,
         }

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from iai_hf import hub
 from iai_hf.backbones import Backbone, load_backbone
-from iai_hf.config import read_config
+from iai_hf.config import read_config, read_stored
 from iai_hf.errors import ConfigError
-from iai_hf.state import CONFIG_FILE, FORMAT_VERSION, STATE_FILE, WEIGHTS_FILE, TaskState
+from iai_hf.files import CONFIG_FILE, STATE_FILE, WEIGHTS_FILE
+from iai_hf.state import FORMAT_VERSION, TaskState
 
 if TYPE_CHECKING:
     from iai_hf.amortizer import Amortizer
@@ -69,7 +70,8 @@ class AutoAmortizer:
         if method != str(name) and backbone is None:
             loading["revision"] = revision  # the one asked for is the amortizer's own
         loaded = load_backbone(chosen, **loading) if isinstance(chosen, str) else chosen
-        made = cls(loaded, read_config(cls.config_class, {**settings, **(config or {})}))
+        reading = read_config if method == str(name) else read_stored
+        made = cls(loaded, reading(cls.config_class, {**settings, **(config or {})}))
         if Path(name).is_dir() and _describe(name, {}) != described:
             raise ConfigError(f"{name} was written anew while it was read; load it again")
         return made
@@ -89,7 +91,7 @@ class AutoAmortizer:
         header = state.header
         cls = amortizer_class(header.method)
         loaded = backbone or load_backbone(header.backbone, **{"revision": header.backbone_revision, **loading})
-        amortizer = cls(loaded, read_config(cls.config_class, header.config))
+        amortizer = cls(loaded, read_stored(cls.config_class, header.config))
         amortizer.check(state)
         return amortizer
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 from iai_hf.errors import ConfigError
 
 T = TypeVar("T")
+ABSENT = "absent"  # in a field's metadata: what the setting was before there was one
 
 
 def read_config(cls: type[T], values: Mapping[str, Any]) -> T:
@@ -33,6 +34,12 @@ def read_config(cls: type[T], values: Mapping[str, Any]) -> T:
             names = " or ".join(getattr(kind, "__name__", str(kind)) for kind in allowed)
             raise ConfigError(f"{cls.__name__}.{key} is {value!r}; expected {names}")
     return cls(**values)
+
+
+def read_stored(cls: type[T], values: Mapping[str, Any]) -> T:
+    """As `read_config`, of what was saved: settings that came later are what they were before there were any."""
+    later = {field.name: field.metadata[ABSENT] for field in dataclasses.fields(cls) if ABSENT in field.metadata}  # type: ignore[arg-type]
+    return read_config(cls, {**later, **values})
 
 
 def require(condition: bool, message: str) -> None:

@@ -14,6 +14,9 @@ from pathlib import Path
 
 from iai_hf.errors import StateError
 
+STATE_FILE = "state.safetensors"
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
 _WRITING = threading.Lock()  # held while files that belong together are written
 _CLAIMS = threading.local()  # `paths`: folders that this thread's run holds
 

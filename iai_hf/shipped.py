@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iai_hf.errors import ConfigError
-from iai_hf.state import CONFIG_FILE, WEIGHTS_FILE
+from iai_hf.files import CONFIG_FILE, WEIGHTS_FILE
 
 if TYPE_CHECKING:
     from iai_hf.backbones import Backbone
 
 FOLDER = Path(__file__).parent / "weights"
 # Settings that weights do not depend on.
-DESCRIBES_READING = ("max_tokens", "weights", "budget", "half_life", "calibrate", "max_new_tokens", "passes")
+DESCRIBES_READING = ("max_tokens", "weights", "budget", "half_life", "calibrate", "max_new_tokens", "passes", "adapter")
 DIGEST = "weights_sha256"
 READINGS, PAUSE = 10, 0.1  # of a pair of files that someone may be writing: times, and seconds between them
 
@@ -35,7 +35,7 @@ def find(method: str, config: Mapping[str, Any], backbone: Backbone) -> str | No
         settings = {key: value for key, value in values["config"].items() if key not in DESCRIBES_READING}
         if (values["method"], settings) != (method, wanted):
             continue
-        if values["backbone_fingerprint"] == backbone.fingerprint:
+        if values["backbone_fingerprint"] == backbone.plain.fingerprint:
             return name
     return None
 
@@ -83,15 +83,15 @@ def read(folder: Path) -> tuple[dict[str, Any], bytes]:
     )
 
 
-def folder(source: str) -> Path:
-    """Where the weights named, or the folder, are.
+def folder(source: str, file: str = WEIGHTS_FILE) -> Path:
+    """Where the weights named, or the folder, are; `file` is what stands there.
 
     Raises:
         ConfigError: neither.
     """
     for path in (FOLDER / source, Path(source)):
-        if (path / WEIGHTS_FILE).is_file():
+        if (path / file).is_file():
             return path
     raise ConfigError(
-        f"no weights {source!r}: expected a folder with {WEIGHTS_FILE}, or one of {', '.join(names()) or '(none)'}"
+        f"no weights {source!r}: expected a folder with {file}, or one of {', '.join(names()) or '(none)'}"
     )

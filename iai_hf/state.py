@@ -14,16 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from iai_hf import __version__, hub
 from iai_hf.errors import DataError, StateError
-from iai_hf.files import check_own, write_together
+from iai_hf.files import CONFIG_FILE, STATE_FILE, check_own, write_together
 from iai_hf.task import Prediction, TaskSpec
 
 if TYPE_CHECKING:
     import torch
 
 FORMAT_VERSION = 2
-STATE_FILE = "state.safetensors"
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
 _LOADING = threading.RLock()  # so that threads that ask one state first load its backbone once
 
 

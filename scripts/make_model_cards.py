@@ -19,9 +19,8 @@ from iai_hf.amortizer import Amortizer
 from iai_hf.amortizers.frozen_features import FrozenFeatures
 from iai_hf.auto import amortizer_class
 from iai_hf.compare import markdown
-from iai_hf.files import write_whole
+from iai_hf.files import CONFIG_FILE, write_whole
 from iai_hf.plots import blank, png
-from iai_hf.state import CONFIG_FILE
 
 RESULTS = Path("scripts/results/compare/results.json")
 MEMBERSHIP = Path("scripts/results/membership.json")

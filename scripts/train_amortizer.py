@@ -1,5 +1,5 @@
 """Meta-train what an amortizer has to learn, with accelerate: a head on frozen features, a start inside the LM, or
-a network on numbers.
+a network on numbers; or, with "learns": "adapter", low-rank weights of an encoder for better features.
 
     python scripts/prepare_data.py --output demo/data
     accelerate launch scripts/train_amortizer.py --config scripts/configs/minilm-l6-iterative.json \
@@ -30,15 +30,17 @@ from iai_hf.amortizers.gradient import Gradient
 from iai_hf.amortizers.learned import Learned
 from iai_hf.amortizers.numeric import Numeric
 from iai_hf.auto import amortizer_class
+from iai_hf.backbones import Backbone
 from iai_hf.backbones.cached import CachedBackbone
 from iai_hf.card import amortizer_card
+from iai_hf.config import read_config
 from iai_hf.data import open_stream
 from iai_hf.errors import ConfigError, IAIError
 from iai_hf.files import check_writable, write_whole
 from iai_hf.training import train
 from iai_hf.training.config import TrainingConfig, read_training_config
 from iai_hf.training.curriculum import Curriculum, task_files
-from iai_hf.training.features import FeatureCurriculum, load_tasks
+from iai_hf.training.features import AdapterCurriculum, FeatureCurriculum, load_tasks
 from iai_hf.training.numbers import NumbersCurriculum
 from iai_hf.training.texts import TextCurriculum, load_text_tasks
 from paper.tasks import POOLS, SYNTHETIC, family
@@ -76,15 +78,26 @@ def prepare(
     files = task_files(config.tasks, data_dir)
     backbone = load_backbone(config.backbone, device=None if issubclass(kind, FrozenFeatures) else accelerator.device)
     if issubclass(kind, FrozenFeatures):
-        backbone = CachedBackbone(backbone, cache_dir)
+        return features(kind, config, files, backbone, cache_dir)
     settings = {**config.settings, "weights": None}
     amortizer = AutoAmortizer.from_pretrained(config.method, backbone=backbone, config=settings)
-    if isinstance(amortizer, FrozenFeatures):
-        return amortizer, FeatureCurriculum(amortizer, load_tasks(files, amortizer, config.max_task_examples), config)
     assert isinstance(amortizer, Gradient)
     texts = [record.input for path in task_files(config.unrelated, data_dir) for record in open_stream(path).records()]
     tasks = load_text_tasks(files, config.max_task_examples)
     return amortizer, TextCurriculum(amortizer, tasks, texts, config)
+
+
+def features(
+    kind: type[FrozenFeatures], config: TrainingConfig, files: list[Path], backbone: Backbone, cache_dir: Path
+) -> tuple[FrozenFeatures, FeatureCurriculum | AdapterCurriculum]:
+    """A head learns on features that are computed once; a feature adapter changes them, so it reads texts."""
+    adapts = config.learns == "adapter"
+    settings = {**config.settings, "weights": None, **({"adapter": None} if adapts else {})}
+    used = backbone if adapts else CachedBackbone(backbone, cache_dir)
+    amortizer = kind(used, read_config(kind.config_class, settings))
+    if adapts:
+        return amortizer, AdapterCurriculum(amortizer, load_text_tasks(files, config.max_task_examples), config)
+    return amortizer, FeatureCurriculum(amortizer, load_tasks(files, amortizer, config.max_task_examples), config)
 
 
 def numbers(config: TrainingConfig, cache_dir: Path) -> tuple[Numeric, NumbersCurriculum]:
@@ -104,6 +117,14 @@ def numbers(config: TrainingConfig, cache_dir: Path) -> tuple[Numeric, NumbersCu
     amortizer = AutoAmortizer.from_pretrained(config.method, backbone=config.backbone, config=settings)
     assert isinstance(amortizer, Numeric)
     return amortizer, NumbersCurriculum(amortizer, tasks, config)
+
+
+def save(amortizer: Learned, curriculum: Curriculum, output: Path) -> None:
+    """The amortizer with what it learned, or the feature adapter alone."""
+    if isinstance(curriculum, AdapterCurriculum):
+        curriculum.adapter().save(output, amortizer.backbone.name)
+    else:
+        amortizer.save_pretrained(output)
 
 
 def main() -> None:
@@ -136,7 +157,7 @@ def main() -> None:
         progress_bar=not args.quiet,
     )
     if accelerator.is_main_process:
-        amortizer.save_pretrained(args.output_dir)
+        save(amortizer, curriculum, args.output_dir)
         record = {"config": dataclasses.asdict(config), **dataclasses.asdict(progress)}
         write_whole(args.output_dir / "training.json", json.dumps(record, indent=2).encode())
         if args.push_to_hub:

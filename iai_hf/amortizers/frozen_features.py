@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
+from iai_hf import shipped
 from iai_hf.amortizers.learned import AUTO, Learned
-from iai_hf.config import require
+from iai_hf.backbones import Backbone
+from iai_hf.backbones.adapter import ADAPTER, ADAPTER_FILE, FeatureAdapter
+from iai_hf.config import ABSENT, require
 from iai_hf.heads import TEMPLATES, Head
 from iai_hf.task import Chunk, Prediction, TaskSpec
 
 if TYPE_CHECKING:
     import torch
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)

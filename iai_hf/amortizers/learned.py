@@ -15,13 +15,14 @@ from iai_hf import shipped
 from iai_hf.amortizer import Amortizer
 from iai_hf.backbones import Backbone
 from iai_hf.errors import ConfigError
-from iai_hf.state import CONFIG_FILE, WEIGHTS_FILE
+from iai_hf.files import CONFIG_FILE, WEIGHTS_FILE
 
 if TYPE_CHECKING:
     import torch
 
 log = logging.getLogger(__name__)
 AUTO = "auto"
+WHENCE = ("weights", "adapter")  # settings that say where learned weights come from; their digests say which they are
 
 
 class Learned(Amortizer):
@@ -49,7 +50,7 @@ class Learned(Amortizer):
     @cached_property
     def fingerprint(self) -> str:
         """Digest of method, configuration and the learned weights; where these came from does not matter."""
-        values = {key: value for key, value in dataclasses.asdict(self.config).items() if key != "weights"}
+        values = {key: value for key, value in dataclasses.asdict(self.config).items() if key not in WHENCE}
         digest = hashlib.sha256(json.dumps([self.method, values], sort_keys=True).encode())
         for name, tensor in sorted(self.module.state_dict().items()):
             digest.update(name.encode() + tensor.numpy().tobytes())
@@ -68,7 +69,7 @@ class Learned(Amortizer):
 
         path = folder / WEIGHTS_FILE
         made, content = shipped.read(folder)
-        if (made["method"], made["backbone_fingerprint"]) != (self.method, self.backbone.fingerprint):
+        if (made["method"], made["backbone_fingerprint"]) != (self.method, self.backbone.plain.fingerprint):
             raise ConfigError(
                 f"the weights in {folder} belong to {made['method']!r} on {made['base_model_name_or_path']}, this is "
                 f"{self.method!r} on {self.backbone.name}; use those, or train others (scripts/train_amortizer.py)"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,12 +16,14 @@ from typing import TYPE_CHECKING
 
 from iai_hf.backbones.low_rank import LowRank
 from iai_hf.errors import ConfigError
+from iai_hf.files import CONFIG_FILE, write_together
 
 if TYPE_CHECKING:
     import torch
 
     from iai_hf.backbones.backbone import Backbone
 
+ADAPTER = "feature-adapter"  # what `config.json` beside one says in the place of a method
 ADAPTER_FILE = "adapter.safetensors"
 
 
@@ -47,18 +50,24 @@ class FeatureAdapter:
                 digest.update(name.encode() + part.to("cpu", torch.float16).contiguous().numpy().tobytes())
         return digest.hexdigest()[:32]
 
-    def save(self, folder: Path) -> None:
-        """Write `adapter.safetensors`, float16, whole or not at all."""
+    def save(self, folder: Path, backbone: str) -> None:
+        """Write `adapter.safetensors`, float16, and a `config.json` that names the backbone."""
         import torch
         from safetensors.torch import save
-
-        from iai_hf.files import write_whole
 
         tensors = {f"{name}.up": up for name, up in self.low_rank.up.items()}
         tensors |= {f"{name}.down": down for name, down in self.low_rank.down.items()}
         halves = {name: tensor.detach().to("cpu", torch.float16).contiguous() for name, tensor in tensors.items()}
         metadata = {"format": "pt", "backbone_fingerprint": self.backbone_fingerprint}
-        write_whole(folder / ADAPTER_FILE, save(halves, metadata))
+        described = {
+            "method": ADAPTER,
+            "config": {},
+            "base_model_name_or_path": backbone,
+            "backbone_fingerprint": self.backbone_fingerprint,
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        config = json.dumps(described, indent=2).encode()
+        write_together(folder, {ADAPTER_FILE: save(halves, metadata), CONFIG_FILE: config})
 
     @classmethod
     def load(cls, folder: Path) -> FeatureAdapter:

@@ -72,6 +72,10 @@ class Backbone:
     def with_model(self, model: PreTrainedModel, fingerprint: str) -> Backbone:
         """The same backbone with other weights of the same shapes, known by another fingerprint."""
         other = copy.copy(self)
+        for kind in type(self).__mro__:  # what was found out about the model is found out anew
+            for name, value in vars(kind).items():
+                if isinstance(value, cached_property):
+                    other.__dict__.pop(name, None)
         other.model, other.lock, other._plain = model, Lock(), self
         other.__dict__["fingerprint"] = fingerprint
         return other
@@ -195,6 +199,32 @@ class Backbone:
         """
         import torch
 
+        with torch.inference_mode():
+            return self._features(texts, max_tokens)
+
+    def differentiable_features(self, texts: Sequence[str], max_tokens: int | None = None) -> torch.Tensor:
+        """As `features`, with the gradient in whatever is added to the model (`low_rank.applied`)."""
+        return self._features(texts, max_tokens).vectors
+
+    @cached_property
+    def linear_layers(self) -> dict[str, tuple[int, int]]:
+        """Sizes, in and out, of the linear layers that a feature comes from, by their name in the model."""
+        from torch import nn
+
+        layers = {name: part for name, part in self.model.named_modules() if isinstance(part, nn.Linear)}
+        called: list[nn.Module] = []
+        hooks = [part.register_forward_hook(lambda part, *_: called.append(part)) for part in layers.values()]
+        try:
+            self.features([SENTENCE])
+        finally:
+            for hook in hooks:
+                hook.remove()
+        used = set(map(id, called))
+        return {name: (part.in_features, part.out_features) for name, part in layers.items() if id(part) in used}
+
+    def _features(self, texts: Sequence[str], max_tokens: int | None) -> Features:
+        import torch
+
         prompt = self.pipeline.prompt
         ids = self._read([prompt + text for text in texts])
         if prompt:
@@ -221,12 +251,11 @@ class Backbone:
                 windows.append([*start, *lead, *window, *end] or [self.pad_id])
         before = len(start) + (len(asked) if prompt else len(self.lead))
         sums = torch.zeros(len(ids), self.width * len(self.pipeline.modes))
-        with torch.inference_mode():
-            groups = length_buckets([len(window) for window in windows], same=not self.trial.pads)
-            for group in groups[self.share[0] :: self.share[1]]:
-                batch, mask = self._pad([windows[i] for i in group])
-                pooled = self._pooled(batch, mask, before).cpu()
-                sums.index_add_(0, torch.tensor([owners[i] for i in group]), pooled)
+        groups = length_buckets([len(window) for window in windows], same=not self.trial.pads)
+        for group in groups[self.share[0] :: self.share[1]]:
+            batch, mask = self._pad([windows[i] for i in group])
+            pooled = self._pooled(batch, mask, before).cpu()
+            sums.index_add_(0, torch.tensor([owners[i] for i in group]), pooled)
         if self.share[1] > 1:
             from accelerate.utils import reduce
 

@@ -84,8 +84,9 @@ def adapt(
     from iai_hf.auto import AutoAmortizer
     from iai_hf.curve import Curve, marks
     from iai_hf.data import open_stream
+    from iai_hf.files import STATE_FILE
     from iai_hf.readers import check_file, is_file
-    from iai_hf.state import STATE_FILE, TaskState, check_folder
+    from iai_hf.state import TaskState, check_folder
 
     hold(context, output)
     check_folder(output)
@@ -147,7 +148,8 @@ def merge(
     """Merge states that were made from disjoint parts of the data."""
     start_logging(quiet)
     from iai_hf.auto import AutoAmortizer
-    from iai_hf.state import STATE_FILE, TaskState, check_folder
+    from iai_hf.files import STATE_FILE
+    from iai_hf.state import TaskState, check_folder
 
     hold(context, output)
     check_folder(output)
@@ -314,7 +316,8 @@ def info(
     """What a state or an amortizer is, without loading its backbone."""
     start_logging(quiet)
     from iai_hf.auto import AutoAmortizer, amortizer_class
-    from iai_hf.state import STATE_FILE, TaskState
+    from iai_hf.files import STATE_FILE
+    from iai_hf.state import TaskState
 
     if (path / STATE_FILE).is_file() or path.is_file():
         content = describe(TaskState.from_pretrained(path))

@@ -56,8 +56,8 @@ def push(
     from iai_hf.auto import AutoAmortizer
     from iai_hf.card import amortizer_card, state_card
     from iai_hf.curve import read_evaluation
-    from iai_hf.files import write_whole
-    from iai_hf.state import STATE_FILE, TaskState
+    from iai_hf.files import STATE_FILE, write_whole
+    from iai_hf.state import TaskState
 
     if not path.is_dir():
         raise StateError(f"nothing at {path}; expected a folder with a state or an amortizer")

@@ -21,6 +21,11 @@ class TrainingConfig:
         tasks: folders with `train.jsonl`, files, or patterns of them; `{data}` stands for --data_dir.
         validation: names of the tasks among them that choose the weights and are never trained on.
         settings: of the method.
+        learns: "head", all that the method has to learn; or "adapter", low-rank weights of the backbone for better
+            features, on which the method's head stays as it is.
+        adapter_rank: of an adapter's weights.
+        moved_weight: of the penalty on how far an adapter moves features, mean 1 - cos.
+        averaging: of the weights over steps, which are what is kept: 0.99 is about the last hundred; 0 takes the last.
         max_task_examples: read so many of a task, evenly spaced.
         train_steps, episodes_per_step: of the optimiser; episodes are spread over the processes.
         tasks_per_episode: on numbers: tasks that are read side by side; elsewhere an episode is one task.
@@ -47,6 +52,10 @@ class TrainingConfig:
     tasks: list = field(default_factory=list)
     validation: list = field(default_factory=list)
     settings: dict = field(default_factory=dict)
+    learns: str = "head"
+    adapter_rank: int = 10
+    moved_weight: float = 0.25
+    averaging: float = 0.0
     max_task_examples: int = 20000
     train_steps: int = 400
     episodes_per_step: int = 8
@@ -82,6 +91,7 @@ class TrainingConfig:
             "queries",
             "most_steps",
             "evaluate_every",
+            "adapter_rank",
         ):
             value = getattr(self, name)
             require(value > 0, f"{name} is {value}; expected 1 or more")
@@ -90,6 +100,9 @@ class TrainingConfig:
         require(self.unrelated_weight >= 0, f"unrelated_weight is {self.unrelated_weight}; expected 0 or more")
         fits = len(sizes) == 2 and all(type(size) is int for size in sizes) and 0 < sizes[0] <= sizes[1]
         require(fits, f"chunk_sizes is {sizes}; expected [least, most]")
+        require(self.learns in ("head", "adapter"), f"learns is {self.learns!r}; expected head or adapter")
+        require(self.moved_weight >= 0, f"moved_weight is {self.moved_weight}; expected 0 or more")
+        require(0 <= self.averaging < 1, f"averaging is {self.averaging}; expected 0 to below 1")
         for name in ("subset", "merge", "imbalance", "hidden_names", "permuted_names", "swap"):
             value = getattr(self, name)
             require(0 <= value <= 1, f"{name} is {value}; expected 0 to 1")

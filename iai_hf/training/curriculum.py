@@ -29,13 +29,19 @@ class Curriculum(ABC):
     """Episodes, their loss, and the validation tasks.
 
     Attributes:
-        objective: `objective(episode)` is the loss to go down; its parameters are what is learned.
+        learned: what is learned: its weights are kept in checkpoints, and the best of them at the end.
+        objective: `objective(episode)` is the loss to go down; its parameters are those of `learned`.
     """
 
+    learned: nn.Module
     objective: nn.Module
 
     def begin(self) -> None:
         """Before the first step: learn what can be had in closed form; by default nothing."""
+        return
+
+    def stepped(self, step: int) -> None:
+        """After each step of the optimiser; by default nothing."""
         return
 
     @abstractmethod

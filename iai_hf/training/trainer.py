@@ -36,7 +36,7 @@ def train(
     resume: bool = False,
     progress_bar: bool = True,
 ) -> Progress:
-    """Meta-train the amortizer's module and leave it with the weights that did best on the validation tasks.
+    """Meta-train what the curriculum has to learn, and leave it with the weights that did best on validation tasks.
 
     `output` gets `checkpoint.safetensors` at every evaluation, whole or not at all. Without validation tasks the last
     weights are kept.
@@ -47,7 +47,7 @@ def train(
     """
     from huggingface_hub.utils import tqdm
 
-    learned = amortizer.module.requires_grad_(True).train()
+    learned = curriculum.learned.requires_grad_(True).train()
     resume = resume and (output / CHECKPOINT_FILE).is_file()
     if not resume:
         curriculum.begin()
@@ -87,6 +87,7 @@ def train(
             _pull(learned, initial, config.regularisation)
             accelerator.clip_grad_norm_(module.parameters(), 1.0)
             optimizer.step()
+            curriculum.stepped(step)
             bar.update()
             accelerator.log({"loss": float(total), "learning_rate": rate}, step=step)
             progress = dataclasses.replace(progress, step=step)

@@ -16,7 +16,7 @@ from iai_hf.backbones import Backbone
 from iai_hf.card import state_card
 from iai_hf.curve import EVALUATION_FILE, read_evaluation
 from iai_hf.errors import IAIError
-from iai_hf.state import CONFIG_FILE, STATE_FILE
+from iai_hf.files import CONFIG_FILE, STATE_FILE
 
 MUTATIONS = 5000  # of each of two kinds of file
 

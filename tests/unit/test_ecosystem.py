@@ -20,7 +20,8 @@ from transformers import AutoModel
 from iai_hf import AutoAmortizer, TaskSpec, TaskState
 from iai_hf.backbones import Backbone, load_backbone
 from iai_hf.errors import BackboneError, StateError
-from iai_hf.state import STATE_FILE, _digest
+from iai_hf.files import STATE_FILE
+from iai_hf.state import _digest
 
 TASK = TaskSpec("classification", LABELS)
 

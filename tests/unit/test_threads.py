@@ -21,8 +21,8 @@ from iai_hf.amortizers.prompted import Prompted
 from iai_hf.backbones import Backbone, load_backbone
 from iai_hf.backbones.conditions import Sampling
 from iai_hf.errors import ConfigError
-from iai_hf.files import check_writable
-from iai_hf.state import CONFIG_FILE, STATE_FILE, WEIGHTS_FILE, StateHeader
+from iai_hf.files import CONFIG_FILE, STATE_FILE, WEIGHTS_FILE, check_writable
+from iai_hf.state import StateHeader
 from iai_hf.threads import Lock
 
 

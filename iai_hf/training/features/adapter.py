@@ -16,6 +16,7 @@ from torch import nn
 
 from iai_hf.amortizers.frozen_features import FrozenFeatures, spoken
 from iai_hf.backbones import Backbone
+from iai_hf.backbones.adapter import FeatureAdapter
 from iai_hf.backbones.low_rank import LowRank, applied
 from iai_hf.heads import TEMPLATES, Head
 from iai_hf.training.config import TrainingConfig
@@ -47,13 +48,22 @@ class AdapterModule(nn.Module):
             torch.randn(rank, inputs, generator=generator) / math.sqrt(inputs) for inputs, _ in sizes.values()
         )
         self.up = nn.ParameterList(torch.zeros(outputs, rank) for _, outputs in sizes.values())
+        self.places = list(range(2 * len(sizes)))
+        for place, weight in enumerate([*self.down, *self.up]):
+            self.register_buffer(f"average_{place}", weight.detach().clone())
 
-    def low_rank(self, dtype: torch.dtype) -> LowRank:
-        """The weights, for `applied`."""
-        return LowRank(
-            {name: down.to(dtype) for name, down in zip(self.names, self.down, strict=True)},
-            {name: up.to(dtype) for name, up in zip(self.names, self.up, strict=True)},
-        )
+    def low_rank(self, dtype: torch.dtype, average: bool = False) -> LowRank:
+        """The weights, or their average over steps, for `applied`."""
+        weights = [self.get_buffer(f"average_{place}") for place in self.places] if average else [*self.down, *self.up]
+        cast = [weight.to(dtype) for weight in weights]
+        half = len(self.names)
+        return LowRank(dict(zip(self.names, cast[:half], strict=True)), dict(zip(self.names, cast[half:], strict=True)))
+
+    def stepped(self, memory: float) -> None:
+        """Move the average towards the weights; `memory` is how much of it stays."""
+        with torch.no_grad():
+            for place, weight in enumerate([*self.down, *self.up]):
+                self.get_buffer(f"average_{place}").lerp_(weight, 1 - memory)
 
 
 class AdapterObjective(nn.Module):
@@ -64,15 +74,17 @@ class AdapterObjective(nn.Module):
         moved_weight: of the mean 1 - cos between queries' features with and without the adapter.
     """
 
-    def __init__(self, adapter: AdapterModule, backbone: Backbone, head: Head, moved_weight: float, max_tokens: int) -> None:
+    def __init__(
+        self, adapter: AdapterModule, backbone: Backbone, head: Head, moved_weight: float, max_tokens: int
+    ) -> None:
         super().__init__()
         self.adapter, self.moved_weight, self.max_tokens = adapter, moved_weight, max_tokens
         self._frozen = (backbone, head)  # in a tuple, so that they are no part of what is trained
 
-    def features(self, texts: Sequence[str]) -> torch.Tensor:
-        """Differentiable features under the adapter, float32 `[texts, d]`."""
+    def features(self, texts: Sequence[str], average: bool = False) -> torch.Tensor:
+        """Differentiable features under the adapter, or its average, float32 `[texts, d]`."""
         backbone = self._frozen[0]
-        with applied(backbone.model, (self.adapter.low_rank(backbone.dtype),)):
+        with applied(backbone.model, (self.adapter.low_rank(backbone.dtype, average),)):
             return backbone.differentiable_features(texts, self.max_tokens)
 
     def forward(self, episode: AdapterEpisode) -> torch.Tensor:
@@ -107,11 +119,14 @@ class AdapterCurriculum(Curriculum):
     def __init__(self, amortizer: FrozenFeatures, tasks: list[TextTask], config: TrainingConfig) -> None:
         self.training, self.validation = split([task for task in tasks if task.kind == "classification"], config)
         self.config = config
-        backbone = amortizer.backbone
-        self.learned = AdapterModule(backbone.linear_layers(), config.adapter_rank)
+        self.backbone = backbone = amortizer.backbone
+        self.learned = AdapterModule(backbone.linear_layers, config.adapter_rank)
         limit = amortizer.config.max_tokens or backbone.window
         self.objective = AdapterObjective(self.learned, backbone, amortizer.head, config.moved_weight, limit)
         self._scores = GreedyObjective(amortizer.head)
+
+    def stepped(self, step: int) -> None:
+        self.learned.stepped(min(self.config.averaging, step / (step + 10)))
 
     def draw(self, number: int, device: torch.device) -> AdapterEpisode:
         return draw_texts(self.training, self.config, number)
@@ -132,11 +147,15 @@ class AdapterCurriculum(Curriculum):
                         hits.append(float((logits.argmax(1) == episode.answers).float().mean()))
         return Evaluation(sum(losses) / len(losses), sum(hits) / len(hits)) if losses else None
 
+    def adapter(self) -> FeatureAdapter:
+        """What was learned."""
+        return FeatureAdapter(self.learned.low_rank(torch.float32, average=True), self.backbone.fingerprint)
+
     def _as_features(self, task: TextTask) -> FeatureTask:
         records = task.records[:: max(len(task) // VALIDATION_TEXTS, 1)][:VALIDATION_TEXTS]
         labels = tuple(sorted({record.output for record in records}))
         numbers = {label: number for number, label in enumerate(labels)}
-        features = self.objective.features([record.input for record in records])
-        names = self.objective.features([spoken(label) for label in labels])
+        features = self.objective.features([record.input for record in records], average=True)
+        names = self.objective.features([spoken(label) for label in labels], average=True)
         targets = torch.tensor([numbers[record.output] for record in records])
         return FeatureTask(task.name, features, targets, names.expand(len(TEMPLATES), -1, -1), labels)

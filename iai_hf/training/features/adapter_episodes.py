@@ -74,7 +74,9 @@ def draw_texts(tasks: Sequence[TextTask], config: TrainingConfig, number: int) -
     return AdapterEpisode(tuple(text for text, _ in drawn), targets, length, names, task.name)
 
 
-def _named(labels: Sequence[str], config: TrainingConfig, chance: random.Random) -> tuple[dict[str, int], tuple[str, ...]]:
+def _named(
+    labels: Sequence[str], config: TrainingConfig, chance: random.Random
+) -> tuple[dict[str, int], tuple[str, ...]]:
     """Each label's class, and the classes' names: some merged ("a or b"), meaningless, or within a sentence."""
     names = [spoken(label) for label in labels]
     number_of = {label: number for number, label in enumerate(labels)}
@@ -82,7 +84,9 @@ def _named(labels: Sequence[str], config: TrainingConfig, chance: random.Random)
         groups = chance.randint(2, len(labels) // 2)
         group = [*range(groups), *(chance.randrange(groups) for _ in range(len(labels) - groups))]
         number_of = dict(zip(labels, group, strict=True))
-        names = [" or ".join(name for name, g in zip(names, group, strict=True) if g == number) for number in range(groups)]
+        names = [
+            " or ".join(name for name, g in zip(names, group, strict=True) if g == number) for number in range(groups)
+        ]
     kind = chance.random()
     if kind < config.hidden_names and len(names) <= len(MEANINGLESS):
         names = chance.sample(MEANINGLESS, len(names))

@@ -31,6 +31,7 @@ class FeatureCurriculum(Curriculum):
     def __init__(self, amortizer: FrozenFeatures, tasks: list[FeatureTask], config: TrainingConfig) -> None:
         self.training, self.validation = split(tasks, config)
         self.config, self.hidden = config, amortizer.name_features(HIDDEN_NAMES)
+        self.learned = amortizer.module
         self.objective: GreedyObjective = GreedyObjective(amortizer.head, config.unroll)
 
     def draw(self, number: int, device: torch.device) -> Episode:

@@ -48,6 +48,7 @@ class NumbersCurriculum(Curriculum):
     def __init__(self, amortizer: Numeric, family: Family, config: TrainingConfig) -> None:
         self.family, self.config = family, config
         self.solver = amortizer.solver
+        self.learned = amortizer.module
         self.objective = GreedyObjective(self.solver, amortizer.greedy)
 
     def begin(self) -> None:

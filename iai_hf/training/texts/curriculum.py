@@ -38,6 +38,7 @@ class TextCurriculum(Curriculum):
     ) -> None:
         self.training, self.validation = split(tasks, config)
         self.amortizer, self.unrelated, self.config = amortizer, unrelated, config
+        self.learned = amortizer.module
         self.objective = PrequentialObjective(amortizer, config.unrelated_weight)
 
     def draw(self, number: int, device: torch.device) -> TextEpisode:
