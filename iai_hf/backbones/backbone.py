@@ -6,6 +6,7 @@ import copy
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -199,12 +200,11 @@ class Backbone:
         """
         import torch
 
-        with torch.inference_mode():
-            return self._features(texts, max_tokens)
+        return self._features(texts, max_tokens, torch.inference_mode())
 
     def differentiable_features(self, texts: Sequence[str], max_tokens: int | None = None) -> torch.Tensor:
         """As `features`, with the gradient in whatever is added to the model (`low_rank.applied`)."""
-        return self._features(texts, max_tokens).vectors
+        return self._features(texts, max_tokens, nullcontext()).vectors
 
     @cached_property
     def linear_layers(self) -> dict[str, tuple[int, int]]:
@@ -222,7 +222,8 @@ class Backbone:
         used = set(map(id, called))
         return {name: (part.in_features, part.out_features) for name, part in layers.items() if id(part) in used}
 
-    def _features(self, texts: Sequence[str], max_tokens: int | None) -> Features:
+    def _features(self, texts: Sequence[str], max_tokens: int | None, passing: AbstractContextManager[Any]) -> Features:
+        """As `features`, with the model's passes under `passing`."""
         import torch
 
         prompt = self.pipeline.prompt
@@ -252,10 +253,11 @@ class Backbone:
         before = len(start) + (len(asked) if prompt else len(self.lead))
         sums = torch.zeros(len(ids), self.width * len(self.pipeline.modes))
         groups = length_buckets([len(window) for window in windows], same=not self.trial.pads)
-        for group in groups[self.share[0] :: self.share[1]]:
-            batch, mask = self._pad([windows[i] for i in group])
-            pooled = self._pooled(batch, mask, before).cpu()
-            sums.index_add_(0, torch.tensor([owners[i] for i in group]), pooled)
+        with passing:
+            for group in groups[self.share[0] :: self.share[1]]:
+                batch, mask = self._pad([windows[i] for i in group])
+                pooled = self._pooled(batch, mask, before).cpu()
+                sums.index_add_(0, torch.tensor([owners[i] for i in group]), pooled)
         if self.share[1] > 1:
             from accelerate.utils import reduce
 
@@ -264,7 +266,7 @@ class Backbone:
         tokens = torch.zeros(len(ids)).index_add_(0, torch.tensor(owners, dtype=torch.long), lengths)
         vectors = self.pipeline.finish(sums / tokens[:, None])
         norms = vectors.norm(dim=-1, keepdim=True)
-        if not math.isfinite(float(norms.sum())):
+        if not math.isfinite(float(norms.detach().sum())):
             bad = next(text for text, norm in zip(texts, norms, strict=True) if not norm.isfinite())
             raise BackboneError(f"{self.name} gave features that are not finite, e.g. for {bad[:40]!r}; try float32")
         return Features(vectors / norms, sum(map(len, windows)), cut)

@@ -20,9 +20,10 @@ from iai_hf.training import TrainingConfig, train
 from iai_hf.training.checkpoint import CHECKPOINT_FILE
 from iai_hf.training.config import read_training_config
 from iai_hf.training.curriculum import task_files
-from iai_hf.training.features import FeatureCurriculum, FeatureTask, load_tasks
+from iai_hf.training.features import AdapterCurriculum, FeatureCurriculum, FeatureTask, load_tasks
 from iai_hf.training.features.episodes import draw, whole
 from iai_hf.training.features.objective import GreedyObjective
+from iai_hf.training.texts import load_text_tasks
 
 CONFIG = TrainingConfig(
     method="iterative",
@@ -193,3 +194,53 @@ def test_a_bad_configuration_is_named(tmp_path: Path, content: str, words: str) 
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(ConfigError, match=words):
         read_training_config(tmp_path / "config.json")
+
+
+def adapt_features(encoder: Backbone, folder: Path, output: Path, **changes: object):  # type: ignore[no-untyped-def]
+    """A run that learns an adapter of the encoder."""
+    output.mkdir(exist_ok=True)
+    resume = bool(changes.pop("resume", False))
+    shorter = {"learns": "adapter", "adapter_rank": 2, "averaging": 0.5, "learning_rate": 0.02, **changes}
+    config = dataclasses.replace(CONFIG, **shorter)  # type: ignore[arg-type]
+    amortizer = AutoAmortizer.from_pretrained("iterative", backbone=encoder)
+    curriculum = AdapterCurriculum(amortizer, load_text_tasks(task_files(["{data}/*"], folder), 1000), config)
+    progress = train(amortizer, curriculum, config, Accelerator(cpu=True), output, resume=resume, progress_bar=False)
+    return progress, curriculum
+
+
+def test_an_adapter_learns_features_that_tasks_share(
+    encoder: Backbone, tasks: list[FeatureTask], tmp_path: Path
+) -> None:
+    before = encoder.features(["ball team"]).vectors
+    progress, curriculum = adapt_features(encoder, tmp_path, tmp_path / "run", train_steps=12, evaluate_every=6)
+    assert progress.best_step > 0
+    assert progress.best < 0.97 * progress.history[0]["loss"]
+    assert torch.equal(encoder.features(["ball team"]).vectors, before)
+    curriculum.adapter().save(tmp_path / "adapter", encoder.name)
+    learned = AutoAmortizer.from_pretrained(
+        "iterative", backbone=encoder, config={"adapter": str(tmp_path / "adapter")}
+    )
+    assert not torch.equal(learned.backbone.features(["ball team"]).vectors, before)
+
+
+def test_an_adapter_s_run_resumes_exactly(encoder: Backbone, tasks: list[FeatureTask], tmp_path: Path) -> None:
+    _, whole_run = adapt_features(encoder, tmp_path, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        adapt_features_until(encoder, tmp_path, tmp_path / "cut", 3)
+    _, resumed = adapt_features(encoder, tmp_path, tmp_path / "cut", resume=True)
+    for name, tensor in whole_run.learned.state_dict().items():
+        assert torch.equal(tensor, resumed.learned.state_dict()[name]), name
+
+
+def adapt_features_until(encoder: Backbone, folder: Path, output: Path, step: int) -> None:
+    """As `adapt_features`, killed in that step."""
+    drawn = AdapterCurriculum.draw
+
+    def killed(self: AdapterCurriculum, number: int, device: torch.device):  # type: ignore[no-untyped-def]
+        if number // CONFIG.episodes_per_step == step - 1:
+            raise KeyboardInterrupt
+        return drawn(self, number, device)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AdapterCurriculum, "draw", killed)
+        adapt_features(encoder, folder, output)

@@ -116,6 +116,9 @@ class AdapterCurriculum(Curriculum):
         DataError: no task is left to train on, or a validation task is unknown.
     """
 
+    learned: AdapterModule
+    objective: AdapterObjective
+
     def __init__(self, amortizer: FrozenFeatures, tasks: list[TextTask], config: TrainingConfig) -> None:
         self.training, self.validation = split([task for task in tasks if task.kind == "classification"], config)
         self.config = config

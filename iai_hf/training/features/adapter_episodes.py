@@ -63,7 +63,7 @@ def draw_texts(tasks: Sequence[TextTask], config: TrainingConfig, number: int) -
     pool = [(text, label) for label in labels for text in of_label[label]]
     if chance.random() < BALANCED:
         pools = {label: chance.sample(of_label[label], len(of_label[label])) for label in labels}
-        drawn = []
+        drawn: list[tuple[str, str]] = []
         while len(drawn) < min(wanted, len(pool)):
             label = chance.choice([label for label in labels if pools[label]])
             drawn.append((pools[label].pop(), label))
