@@ -29,6 +29,7 @@ from iai_hf.cli.options import (
     Target,
     TestSplit,
     batches,
+    chosen_split,
     columns,
     describe,
     hold,
@@ -65,7 +66,7 @@ def adapt(
     test: Annotated[
         str | None, typer.Option("--test", help="Test data: evaluation.json and curve.png go beside the state.")
     ] = None,
-    test_split: TestSplit = TEST,
+    test_split: TestSplit = None,
     allow_unseen_labels: AllowUnseenLabels = False,
     evaluations: Annotated[int, typer.Option(min=1, help="Points on the curve of --test.")] = 5,
     kind: KindOption = None,
@@ -74,7 +75,7 @@ def adapt(
     input_column: InputColumn = "input",
     output_column: OutputColumn = "output",
     target: Target = None,
-    split: Split = TRAIN,
+    split: Split = None,
     quotes: Quotes = None,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -105,7 +106,7 @@ def adapt(
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # accelerate launch -m iai_hf.cli adapt ...
         amortizer.backbone.split_over_processes()
     names = columns(input_column, output_column, target, state, quotes)
-    stream = open_stream(data, names, split=split, shuffle_seed=shuffle_seed)
+    stream = open_stream(data, names, split=chosen_split(data, split, TRAIN), shuffle_seed=shuffle_seed)
     curve = None
     if test is not None:
         records = read_records(test, names, test_split)
@@ -169,7 +170,7 @@ def predict(
     data: DataOption,
     output: Annotated[Path, typer.Option("--output", help="JSONL file for the predictions.")],
     input_column: InputColumn = "input",
-    split: Split = TEST,
+    split: Split = None,
     quotes: Quotes = None,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -207,7 +208,7 @@ def evaluate(
     input_column: InputColumn = "input",
     output_column: OutputColumn = "output",
     target: Target = None,
-    split: Split = TEST,
+    split: Split = None,
     quotes: Quotes = None,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -265,8 +266,8 @@ def compare(
     labels: Labels = None,
     input_column: InputColumn = "input",
     output_column: OutputColumn = "output",
-    split: Split = TRAIN,
-    test_split: TestSplit = TEST,
+    split: Split = None,
+    test_split: TestSplit = None,
     quotes: Quotes = None,
     allow_unseen_labels: AllowUnseenLabels = False,
     title: Annotated[str | None, typer.Option(help="Title of the plot; by default the data's name.")] = None,
@@ -288,8 +289,8 @@ def compare(
         names,
         task=task_spec(kind, labels),
         columns=columns(input_column, output_column, quotes=quotes),
-        split=split,
-        test_split=test_split,
+        split=chosen_split(data, split, TRAIN),
+        test_split=chosen_split(test, test_split, TEST),
         allow_unseen_labels=allow_unseen_labels,
         backbone=backbone,
         config={name: {"max_tokens": max_tokens} for name in names} if max_tokens else None,

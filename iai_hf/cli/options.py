@@ -27,8 +27,8 @@ Target = Annotated[
     str | None, typer.Option("--target", help="Numeric table: the column to predict; all others are its inputs.")
 ]
 SPLITS = f"of a Hub dataset; by default {TRAIN} to learn from, {TEST} to answer or to measure."
-Split = Annotated[str, typer.Option(help=f"Split {SPLITS}")]
-TestSplit = Annotated[str, typer.Option(help=f"Split of --test, {SPLITS}")]
+Split = Annotated[str | None, typer.Option(help=f"Split {SPLITS}")]
+TestSplit = Annotated[str | None, typer.Option(help=f"Split of --test, {SPLITS}")]
 Quotes = Annotated[
     bool | None,
     typer.Option(
@@ -162,11 +162,26 @@ def parse_limits(text: str | None, methods: list[str]) -> dict[str, int] | None:
     return limits
 
 
-def read_records(data: str, chosen: Columns, split: str) -> list[Record]:
+def chosen_split(data: str, split: str | None, default: str) -> str:
+    """The split to read, by default that of the command.
+
+    Raises:
+        DataError: one is named for a file, which has none.
+    """
+    from iai_hf.readers import is_file
+
+    if split is not None and is_file(data):
+        raise DataError(
+            f"{data} is a file, which has no split {split!r}; leave the split out, or name the split's file"
+        )
+    return split or default
+
+
+def read_records(data: str, chosen: Columns, split: str | None) -> list[Record]:
     """All records of a dataset that is to be answered."""
     from iai_hf.data import open_stream
 
-    records = list(open_stream(data, chosen, split=split).records())
+    records = list(open_stream(data, chosen, split=chosen_split(data, split, TEST)).records())
     if not records:
         raise DataError(f"{data} has no examples; expected at least one")
     return records

@@ -83,3 +83,33 @@ def test_test_labels_that_the_data_never_show_are_refused(encoder_folder, tmp_pa
     more = ("--test", test, "--allow-unseen-labels")
     status, _, err = iai(capsys, *adapt(encoder_folder, data, tmp_path / "state", *more))
     assert (status, err) == (0, "")
+
+
+def test_a_split_of_a_file_is_refused(encoder_folder, tmp_path, capsys) -> None:  # type: ignore[no-untyped-def]
+    data: Path = write(tmp_path / "train.jsonl", examples(40))
+    state = tmp_path / "state"
+    assert iai(capsys, *adapt(encoder_folder, data, state))[0] == 0
+    commands = (
+        adapt(encoder_folder, data, tmp_path / "other", "--split", "validation"),
+        adapt(encoder_folder, data, tmp_path / "other", "--test", data, "--test-split", "validation"),
+        ("predict", state, "--data", data, "--output", tmp_path / "p.jsonl", "--split", "validation"),
+        ("evaluate", state, "--data", data, "--split", "validation"),
+        ("compare", "--data", data, "--test", data, "--output", tmp_path / "c", "--split", "validation"),
+    )
+    for command in commands:
+        status, _, err = iai(capsys, *command)
+        assert (status, "has no split 'validation'" in err) == (2, True)
+
+
+def test_advice_on_many_labels_does_not_go_round_in_circles(encoder_folder, tmp_path, capsys) -> None:  # type: ignore[no-untyped-def]
+    def run(labels: int, count: int, *more: object) -> tuple[int, str]:
+        rows = [{"input": f"ball {i}", "output": f"label {i * 17 % labels}"} for i in range(count)]
+        data: Path = write(tmp_path / f"{labels}.jsonl", rows)
+        status, _, err = iai(capsys, *adapt(encoder_folder, data, tmp_path / f"state-{labels}", *more))
+        return status, err
+
+    assert run(300, 600)[0] == 0  # none of the 300 occurs twice among the first
+    status, err = run(1001, 2002)
+    assert (status, "not generation" in err, "--kind classification (at most 1000)" in err) == (2, True, True)
+    status, err = run(1001, 2002, "--kind", "classification")
+    assert (status, "over 1000 different outputs" in err, "join or drop rare ones" in err) == (2, True, True)

@@ -29,7 +29,7 @@ def make(tensors: dict[str, torch.Tensor] | None = None, labels: tuple[str, ...]
 @given(
     shapes=st.dictionaries(st.text("abc", min_size=1), st.lists(st.integers(0, 4), max_size=3), max_size=4),
     dtype=DTYPES,
-    labels=st.lists(st.text(), unique=True, max_size=4),
+    labels=st.lists(st.text(min_size=1).filter(str.strip), unique=True, max_size=4),
     position=st.none() | st.integers(0, 10**12),
 )
 def test_a_state_survives_its_file(shapes, dtype, labels, position, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
