@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from iai_hf.cursor import Cursor
 from iai_hf.data import Columns, Stream, open_stream
@@ -16,9 +15,14 @@ from iai_hf.files import claimed
 from iai_hf.state import TaskState, check_folder
 from iai_hf.task import Chunk, TaskSpec
 
+if TYPE_CHECKING:
+    from iai_hf.backbones import Backbone
+
 
 class Updates(Protocol):
     """What the loop needs of an amortizer."""
+
+    backbone: Backbone
 
     def init_state(self, task: TaskSpec | None = None) -> TaskState:
         """The state before any example."""
@@ -69,7 +73,8 @@ def adapt(
     """
     if max_examples is not None and max_examples < 1:
         raise DataError(f"max_examples is {max_examples}; expected at least 1")
-    first_process = os.environ.get("RANK", "0") == "0"
+    group = amortizer.backbone.group
+    first_process = group.index == 0
     output = Path(output) if output is not None and first_process else None
     if output is not None:
         check_folder(output)
@@ -96,6 +101,7 @@ def adapt(
                 on_step(state, chunk)
             if output is not None and state.header.steps % checkpointing_steps == 0:
                 state.save_pretrained(output)
+        group.agree("end", str(cursor.position.examples))
         if cursor.position.examples == 0:
             raise DataError("the dataset has no examples; expected at least one")
         if state.task.kind == "classification" and len(state.task.labels) < 2:

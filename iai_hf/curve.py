@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
@@ -154,7 +153,7 @@ class Curve:
         """
         from iai_hf.plots import curve_plot
 
-        if self.directory is None or os.environ.get("RANK", "0") != "0":
+        if self.directory is None or self.amortizer.backbone.group.index:
             return
         found = self.described(state)
         write_whole(self.directory / EVALUATION_FILE, json.dumps(found, indent=2).encode())

@@ -6,10 +6,11 @@ a network on numbers; or, with "learns": "adapter", low-rank weights of an encod
         --data_dir TASKS --output_dir runs/minilm-l6-iterative
 
 TASKS is what `{data}` in the configuration stands for: a folder of tasks, each a folder with train.jsonl of
-{"input", "output"}. Features, where the method has them, are computed once and kept in --cache_dir. One process,
-several, or a GPU run the same command; a run that was cut off goes on with --resume_from_checkpoint. The output folder
-is then an amortizer: `iai adapt runs/minilm-l6-iterative --data ...`. The heads compute in float32 whatever
---mixed_precision says, as their closed forms need it; the backbone computes in bfloat16 where the processor has it.
+{"input", "output"}. Features, where the method has them, are computed once and kept in --cache_dir. One process, a
+GPU, or several run the same command; on CPUs accelerate starts one process only, and `torchrun --nproc-per-node N` in
+its place starts several. A run that was cut off goes on with --resume_from_checkpoint. The output folder is then an
+amortizer: `iai adapt runs/minilm-l6-iterative --data ...`. The heads compute in float32 whatever --mixed_precision
+says, as their closed forms need it; the backbone computes in bfloat16 where the processor has it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import logging
 import sys
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 
 from iai_hf import AutoAmortizer, hub, load_backbone
@@ -76,7 +78,7 @@ def prepare(
     if issubclass(kind, Numeric):
         return numbers(config, cache_dir)
     files = task_files(config.tasks, data_dir)
-    backbone = load_backbone(config.backbone, device=None if issubclass(kind, FrozenFeatures) else accelerator.device)
+    backbone = load_backbone(config.backbone, device=accelerator.device)
     if issubclass(kind, FrozenFeatures):
         return features(kind, config, files, backbone, cache_dir)
     settings = {**config.settings, "weights": None}
@@ -135,6 +137,7 @@ def main() -> None:
     changed = {"train_steps": args.max_train_steps, "seed": args.seed}
     config = dataclasses.replace(config, **{key: value for key, value in changed.items() if value is not None})
     accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(),  # several processes meet over gloo
         log_with="tensorboard" if args.with_tracking else None,
         project_dir=args.output_dir,
         mixed_precision=args.mixed_precision,
@@ -158,7 +161,11 @@ def main() -> None:
     )
     if accelerator.is_main_process:
         save(amortizer, curriculum, args.output_dir)
-        record = {"config": dataclasses.asdict(config), **dataclasses.asdict(progress)}
+        record = {
+            "config": dataclasses.asdict(config),
+            "processes": accelerator.num_processes,
+            **dataclasses.asdict(progress),
+        }
         write_whole(args.output_dir / "training.json", json.dumps(record, indent=2).encode())
         if args.push_to_hub:
             described = {**AutoAmortizer.describe(args.output_dir), "backbone": config.backbone}

@@ -15,6 +15,7 @@ from iai_hf.backbones.sentence import Pipeline
 from iai_hf.backbones.tokenizing import TextTokenizer
 from iai_hf.backbones.trial import Trial, last_hidden_state, trial
 from iai_hf.errors import BackboneError
+from iai_hf.processes import Group
 from iai_hf.threads import Lock, one_at_a_time
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class Backbone:
         self.device: torch.device = model.device
         self.lock = Lock()
         self._plain: Backbone | None = None
-        self.share = (0, 1)  # this process's number among those that read together, and how many they are
+        self.group = Group()  # the processes that texts are read together with
 
     @property
     def plain(self) -> Backbone:
@@ -121,15 +122,21 @@ class Backbone:
             ) from error
 
     def split_over_processes(self) -> None:
-        """Read texts together with the other processes of `accelerate launch`, each its share of the batches.
+        """Read texts together with the processes that were started with this one, each its share of the batches.
 
-        All processes must then ask for the same features in the same order, and all get all of them, equal to what a
-        single process computes.
+        All must then ask for the same features in the same order, and all get all of them, equal to what a single
+        process computes.
+
+        Raises:
+            BackboneError: the processes don't come together, or the model is not on this one's device.
         """
-        from accelerate import PartialState
-
-        processes = PartialState()
-        self.share = (processes.process_index, processes.num_processes)
+        group = Group.joined()
+        if str(self.device) != group.device and self.device.type != "cpu":
+            raise BackboneError(
+                f"{self.name} is on {self.device}, process {group.index} computes on {group.device}: load it with "
+                "device=iai_hf.processes.Group.joined().device"
+            )
+        self.group = group
 
     @cached_property
     def context(self) -> int:
@@ -197,11 +204,13 @@ class Backbone:
 
         Raises:
             BackboneError: a feature is not finite; its text is named.
+            DataError: a process that reads together with this one reads other texts.
         """
         import torch
 
         return self._features(texts, max_tokens, torch.inference_mode())
 
+    @one_at_a_time
     def differentiable_features(self, texts: Sequence[str], max_tokens: int | None = None) -> torch.Tensor:
         """As `features`, with the gradient in whatever is added to the model (`low_rank.applied`)."""
         return self._features(texts, max_tokens, nullcontext()).vectors
@@ -226,6 +235,7 @@ class Backbone:
         """As `features`, with the model's passes under `passing`."""
         import torch
 
+        self.group.agree(self.name, str(max_tokens), *texts)
         prompt = self.pipeline.prompt
         ids = self._read([prompt + text for text in texts])
         if prompt:
@@ -254,14 +264,11 @@ class Backbone:
         sums = torch.zeros(len(ids), self.width * len(self.pipeline.modes))
         groups = length_buckets([len(window) for window in windows], same=not self.trial.pads)
         with passing:
-            for group in groups[self.share[0] :: self.share[1]]:
+            for group in groups[self.group.index :: self.group.count]:
                 batch, mask = self._pad([windows[i] for i in group])
                 pooled = self._pooled(batch, mask, before).cpu()
                 sums.index_add_(0, torch.tensor([owners[i] for i in group]), pooled)
-        if self.share[1] > 1:
-            from accelerate.utils import reduce
-
-            sums = reduce(sums.to(self.device)).cpu()
+        sums = self.group.total(sums)
         lengths = torch.tensor([float(len(window)) for window in windows])
         tokens = torch.zeros(len(ids)).index_add_(0, torch.tensor(owners, dtype=torch.long), lengths)
         vectors = self.pipeline.finish(sums / tokens[:, None])

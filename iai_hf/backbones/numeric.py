@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from iai_hf.backbones.backbone import Backbone, Features
 from iai_hf.errors import BackboneError
+from iai_hf.processes import Group
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +28,7 @@ class NumericBackbone(Backbone):
 
     def __init__(self, name: str, device: torch.device) -> None:
         self.name, self.revision, self.source, self.device = name, None, "", device
-        self.share = (0, 1)
+        self.group = Group()
         self.config = self._configured(8, 1)
 
     @cached_property

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from iai_hf import processes
 from iai_hf.cli.options import (
     AllowUnseenLabels,
     BackboneOption,
@@ -102,8 +102,10 @@ def adapt(
     elif (Path(method) / STATE_FILE).is_file():
         state = TaskState.from_pretrained(method)
     config = parse_settings(settings) | ({"max_tokens": max_tokens} if max_tokens is not None else {})
-    amortizer = AutoAmortizer.from_pretrained(method, backbone=backbone, config=config)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # accelerate launch -m iai_hf.cli adapt ...
+    # Each process has a device of its own, for which the backbone is loaded.
+    place = {"device": processes.Group.joined().device} if processes.several() else {}
+    amortizer = AutoAmortizer.from_pretrained(method, backbone=backbone, config=config, **place)
+    if processes.several():
         amortizer.backbone.split_over_processes()
     names = columns(input_column, output_column, target, state, quotes)
     stream = open_stream(data, names, split=chosen_split(data, split, TRAIN), shuffle_seed=shuffle_seed)

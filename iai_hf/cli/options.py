@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from iai_hf import processes
 from iai_hf.data import TEST, TRAIN, Columns
 from iai_hf.errors import ConfigError, DataError
 
@@ -74,7 +74,7 @@ def hold(context: typer.Context, folder: Path) -> None:
     Raises:
         StateError: another run writes to it, or it can't be made or written.
     """
-    if os.environ.get("RANK", "0") == "0":
+    if processes.first():
         from iai_hf.files import claimed
 
         context.with_resource(claimed(folder))
@@ -91,7 +91,7 @@ def report(content: dict[str, Any], as_json: bool, text: str, output: Path | Non
     """The result, on standard output, or aside where `output` may be that; of several processes, the first speaks."""
     from iai_hf.files import is_stream
 
-    if os.environ.get("RANK", "0") == "0":
+    if processes.first():
         aside = output is not None and is_stream(output)
         typer.echo(json.dumps(content, indent=2, ensure_ascii=False) if as_json else text, err=aside)
 

@@ -7,7 +7,6 @@ import json
 import logging
 import math
 import time
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +58,9 @@ def train(
     if resume:
         best, progress = load_checkpoint(output, learned, optimizer, run)
         log.info("resumed behind step %s", progress.step)
-    module, optimizer = accelerator.prepare(objective, optimizer)
+    # Not for DistributedDataParallel: processes may have unequal shares of the episodes, or none.
+    module = accelerator.prepare_model(objective, evaluation_mode=True)
+    optimizer = accelerator.prepare_optimizer(optimizer)
     began = time.perf_counter()
     bar = tqdm(
         total=config.train_steps,
@@ -78,12 +79,12 @@ def train(
             optimizer.zero_grad()
             share = range(accelerator.process_index, config.episodes_per_step, accelerator.num_processes)
             total = torch.zeros(())
-            for turn, place in enumerate(share):
+            for place in share:
                 episode = curriculum.draw((step - 1) * config.episodes_per_step + place, accelerator.device)
-                with nullcontext() if turn == len(share) - 1 else accelerator.no_sync(module):
-                    loss = _loss(module, curriculum, episode, step) / len(share)
-                    accelerator.backward(loss)
+                loss = _loss(module, curriculum, episode, step) / config.episodes_per_step
+                accelerator.backward(loss)
                 total += loss.detach().cpu()
+            total = _summed(module, total, accelerator)
             _pull(learned, initial, config.regularisation)
             accelerator.clip_grad_norm_(module.parameters(), 1.0)
             optimizer.step()
@@ -103,6 +104,23 @@ def train(
     learned.requires_grad_(False).eval().cpu()  # where states are
     amortizer.__dict__.pop("fingerprint", None)  # it is a digest of the weights
     return progress
+
+
+def _summed(module: torch.nn.Module, loss: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:
+    """Gradients summed over the processes, in place; the sum of their losses."""
+    if accelerator.num_processes == 1:
+        return loss
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    flat = [
+        torch.zeros_like(parameter).flatten() if parameter.grad is None else parameter.grad.flatten()
+        for parameter in parameters
+    ]
+    reached = torch.tensor([float(parameter.grad is not None) for parameter in parameters])
+    whole = torch.cat([part.float() for part in (*flat, reached.to(flat[0].device), loss[None].to(flat[0].device))])
+    *gradients, reached, loss = accelerator.reduce(whole, "sum").split([*map(len, flat), len(flat), 1])
+    for parameter, gradient, anywhere in zip(parameters, gradients, reached.tolist(), strict=True):
+        parameter.grad = gradient.view_as(parameter).to(parameter.dtype) if anywhere else None
+    return loss[0].cpu()
 
 
 def _evaluated(progress: Progress, curriculum: Curriculum, step: int, began: float) -> Progress:
