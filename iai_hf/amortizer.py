@@ -44,6 +44,7 @@ class Amortizer(ABC):
         reads: what its inputs are.
         config_class: dataclass of its settings.
         default_backbone: used where the user names none.
+        answer_settings: settings that only answering depends on, so that they can be changed for a state.
         chunk_free: whether the state is promised to be the same however a stream is cut into chunks.
     """
 
@@ -53,6 +54,7 @@ class Amortizer(ABC):
     reads: ClassVar[Literal["texts", "numbers"]] = "texts"
     config_class: ClassVar[type]
     default_backbone: ClassVar[str]
+    answer_settings: ClassVar[tuple[str, ...]] = ()
     chunk_free: ClassVar[bool] = False
 
     def __init__(self, backbone: Backbone, config: Any = None) -> None:
@@ -125,7 +127,8 @@ class Amortizer(ABC):
         task = state.task.with_labels_of(chunk.outputs)
         self._check_task(task)
         tensors, counts = self.refine(state.tensors, task, chunk, state.header.examples)
-        return state.advance(tensors, task, len(chunk), counts)
+        moved = state.advance(tensors, task, len(chunk), counts)
+        return TaskState(moved.tensors, self._signed(moved.header))
 
     @computing()
     def predict(self, state: TaskState, queries: Sequence[Any]) -> Prediction:
@@ -220,7 +223,7 @@ class Amortizer(ABC):
             },
             stream=None,
         )
-        return TaskState(tensors, header)
+        return TaskState(tensors, self._signed(header))
 
     def combine(
         self, parts: Sequence[tuple[Mapping[str, torch.Tensor], TaskSpec]], task: TaskSpec
@@ -256,9 +259,23 @@ class Amortizer(ABC):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Digest of what decides how a state evolves: method and configuration."""
-        text = json.dumps([self.method, dataclasses.asdict(self.config)], sort_keys=True)
+        """Digest of what decides how a state evolves: method and configuration without `answer_settings`."""
+        return self.digest(self._settings(dataclasses.asdict(self.config_class())))
+
+    def digest(self, settings: Mapping[str, Any]) -> str:
+        """Of the method with such settings."""
+        text = json.dumps([self.method, settings], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    def _settings(self, answering: Mapping[str, Any]) -> dict[str, Any]:
+        """The configuration with the `answer_settings` of another one."""
+        others = {key: answering[key] for key in self.answer_settings if key in answering}
+        return {**dataclasses.asdict(self.config), **others}
+
+    def _signed(self, header: StateHeader) -> StateHeader:
+        """The header of a state that this amortizer has made: with its fingerprint and its `answer_settings`."""
+        ours = {key: getattr(self.config, key) for key in self.answer_settings}
+        return dataclasses.replace(header, amortizer=self.fingerprint, config={**header.config, **ours})
 
     def check(self, state: TaskState) -> None:
         """Raise StateError where `state` was made by another method, configuration or backbone."""
@@ -274,8 +291,9 @@ class Amortizer(ABC):
                 f"the state belongs to backbone {header.backbone!r} ({made_on}), this is {self.backbone.name!r} "
                 f"({this}); load that one, or adapt anew"
             )
-        if header.amortizer != self.fingerprint:
-            ours = dataclasses.asdict(self.config)
+        ours = self._settings(header.config)
+        # Those of older states cover all settings.
+        if header.amortizer != self.fingerprint and header.amortizer != self.digest(ours):
             other = {key: value for key, value in header.config.items() if ours.get(key) != value}
             raise StateError(f"the state was made with another configuration of {self.method!r}: {other}; use that one")
 

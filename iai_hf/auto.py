@@ -82,16 +82,34 @@ class AutoAmortizer:
         return dict(zip(("method", "config", "backbone", "revision"), _describe(name, {}), strict=True))
 
     @staticmethod
-    def for_state(state: TaskState, backbone: Backbone | None = None, **loading: Any) -> Amortizer:
+    def for_state(
+        state: TaskState,
+        backbone: Backbone | None = None,
+        *,
+        config: Mapping[str, Any] | None = None,
+        **loading: Any,
+    ) -> Amortizer:
         """The amortizer that made `state`, on its backbone, both rebuilt from the state's header.
+
+        Args:
+            config: settings of answering that differ from the state's, e.g. `max_new_tokens`.
 
         Raises:
             StateError: the backbone of that name has changed since.
+            ConfigError: a setting that is unknown, or that a state is made with.
         """
         header = state.header
         cls = amortizer_class(header.method)
+        settings: Any = read_stored(cls.config_class, {**header.config, **(config or {})})
+        fixed = sorted(set(config or ()) - set(cls.answer_settings))
+        if fixed:
+            free = ", ".join(cls.answer_settings) or "none"
+            raise ConfigError(
+                f"{', '.join(fixed)} is what a state of {header.method!r} is made with; what can be changed for a "
+                f"state that stands: {free}. Adapt anew with other settings"
+            )
         loaded = backbone or load_backbone(header.backbone, **{"revision": header.backbone_revision, **loading})
-        amortizer = cls(loaded, read_stored(cls.config_class, header.config))
+        amortizer = cls(loaded, settings)
         amortizer.check(state)
         return amortizer
 

@@ -36,6 +36,7 @@ def compare(
     test_split: str = TEST,
     allow_unseen_labels: bool = False,
     backbone: str | None = None,
+    dtype: str | None = None,
     config: Mapping[str, Mapping[str, Any]] | None = None,
     max_examples: Mapping[str, int] | None = None,
     chunk_size: int = 64,
@@ -53,6 +54,7 @@ def compare(
         split, test_split: of a Hub dataset or a dictionary of splits.
         allow_unseen_labels: count test labels that the data never show as errors, instead of refusing them.
         backbone: for all methods; by default each has its own.
+        dtype: of the backbones, see `load_backbone`.
         config: settings by method.
         max_examples: limit by method, e.g. where a method costs much more than another.
         evaluations: points on each curve, spaced by a constant factor and ending with the last example.
@@ -74,7 +76,7 @@ def compare(
     results = []
     for method, name in zip(methods, run_names(methods), strict=True):
         log.info("%s", name)
-        amortizer = _load(method, backbone, (config or {}).get(method), loaded)
+        amortizer = _load(method, backbone, dtype, (config or {}).get(method), loaded)
         limit = (max_examples or {}).get(method)
         run = Curve(amortizer, inputs, outputs, allow_unseen_labels=allow_unseen_labels)
         total = min(limit or 10**12, stream.length or limit or 10**12)
@@ -112,11 +114,15 @@ def run_names(methods: Sequence[str]) -> list[str]:
 
 
 def _load(
-    method: str, backbone: str | None, config: Mapping[str, Any] | None, loaded: dict[str, Backbone]
+    method: str,
+    backbone: str | None,
+    dtype: str | None,
+    config: Mapping[str, Any] | None,
+    loaded: dict[str, Backbone],
 ) -> Amortizer:
     name = AutoAmortizer.describe(method)["backbone"] if backbone is None else backbone
     if name not in loaded:
-        loaded[name] = load_backbone(name)
+        loaded[name] = load_backbone(name, dtype=dtype)
     return AutoAmortizer.from_pretrained(method, backbone=loaded[name], config=config)
 
 

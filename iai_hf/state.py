@@ -223,18 +223,22 @@ class TaskState:
                 f"{path} is no readable task state ({type(error).__name__}: {error}); restore it from a copy"
             ) from error
 
-    def predict(self, queries: Sequence[Any], **loading: Any) -> Prediction:
-        """Answer queries with the amortizer that made the state, on its backbone, loaded at the first call.
+    def predict(self, queries: Sequence[Any], *, config: Mapping[str, Any] | None = None, **loading: Any) -> Prediction:
+        """Answer queries with the amortizer that made the state, on its backbone, kept from call to call.
 
         Args:
-            loading: for the backbone; see `load_backbone`.
+            config: settings of answering that differ from the state's, e.g. `max_new_tokens`.
+            loading: for the backbone; see `load_backbone`. Other ones than in the call before load it anew.
         """
         with _LOADING:
-            if "_amortizer" not in self.__dict__:
+            kept = self.__dict__.get("_amortizer")
+            if kept is None or kept[:2] != (config, loading):
                 from iai_hf.auto import AutoAmortizer  # the state is the ground that amortizers stand on
 
-                object.__setattr__(self, "_amortizer", AutoAmortizer.for_state(self, **loading))
-        return self.__dict__["_amortizer"].predict(self, queries)
+                backbone = kept[2].backbone if kept is not None and kept[1] == loading else None
+                kept = (config, loading, AutoAmortizer.for_state(self, backbone, config=config, **loading))
+                object.__setattr__(self, "_amortizer", kept)
+        return kept[2].predict(self, queries)
 
     def push_to_hub(
         self,

@@ -6,7 +6,7 @@ import itertools
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, cast
 
 from iai_hf.amortizers.learned import Learned
 from iai_hf.amortizers.prompted import Prompted
@@ -53,6 +53,20 @@ class GradientConfig(PromptConfig):
         require(self.decay <= 0, f"decay is {self.decay}; expected 0 or less")
 
 
+class Retained(NamedTuple):
+    """What a state keeps of its examples as they are.
+
+    Attributes:
+        tensors: of the state.
+        others: places in the chunk of all examples that were not kept, on which steps are taken.
+        left_out: examples that were passed over, as they alone are too long.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+    others: Sequence[int]
+    left_out: int = 0
+
+
 class Gradient(Prompted, Learned):
     """A subclass makes the learner and says how a task's own weights enter the model."""
 
@@ -73,14 +87,9 @@ class Gradient(Prompted, Learned):
     ) -> Entering:
         """How a task's state enters the model, differentiable in its own weights and the shared ones."""
 
-    def retain(
-        self, retained: Mapping[str, torch.Tensor], chunk: Chunk, steps: int
-    ) -> tuple[Mapping[str, torch.Tensor], int]:
-        """What a state keeps of its examples as they are, after a chunk, and how many of its first ones those are.
-
-        `steps` were taken before the chunk; they are taken on all other examples.
-        """
-        return retained, 0
+    def retain(self, retained: Mapping[str, torch.Tensor], chunk: Chunk, steps: int) -> Retained:
+        """What a state keeps of its examples as they are, after a chunk; `steps` were taken before it."""
+        return Retained(retained, list(range(len(chunk))))
 
     def retained(self, tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
         """What a state keeps of its examples as they are, among its tensors."""
@@ -114,8 +123,9 @@ class Gradient(Prompted, Learned):
         cuts = sum(self.prompter.query(text)[1] for text in chunk.inputs) if limit else 0
         shared = self.learner.common()
         moved = self.learner.loaded(tensors, self.backbone.device)
-        retained, kept = self.retain(self.retained(tensors), chunk, int(moved["steps"]))
-        for group in read_together(self.rows(chunk)[kept:]):
+        retained, others, left_out = self.retain(self.retained(tensors), chunk, int(moved["steps"]))
+        rows = self.rows(chunk)
+        for group in read_together([rows[i] for i in others]):
             read = self.read(group, self.entering(self.learner.own(moved), shared, retained))
             for batch in itertools.chain(*(self.batches(read) for _ in range(self.config.passes))):
                 leaves = {name: own.detach().requires_grad_() for name, own in self.learner.own(moved).items()}
@@ -129,7 +139,10 @@ class Gradient(Prompted, Learned):
                     )
                 gradients = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
                 moved = self.learner.refined(moved, gradients, len(batch) / self.config.batch_size)
-        return {**self.learner.stored(moved), **retained}, {"texts_cut": cuts} if limit else {}
+        counts = self.counted(task, chunk) | ({"texts_cut": cuts} if limit else {})
+        if left_out:
+            counts["demonstrations_left_out"] = left_out
+        return {**self.learner.stored(moved), **retained}, counts
 
     def rows(self, chunk: Chunk) -> list[Row]:
         """The examples of a chunk, each with its answer."""

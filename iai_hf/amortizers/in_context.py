@@ -78,7 +78,7 @@ class InContext(Prompted):
         if left_out:
             log.warning("left out %d demonstrations longer than the budget of %d tokens", left_out, budget)
         counts = {"demonstrations_left_out": left_out} | ({"texts_cut": cuts} if self.config.max_tokens else {})
-        return self._tensors(kept, outputs), counts
+        return self._tensors(kept, outputs), counts | self.counted(task, chunk)
 
     def prepare(self, tensors: Mapping[str, torch.Tensor], task: TaskSpec) -> Condition:
         from iai_hf.backbones.conditions import Condition

@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 from abc import abstractmethod
-from functools import cached_property
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,10 +47,9 @@ class Learned(Amortizer):
     def make_module(self) -> torch.nn.Module:
         """What is learned, at its initial value."""
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """Digest of method, configuration and the learned weights; where these came from does not matter."""
-        values = {key: value for key, value in dataclasses.asdict(self.config).items() if key not in WHENCE}
+    def digest(self, settings: Mapping[str, Any]) -> str:
+        """Of the method with such settings, and of the learned weights; where these came from does not matter."""
+        values = {key: value for key, value in settings.items() if key not in WHENCE}
         digest = hashlib.sha256(json.dumps([self.method, values], sort_keys=True).encode())
         for name, tensor in sorted(self.module.state_dict().items()):
             digest.update(name.encode() + tensor.numpy().tobytes())

@@ -11,7 +11,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from iai_hf.amortizers.gradient import Gradient, GradientConfig
+from iai_hf.amortizers.gradient import Gradient, GradientConfig, Retained
 from iai_hf.amortizers.prompting import Prompter
 from iai_hf.amortizers.targets import by_family, last_part, layer_of, linear_layers, sizes, unknown
 from iai_hf.config import require
@@ -151,20 +151,31 @@ class LoRA(Gradient):
             return {}
         return {RETAINED: tensors.get(RETAINED, torch.zeros(0, dtype=torch.int32))}
 
-    def retain(
-        self, retained: Mapping[str, torch.Tensor], chunk: Chunk, steps: int
-    ) -> tuple[Mapping[str, torch.Tensor], int]:
-        """Demonstrations are the first examples of a stream, up to the first that does not fit."""
+    def retain(self, retained: Mapping[str, torch.Tensor], chunk: Chunk, steps: int) -> Retained:
+        """Demonstrations are the first examples of a stream, from the first that fits to the first that does not."""
         import torch
 
-        tokens, taken = retained[RETAINED].tolist() if retained else [], 0
-        for text, output in zip(chunk.inputs, chunk.outputs, strict=True) if retained and not steps else ():
+        if steps or not retained:
+            return super().retain(retained, chunk, steps)
+        budget, tokens, taken, lengths = self.config.demonstrations, retained[RETAINED].tolist(), set(), []
+        for place, (text, output) in enumerate(zip(chunk.inputs, chunk.outputs, strict=True)):
             more, _ = self.prompter.demonstration(text, output)
-            if len(tokens) + len(more) > self.config.demonstrations:
+            lengths.append(len(more))
+            if len(tokens) + len(more) <= budget:
+                tokens += more
+                taken.add(place)
+            elif tokens:
                 break
-            tokens += more
-            taken += 1
-        return ({RETAINED: torch.tensor(tokens, dtype=torch.int32)} if taken else retained), taken
+        if not tokens:
+            log.warning(
+                "no demonstration is kept: the shortest example of the first chunk has %d tokens, the budget is %d; "
+                "raise demonstrations, or read less of each text with max_tokens",
+                min(lengths),
+                budget,
+            )
+        others = [place for place in range(len(chunk)) if place not in taken]
+        left_out = sum(length > budget for length in lengths)
+        return Retained({RETAINED: torch.tensor(tokens, dtype=torch.int32)}, others, left_out)
 
     def prefix(self, retained: Mapping[str, torch.Tensor]) -> Prefix:
         """The demonstrations as the plain model reads them; those of the last few states stay encoded."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from iai_hf.amortizer import Amortizer
 from iai_hf.amortizers.prompting import Prompter
-from iai_hf.task import Prediction, TaskSpec
+from iai_hf.task import Chunk, Prediction, TaskSpec
 from iai_hf.threads import computing
 
 if TYPE_CHECKING:
@@ -18,10 +19,13 @@ if TYPE_CHECKING:
     from iai_hf.backbones.conditions import Condition, Sampling
     from iai_hf.state import TaskState
 
+log = logging.getLogger(__name__)
+
 
 class Prompted(Amortizer):
     """A subclass says what condition a state puts the model under; its `config_class` is a `PromptConfig`."""
 
+    answer_settings = ("calibrate", "max_new_tokens")
     default_backbone = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
     @cached_property
@@ -31,6 +35,34 @@ class Prompted(Amortizer):
     @abstractmethod
     def prepare(self, tensors: Mapping[str, torch.Tensor], task: TaskSpec) -> Condition:
         """What the model answers under."""
+
+    def counted(self, task: TaskSpec, chunk: Chunk) -> dict[str, int]:
+        """Outputs of a chunk that no answer can be, for the header; the log tells each reason once."""
+        if task.kind != "generation":
+            return {}
+        cut, changed = self.prompter.lost(chunk.outputs)
+        if cut and "cut" not in self._told:
+            longest = max(cut, key=lambda output: len(self.prompter.answer(output)))
+            log.warning(
+                "an output is longer than max_new_tokens, %d, where answers are cut: %r...; --set max_new_tokens=%d "
+                "would do, also for a state that stands",
+                self.config.max_new_tokens,
+                longest[:40],
+                len(self.prompter.answer(longest)),
+            )
+        if changed and "changed" not in self._told:
+            log.warning(
+                "the tokenizer of %s can't write an output as it is: %r is answered as %r at best",
+                self.backbone.name,
+                changed[0][:40],
+                self.prompter.answered(self.prompter.answer(changed[0]))[:40],
+            )
+        self._told.update(["cut"] * bool(cut) + ["changed"] * bool(changed))
+        return {"outputs_cut": len(cut), "outputs_changed": len(changed)}
+
+    @cached_property
+    def _told(self) -> set[str]:
+        return set()
 
     def answer(self, prepared: Condition, task: TaskSpec, queries: Sequence[str]) -> Prediction:
         import torch

@@ -51,14 +51,13 @@ def load_backbone(
     """
     import torch
 
-    place = _place(device)
+    place, precision = _place(device), _precision(dtype)
     if name.startswith(numeric.PREFIX):
+        if precision not in (None, torch.float32):
+            raise BackboneError(f"tables of numbers are read in float32, not {precision}; leave dtype out")
         return numeric.NumericBackbone(name, place if device is not None else torch.device("cpu"))
     if device is not None and device_map is not None:
         raise BackboneError(f"got device {device} and device_map {device_map}; give one of them")
-    precision = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
-    if dtype is not None and not isinstance(precision, torch.dtype):
-        raise BackboneError(f"dtype {dtype!r} is unknown; expected e.g. 'bfloat16' or 'float32'")
     found = weights.resolve(
         name,
         revision=revision,
@@ -85,8 +84,25 @@ def load_backbone(
     backbone = _assembled(model, read.causal, parts, pipeline)
     check_complete(name, backbone.model, read.missing, model)
     _ = backbone.trial
-    log.info("%s: weights of %s, digest %s", name, found.source, backbone.digest()[:8])
+    digest = backbone.digest()
+    if precision == torch.float16 and read.stored != torch.float16:
+        # Rounded to float16 first they would have another digest; it is taken from the weights as they are stored.
+        with _quiet():
+            stored = _read(folder, pipeline is not None, dtype="auto")
+        digest = backbone.fingerprint = _assembled(stored.model, stored.causal, parts, pipeline).digest()
+    log.info("%s: weights of %s, digest %s", name, found.source, digest[:8])
     return backbone
+
+
+def _precision(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    import torch
+
+    precision = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if precision not in (None, torch.float16, torch.bfloat16, torch.float32, torch.float64) or (
+        dtype and not precision
+    ):
+        raise BackboneError(f"dtype {dtype!r} is none that backbones are read in; expected 'bfloat16' or 'float32'")
+    return precision
 
 
 class _Read(NamedTuple):
@@ -94,6 +110,7 @@ class _Read(NamedTuple):
     model: Any
     causal: bool  # it has a language-model head
     missing: Collection[str]  # names of tensors that no file has, or of another shape
+    stored: Any  # dtype of the weights in the folder, where its configuration says it
 
 
 def _read(folder: Path, as_encoder: bool, **options: Any) -> _Read:
@@ -112,6 +129,7 @@ def _read(folder: Path, as_encoder: bool, **options: Any) -> _Read:
     kind = loader._model_mapping[type(config)]
     if not isinstance(kind, tuple) and "add_pooling_layer" in inspect.signature(kind).parameters:
         options["add_pooling_layer"] = False  # features are pooled from the hidden states
+    stored = config.dtype
     model, report = loader.from_pretrained(
         folder,
         config=config,
@@ -121,7 +139,8 @@ def _read(folder: Path, as_encoder: bool, **options: Any) -> _Read:
         **here,
         **options,
     )
-    return _Read(tokenizer, model, causal, {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
+    missing = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
+    return _Read(tokenizer, model, causal, missing, stored)
 
 
 def _names_a_causal_lm(config: Any) -> bool:

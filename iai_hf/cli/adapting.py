@@ -12,9 +12,11 @@ import typer
 from iai_hf import processes
 from iai_hf.cli.options import (
     AllowUnseenLabels,
+    AnswerSettings,
     BackboneOption,
     ChunkSize,
     DataOption,
+    Dtype,
     InputColumn,
     Json,
     KindOption,
@@ -57,6 +59,7 @@ def adapt(
     data: DataOption,
     output: Annotated[Path, typer.Option("--output", help="Folder for the state.")],
     backbone: BackboneOption = None,
+    dtype: Dtype = None,
     chunk_size: ChunkSize = 64,
     max_examples: Annotated[int | None, typer.Option(min=1, help="Stop after so many examples.")] = None,
     max_tokens: MaxTokens = None,
@@ -104,7 +107,7 @@ def adapt(
     config = parse_settings(settings) | ({"max_tokens": max_tokens} if max_tokens is not None else {})
     # Each process has a device of its own, for which the backbone is loaded.
     place = {"device": processes.Group.joined().device} if processes.several() else {}
-    amortizer = AutoAmortizer.from_pretrained(method, backbone=backbone, config=config, **place)
+    amortizer = AutoAmortizer.from_pretrained(method, backbone=backbone, config=config, dtype=dtype, **place)
     if processes.several():
         amortizer.backbone.split_over_processes()
     names = columns(input_column, output_column, target, state, quotes)
@@ -171,6 +174,8 @@ def predict(
     state_dir: Annotated[Path, typer.Argument(metavar="STATE_DIR", help="Folder with a state.")],
     data: DataOption,
     output: Annotated[Path, typer.Option("--output", help="JSONL file for the predictions.")],
+    dtype: Dtype = None,
+    settings: AnswerSettings = None,
     input_column: InputColumn = "input",
     split: Split = None,
     quotes: Quotes = None,
@@ -186,7 +191,7 @@ def predict(
     check_output(output, data, *state_files(state_dir))
     state = TaskState.from_pretrained(state_dir)
     records = read_records(data, columns(input_column, None, None, state, quotes), split)
-    amortizer = AutoAmortizer.for_state(state)
+    amortizer = AutoAmortizer.for_state(state, config=parse_settings(settings), dtype=dtype)
     lines = []
     for batch in batches(records, quiet):
         prediction = amortizer.predict(state, [record.input for record in batch])
@@ -207,6 +212,8 @@ def evaluate(
     data: DataOption,
     output: Annotated[Path | None, typer.Option("--output", help="JSON file for the metrics.")] = None,
     allow_unseen_labels: AllowUnseenLabels = False,
+    dtype: Dtype = None,
+    settings: AnswerSettings = None,
     input_column: InputColumn = "input",
     output_column: OutputColumn = "output",
     target: Target = None,
@@ -232,7 +239,7 @@ def evaluate(
     outputs = [record.output for record in records]
     if state.task.kind == "classification" and not allow_unseen_labels:
         check_labels(state.task.labels, outputs)
-    amortizer = AutoAmortizer.for_state(state)
+    amortizer = AutoAmortizer.for_state(state, config=parse_settings(settings), dtype=dtype)
     parts = [amortizer.predict(state, [record.input for record in batch]) for batch in batches(records, quiet)]
     scores = [part.log_probs for part in parts if part.log_probs is not None]
     values = all(part.values is not None for part in parts)
@@ -258,6 +265,7 @@ def compare(
     output: Annotated[Path, typer.Option("--output", help="Folder for results.json, results.md and curve.png.")],
     methods: Annotated[str, typer.Option(help="Methods or folders, separated by commas.")] = "iterative,in-context",
     backbone: BackboneOption = None,
+    dtype: Dtype = None,
     chunk_size: ChunkSize = 64,
     max_examples: Annotated[str | None, typer.Option(help="N for all methods, or METHOD=N,METHOD=N.")] = None,
     max_test_examples: Annotated[int | None, typer.Option(min=1, help="Evaluate on so many, evenly spaced.")] = None,
@@ -295,6 +303,7 @@ def compare(
         test_split=chosen_split(test, test_split, TEST),
         allow_unseen_labels=allow_unseen_labels,
         backbone=backbone,
+        dtype=dtype,
         config={name: {"max_tokens": max_tokens} for name in names} if max_tokens else None,
         max_examples=parse_limits(max_examples, names),
         chunk_size=chunk_size,

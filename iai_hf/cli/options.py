@@ -47,6 +47,18 @@ BackboneOption = Annotated[
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="A setting of the method, KEY=VALUE; may be repeated.")
 ]
+AnswerSettings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="A setting of answering, KEY=VALUE, e.g. max_new_tokens=100; may be repeated."),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype",
+        help="Of the backbone, float32 or bfloat16; by default bfloat16 where the machine has it. In float32 an answer "
+        "does not depend on what is asked beside it.",
+    ),
+]
 MaxTokens = Annotated[int | None, typer.Option(help="Read only so many tokens of a text; recorded in the state.")]
 ChunkSize = Annotated[int, typer.Option(min=1, help="Examples an update.")]
 ShuffleSeed = Annotated[int | None, typer.Option("--shuffle-seed", help="Read in an order permuted from this seed.")]

@@ -94,6 +94,24 @@ def test_a_state_leaves_as_a_peft_adapter(causal_folder, encoder_folder, data, t
     assert (status, "no task state" in err) == (2, True)
 
 
+def test_answers_follow_settings_of_answering_and_the_dtype(causal_folder, tmp_path, capsys, caplog) -> None:  # type: ignore[no-untyped-def]
+    rows = [{"input": row["input"], "output": f"{row['output']} of the {row['input']}"} for row in examples(8)]
+    data, state, output = write(tmp_path / "free.jsonl", rows), tmp_path / "state", tmp_path / "answers.jsonl"
+    common = ("--data", data, "--dtype", "float32")
+    made = ("adapt", "in-context", "--backbone", causal_folder, *common, "--output", state, "--set", "max_new_tokens=3")
+    assert iai(capsys, *made)[0] == 0
+    assert "max_new_tokens=12" in caplog.text  # what would do
+    lengths = []
+    for settings in ((), ("--set", "max_new_tokens=12")):
+        assert iai(capsys, "predict", state, *common, *settings, "--output", output)[0] == 0
+        lengths.append(sum(len(json.loads(line)["prediction"]) for line in output.read_text().splitlines()))
+    assert lengths[1] > lengths[0]
+    assert iai(capsys, "evaluate", state, *common, "--set", "max_new_tokens=12")[0] == 0
+    status, _, err = iai(capsys, "predict", state, *common, "--set", "budget=12", "--output", output)
+    assert status == 2
+    assert "max_new_tokens" in err
+
+
 def test_a_state_goes_on_with_more_data(encoder_folder, data, test_data, tmp_path, capsys) -> None:  # type: ignore[no-untyped-def]
     iai(capsys, *adapt(encoder_folder, data, tmp_path / "one"))
     command = ("adapt", tmp_path / "one", "--data", test_data, "--output", tmp_path / "two", "--quiet")
@@ -165,6 +183,9 @@ def test_compare_leaves_a_table_results_and_a_picture(causal_folder, data, test_
             "max-examples",
         ),
         (("info", "{out}/nothing"), "nothing at"),
+        (("predict", "{state}", "--data", "{data}", "--output", "{out}.jsonl", "--dtype", "int8"), "float32"),
+        (("evaluate", "{state}", "--data", "{data}", "--dtype", "quarter"), "float32"),
+        (("evaluate", "{state}", "--data", "{data}", "--set", "max_tokens=3"), "made with"),
     ],
 )
 def test_a_users_mistake_is_one_clear_line(arguments, words, encoder_folder, data, tmp_path, capsys) -> None:  # type: ignore[no-untyped-def]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -67,11 +68,38 @@ def test_a_language_models_feature_is_of_the_text_alone_behind_a_question(causal
 
 
 def test_the_fingerprint_tells_backbones_apart_but_not_precisions(encoder_folder: Path, encoder: Backbone) -> None:
-    assert load_backbone(str(encoder_folder), dtype="bfloat16").fingerprint == encoder.fingerprint
+    for dtype in ("bfloat16", "float16", "float64"):
+        assert load_backbone(str(encoder_folder), dtype=dtype).fingerprint == encoder.fingerprint
     other = load_backbone(str(encoder_folder), dtype="float32")
     with torch.no_grad():
         next(other.model.parameters()).add_(1)
     assert other.fingerprint != encoder.fingerprint
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("stored", ["float16", "bfloat16"])
+def test_the_fingerprint_is_of_the_weights_as_they_are_stored(
+    causal_folder: Path, tmp_path: Path, stored: str, dtype: str
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    AutoModelForCausalLM.from_pretrained(causal_folder, dtype=getattr(torch, stored)).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(causal_folder).save_pretrained(tmp_path)
+    found = load_backbone(str(tmp_path), dtype=dtype)
+    assert found.dtype == getattr(torch, dtype)
+    assert found.fingerprint == load_backbone(str(tmp_path)).fingerprint
+
+
+def test_shipped_weights_are_known_in_float16(minilm: Backbone) -> None:
+    assert load_backbone(minilm.name, dtype="float16").fingerprint == minilm.fingerprint
+
+
+@pytest.mark.parametrize("dtype", ["int8", "half a float", torch.int64, "zeros", 16])
+def test_a_dtype_that_weights_do_not_have_is_refused(encoder_folder: Path, dtype: Any) -> None:
+    with pytest.raises(BackboneError, match="expected 'bfloat16' or 'float32'"):
+        load_backbone(str(encoder_folder), dtype=dtype)
+    with pytest.raises(BackboneError, match="read in float32"):
+        load_backbone("numeric/llama", dtype="bfloat16")
 
 
 def test_what_is_no_backbone_is_refused(tmp_path: Path) -> None:

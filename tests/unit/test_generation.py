@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 from pathlib import Path
@@ -11,12 +12,14 @@ import pytest
 import tiny_backbones
 import torch
 
-from iai_hf import AutoAmortizer, Chunk, TaskSpec
+from iai_hf import AutoAmortizer, Chunk, TaskSpec, TaskState
 from iai_hf.amortizers.answers import PICTURES, read, written
 from iai_hf.amortizers.prompting import PromptConfig, Prompter
 from iai_hf.backbones import Backbone, load_backbone
+from iai_hf.errors import ConfigError
 
 GENERATION = TaskSpec("generation")
+LONG = {"max_new_tokens": 9}
 QUERIES = ["ball team goal", "a song of the band", "soup"]
 # What a folder may ask of generation; each changed answers or ended in a traceback.
 ASKED: list[dict[str, Any]] = [
@@ -126,3 +129,70 @@ def test_a_language_model_answers_in_several_lines(smollm: Backbone) -> None:
     chunk = Chunk(*(tuple(column) for column in zip(*rows, strict=True)))
     state = amortizer.update(amortizer.init_state(GENERATION), chunk)
     assert amortizer.predict(state, ["left, right"]).outputs == ("left\nright",)
+
+
+def adapted(backbone: Backbone, rows: list[tuple[str, str]], **config: Any) -> Any:
+    amortizer: Any = AutoAmortizer.from_pretrained("in-context", backbone=backbone, config=config)
+    chunk = Chunk(*(tuple(column) for column in zip(*rows, strict=True)))
+    return amortizer, amortizer.update(amortizer.init_state(GENERATION), chunk)
+
+
+@pytest.mark.parametrize("method", ["in-context", "lora", "prompt-tuning", "lm-state"])
+def test_outputs_that_cannot_come_back_are_counted_and_told(
+    tmp_path: Path, method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    backbone = load_backbone(folder(tmp_path), dtype="float32")
+    amortizer: Any = AutoAmortizer.from_pretrained(method, backbone=backbone, config={"max_new_tokens": 4})
+    rows = [{"input": "ball", "output": "team of the band and song"}, {"input": "goal", "output": "a b"}] * 4
+    state = amortizer.adapt(rows, task=GENERATION, chunk_size=2, progress=False)
+    assert state.header.counts["outputs_cut"] == 4
+    assert state.header.counts["outputs_changed"] == 0
+    told = [message for message in caplog.messages if "max_new_tokens" in message]
+    assert len(told) == 1
+
+
+def test_outputs_that_the_tokenizer_cannot_write_are_counted_and_told(
+    causal: Backbone, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, state = adapted(causal, [("ball", "naïve"), ("team", "food")])
+    assert (state.header.counts["outputs_changed"], state.header.counts["outputs_cut"]) == (1, 0)
+    assert "naïve" in caplog.text
+
+
+def test_settings_of_answering_can_be_changed_for_a_state(tmp_path: Path) -> None:
+    backbone = load_backbone(folder(tmp_path), dtype="float32")
+    amortizer, state = adapted(backbone, [("ball goal", "sports of ball")], max_new_tokens=3)
+    longer: Any = AutoAmortizer.for_state(state, backbone, config={"max_new_tokens": 9})
+    (short,), (long,) = amortizer.predict(state, ["band"]).outputs, longer.predict(state, ["band"]).outputs
+    assert len(long) > len(short)
+    assert long.startswith(short)
+    gone_on = longer.update(state, Chunk(("song",), ("music",)))
+    assert gone_on.header.config["max_new_tokens"] == 9
+    assert AutoAmortizer.for_state(gone_on, backbone).predict(gone_on, ["band"]).outputs
+    with pytest.raises(ConfigError, match="budget is what a state"):
+        AutoAmortizer.for_state(state, backbone, config={"budget": 5})
+    with pytest.raises(ConfigError, match="unknown"):
+        AutoAmortizer.for_state(state, backbone, config={"max_tokenz": 5})
+
+
+def test_a_state_answers_with_the_settings_of_each_call(tmp_path: Path) -> None:
+    backbone = folder(tmp_path)
+    _, state = adapted(load_backbone(backbone, dtype="float32"), [("ball goal", "sports of ball")], max_new_tokens=3)
+    answers = [state.predict(["band"], config=config, dtype="float32").outputs for config in (None, LONG, LONG, None)]
+    assert answers[0] == answers[3] != answers[1] == answers[2]
+
+
+def test_a_state_whose_fingerprint_covers_the_settings_of_answering_is_known(causal: Backbone) -> None:
+    amortizer, state = adapted(causal, [("ball", "sports")], max_new_tokens=50, calibrate=True)
+    older = amortizer.digest(state.header.config)
+    assert older != amortizer.fingerprint
+    old = TaskState(state.tensors, dataclasses.replace(state.header, amortizer=older))
+    for config in ({}, {"max_new_tokens": 9}):
+        known: Any = AutoAmortizer.for_state(old, causal, config=config)
+        assert known.update(old, Chunk(("song",), ("music",))).header.amortizer == amortizer.fingerprint
+
+
+def test_a_cut_answer_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    amortizer, state = adapted(load_backbone(folder(tmp_path), dtype="float32"), [("ball", "goal")], max_new_tokens=1)
+    amortizer.predict(state, QUERIES)
+    assert "were cut at max_new_tokens, 1" in caplog.text

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tiny_backbones
 import torch
 from conftest import LABELS, examples
 
 from iai_hf import AutoAmortizer, Chunk, TaskSpec, TaskState
 from iai_hf.amortizers.gradient import READ_TOGETHER, READ_TOKENS, Gradient, read_together
 from iai_hf.amortizers.prompted import Prompted
-from iai_hf.backbones import Backbone, packed_pass
+from iai_hf.backbones import Backbone, load_backbone, packed_pass
 from iai_hf.backbones.causal_lm import CausalLM
 from iai_hf.backbones.conditions import Sampling
 from iai_hf.backbones.packing import Row
@@ -255,3 +257,35 @@ def test_what_is_read_together_is_bounded_and_nothing_is_left_out(length: int) -
     assert [row for group in groups for row in group] == rows
     assert all(len(group) <= READ_TOGETHER for group in groups)
     assert all(len(group) == 1 or sum(map(len, group)) <= READ_TOKENS for group in groups)
+
+
+def test_demonstrations_begin_with_the_first_example_that_fits(causal: Backbone) -> None:
+    config = {**ADAPTED["lm-state"], "demonstrations": 40}
+    amortizer: Any = AutoAmortizer.from_pretrained("lm-state", backbone=causal, config=config)
+    rows = [("ball " * 60, "sports"), ("song of the band", "music"), ("soup", "food"), ("oven " * 25, "food")]
+    state = amortizer.update(amortizer.init_state(), Chunk(*(tuple(column) for column in zip(*rows, strict=True))))
+    expected = [token for text, output in rows[1:3] for token in amortizer.prompter.demonstration(text, output)[0]]
+    assert state.tensors["demonstrations"].tolist() == expected
+    assert state.header.counts["demonstrations_left_out"] == 1
+    assert int(state.tensors["steps"]) == amortizer.config.passes  # on the two that are not kept
+
+
+def test_that_no_demonstration_fits_is_told(causal: Backbone, caplog: pytest.LogCaptureFixture) -> None:
+    amortizer = AutoAmortizer.from_pretrained(
+        "lm-state", backbone=causal, config={**ADAPTED["lm-state"], "demonstrations": 10}
+    )
+    state = amortizer.update(amortizer.init_state(), Chunk(("ball " * 20, "song " * 30), ("sports", "music")))
+    assert len(state.tensors["demonstrations"]) == 0
+    assert state.header.counts["demonstrations_left_out"] == 2
+    assert "no demonstration is kept" in caplog.text
+
+
+def test_a_state_without_demonstrations_reads_start_of_text_once(tmp_path: Path) -> None:
+    backbone = load_backbone(str(tiny_backbones.make(tmp_path, "llama")), dtype="float32")
+    config = {**ADAPTED["lm-state"], "demonstrations": 0}
+    answers = []
+    for passes in (1, 2):
+        amortizer = AutoAmortizer.from_pretrained("lm-state", backbone=backbone, config={**config, "passes": passes})
+        state = amortizer.adapt(examples(12), chunk_size=6, progress=False)
+        answers.append(amortizer.predict(state, TEXTS).log_probs)
+    assert not torch.equal(*answers)

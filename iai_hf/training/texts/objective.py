@@ -46,9 +46,10 @@ class PrequentialObjective(nn.Module):
         planned: list[tuple[list[Row], Tensors]] = []
         total = 0
         for chunk in episode.chunks:
-            retained, kept = amortizer.retain(retained, chunk, total)
-            planned.append((amortizer.rows(chunk)[kept:], retained))
-            total += len(chunk) - kept
+            retained, others, _ = amortizer.retain(retained, chunk, total)
+            rows = amortizer.rows(chunk)
+            planned.append(([rows[i] for i in others], retained))
+            total += len(others)
         for rows, known in planned:
             for group in read_together(rows):
                 own, shared = self._leaves(tensors)
