@@ -191,6 +191,44 @@ def test_a_state_answers_as_its_peft_export(family: str, method: str, tmp_path: 
     expected = torch.stack([plain_scores(exported, start, row) for row in rows])
     assert (expected[0] - unadapted).abs().max() > 1e-2, "the adapter changes nothing: its equality says nothing"
     torch.testing.assert_close(found, expected, **CLOSE)
+    ids, new = [*start, *rows[0].query], []
+    while len(new) < 3 and (not new or new[-1] not in model._ends(STOP)):
+        with torch.no_grad():
+            logits = exported(input_ids=torch.tensor([ids + new]), use_cache=False).logits[0, -1]
+        new.append(int(logits.argmax()))
+    answer = model.generate(amortizer.prepared(state), rows, 3, STOP)[0]
+    assert answer == model.texts.until(new, STOP)
+
+
+SEVERAL = ["llama", "gemma3", "llama4", "gemma3n-shared", "bloom", "mamba", "jamba"]
+
+
+@pytest.mark.parametrize("method", SETTINGS)
+@pytest.mark.parametrize("name", SEVERAL)
+def test_states_that_are_asked_together_answer_as_each_alone(name: str, method: str) -> None:
+    if method == "prompt-tuning" and name in NO_SOFT_PROMPT:
+        return
+    amortizer, one = adapted(name, method)
+    other = amortizer.update(amortizer.init_state(TASK), CHUNK)
+    states = [one, other, one]
+    for state, text, answer in zip(states, TEXTS, amortizer.predict_each(states, TEXTS), strict=True):
+        torch.testing.assert_close(answer.log_probs, amortizer.predict(state, [text]).log_probs, **CLOSE)
+    free = [amortizer.init_state(TaskSpec("generation"))] * 2 + [
+        amortizer.update(amortizer.init_state(TaskSpec("generation")), CHUNK)
+    ]
+    for state, text, answer in zip(free, TEXTS, amortizer.predict_each(free, TEXTS), strict=True):
+        assert answer.outputs == amortizer.predict(state, [text]).outputs
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_a_language_model_state_without_demonstrations_is_read_from_its_start(name: str) -> None:
+    settings = {**SETTINGS["lm-state"], "demonstrations": 0}
+    if name in NAMED:
+        settings["target_modules"] = NAMED[name]
+    amortizer = AutoAmortizer.from_pretrained("lm-state", backbone=backbone_of(name), config=settings)
+    state = amortizer.update(amortizer.init_state(TASK), CHUNK)
+    assert int(state.tensors["steps"]) > 0
+    assert amortizer.predict(state, TEXTS).log_probs.isfinite().all()  # type: ignore[union-attr]
 
 
 def test_features_are_those_of_the_middle_layer(family: str) -> None:
