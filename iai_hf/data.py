@@ -43,6 +43,8 @@ def open_stream(
     if isinstance(data, Stream):  # it is open, with its split and order
         return data if columns is None else replace(data, columns=columns)
     columns = columns or Columns()
+    if isinstance(data, str) and "://" in data:
+        raise DataError(f"{data} is an address; expected a file here or a Hub id: download it first")
     if isinstance(data, Path) or (isinstance(data, str) and is_file(data)):
         return _from_file(Path(data), columns, shuffle_seed)
     if isinstance(data, str):
@@ -101,22 +103,25 @@ def _from_dataset(data: Any, fingerprint: str, columns: Columns, shuffle_seed: i
     length = len(data)
     if length == 0:
         raise DataError("the dataset has no rows; expected at least one example")
-    check_columns("the dataset", data.column_names, columns.named)
+    made = data.format["type"] == "custom"  # a transform of the user's makes the columns as they are read
+    if not made:
+        check_columns("the dataset", data.column_names, columns.named)
     order = None if shuffle_seed is None else numpy.random.default_rng(shuffle_seed).permutation(length)
     feature = data.features.get(columns.output)
     names = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else ()
-    view = data if columns.numbers == () else data.select_columns(list(columns.named))
+    view = data if made or columns.numbers == () else data.select_columns(list(columns.named))
 
     def rows(start: int) -> Iterator[tuple[str, dict[str, Any]]]:
         for first in range(start, length, 256):
             positions = range(first, min(first + 256, length))
             batch = view[[int(order[i]) for i in positions]] if order is not None else view[positions]
+            parts = {name: values.column(batch[name], name) for name in values.names_of(batch) or batch}
             for i, position in enumerate(positions):
                 number = position if order is None else int(order[position])
-                yield f"row {number}", {name: batch[name][i] for name in batch}
+                yield f"row {number}", {name: part[i] for name, part in parts.items()}
 
     stream = Stream(fingerprint, length, rows, columns, names)
-    return stream if columns.output is None else replace(stream, outputs=_different(data, stream))
+    return stream if made or columns.output is None else replace(stream, outputs=_different(data, stream))
 
 
 def _different(data: Any, stream: Stream) -> frozenset[str]:

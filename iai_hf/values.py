@@ -153,8 +153,13 @@ def label(value: Any, place: str, names: Sequence[str] = (), *, fractions: bool 
             f"{place} is {value}, outside the dataset's {len(names)} class names: the row has no label (-1 marks that "
             f"in many test splits); expected 0 to {len(names) - 1}: drop such rows, or take another split"
         )
-    if fractions and isinstance(value, float) and math.isfinite(value):
-        return repr(value)
+    if isinstance(value, float) and math.isfinite(value):
+        if fractions:
+            return repr(value)
+        raise DataError(
+            f"{place} is float {value}; expected text or a class number, which is whole: pandas makes fractions of a "
+            "column of class numbers where one is missing; drop such rows, or write the labels as text"
+        )
     return text(value, place)
 
 

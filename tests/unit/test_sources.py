@@ -209,11 +209,26 @@ def test_tables_are_data(data: Any) -> None:
     assert list(open_stream(data).records()) == [("a", "x"), ("b", "y")]
 
 
+@pytest.mark.parametrize("kind", [None, "numpy", "torch", "pandas", "arrow", "custom"])
+@pytest.mark.parametrize("seed", [None, 0])
+def test_a_datasets_format_does_not_matter(kind: str | None, seed: int | None) -> None:
+    features = datasets.Features({"input": datasets.Value("string"), "output": datasets.ClassLabel(names=NAMES)})
+    data = datasets.Dataset.from_dict({"input": ["a", "b"], "output": [1, 0]}, features=features)
+    if kind == "custom":
+        data = data.rename_column("input", "text").with_transform(lambda batch: {**batch, "input": batch["text"]})
+    else:
+        data = data.with_format(kind)
+    assert sorted(open_stream(data, shuffle_seed=seed).records()) == [("a", "yes"), ("b", "no")]
+
+
 @pytest.mark.parametrize(
     ("data", "words"),
     [
         (pandas.DataFrame({"input": ["a"], "label": ["x"]}), r"no column 'output'; found \['input', 'label'\]"),
         (pandas.DataFrame({"input": ["a", "b"], "output": ["x", None]}), "row 1: 'output' is missing"),
+        (pandas.DataFrame({"input": ["a", "b"], "output": [1, None]}), "class number, which is whole"),
+        (pandas.DataFrame([["a", "b", "c"]], columns=["input", "output", "input"]), "column 'input': got a DataFrame"),
+        ("https://example.com/data.csv", "is an address"),
         ({"input": ["a"], "output": ["x"]}, "Dataset.from_dict"),
         (["a text"], "row 0 is a str; expected a dictionary"),
         ([("a text", "label")], "row 0 is a tuple"),
