@@ -58,7 +58,7 @@ def check_own(path: Path, keys: Iterable[str], what: str) -> None:
     """
     try:
         found = json.loads(path.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return
     except (OSError, ValueError, RecursionError):
         found = None

@@ -91,6 +91,9 @@ class TaskState:
     """The task information `theta` of the paper: the only thing that adapting changes.
 
     `tensors` maps names to tensors, which nobody writes to; `header` tells what they belong to.
+
+    Raises:
+        StateError: a number is not finite, so that every answer would be NaN.
     """
 
     tensors: Mapping[str, torch.Tensor]
@@ -98,6 +101,14 @@ class TaskState:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tensors", MappingProxyType(dict(self.tensors)))
+        broken = [name for name, tensor in self.tensors.items() if not bool(tensor.isfinite().all())]
+        if broken:
+            raise StateError(
+                f"a state behind {self.header.examples:,} examples has numbers that are not finite, in "
+                f"{', '.join(broken)}; if it was read from a file, restore that from a copy; if it was just made, what "
+                "was saved before stands: look for inputs that are out of all proportion, lower the learning rate "
+                "where there is one, or load the backbone in float32"
+            )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return TaskState, (dict(self.tensors), self.header)  # between processes; on disk a state is safetensors

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -149,6 +150,26 @@ def test_threads_get_what_each_gets_alone(amortizer: Amortizer) -> None:
     with ThreadPoolExecutor(3) as pool:
         for found, expected in zip(pool.map(answers, range(3)), alone, strict=True):
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_an_update_that_is_not_finite_is_told_before_it_is_saved(
+    amortizer: Amortizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = adapt(amortizer, rows_of(amortizer, 16), output=tmp_path)
+    refine = amortizer.refine
+
+    def broken(*arguments: Any) -> Any:
+        tensors, counts = refine(*arguments)
+        return {
+            name: tensor * (math.nan if tensor.is_floating_point() else 1) for name, tensor in tensors.items()
+        }, counts
+
+    monkeypatch.setattr(amortizer, "refine", broken)
+    if not any(tensor.is_floating_point() for tensor in state.tensors.values()):
+        pytest.skip("the state holds no floats")
+    with pytest.raises(StateError, match="not finite"):
+        adapt(amortizer, rows_of(amortizer, 16), state, output=tmp_path)
+    assert same(TaskState.from_pretrained(tmp_path), state)
 
 
 def test_a_saved_state_is_the_same_state(amortizer: Amortizer, tmp_path: Path) -> None:

@@ -104,3 +104,17 @@ def test_labels_must_differ() -> None:
         TaskSpec("classification", ("a", "a"))
     with pytest.raises(DataError, match="kind"):
         TaskSpec("ranking")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_state_that_is_not_finite_is_neither_made_nor_saved_nor_read(value: float, tmp_path: Path) -> None:
+    sound = make({"w": torch.ones(2), "count": torch.ones(1, dtype=torch.int64)})
+    path = sound.save_pretrained(tmp_path) / STATE_FILE
+    before = path.read_bytes()
+    with pytest.raises(StateError, match="not finite, in w"):
+        sound.advance({"w": torch.tensor([1.0, value])}, sound.task, 1, {}).save_pretrained(tmp_path)
+    assert path.read_bytes() == before
+    sound.tensors["w"].fill_(value)  # as one that an older version wrote
+    sound.save_pretrained(tmp_path)
+    with pytest.raises(StateError, match="not finite, in w"):
+        TaskState.from_pretrained(tmp_path)
