@@ -151,7 +151,7 @@ class Backbone:
     @property
     def window(self) -> int:
         """Tokens that are read at once for a feature."""
-        return min(self.context, MAX_WINDOW, self.pipeline.max_tokens or MAX_WINDOW)
+        return min(self.context, MAX_WINDOW)
 
     @cached_property
     def special_tokens(self) -> tuple[list[int], list[int]]:

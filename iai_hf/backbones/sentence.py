@@ -44,12 +44,14 @@ class Dense:
 class Pipeline:
     """How hidden states become a text's vector; by default their mean.
 
+    A folder's `max_seq_length`, at which the library cuts a text, has no place here: longer texts are read whole, in
+    windows as wide as the model's positions (MiniLM on long newsgroup posts: .70, in windows of its 256 tokens .69).
+
     Attributes:
         modes: how they are pooled, of `MODES`; vectors of several are laid side by side.
         prompt: text that every text is read behind.
         pools_prompt: the prompt's hidden states count too.
         lowercase: texts are read in lower case.
-        max_tokens: longest sequence that the model was trained to read, special tokens included.
         stages: what a pooled vector goes through, in this order; None is a scaling to unit length.
     """
 
@@ -57,7 +59,6 @@ class Pipeline:
     prompt: str = ""
     pools_prompt: bool = True
     lowercase: bool = False
-    max_tokens: int | None = None
     stages: tuple[Dense | None, ...] = ()
 
     def size(self, hidden: int) -> int:
@@ -66,7 +67,7 @@ class Pipeline:
         return len(dense[-1].weight) if dense else hidden * len(self.modes)
 
     def described(self) -> bytes:
-        """What tells pipelines apart; nothing for a plain mean. Length is left out, it changes no direction."""
+        """What tells pipelines apart; nothing for a plain mean."""
         import torch
 
         dense = any(self.stages)
@@ -165,7 +166,6 @@ def read_pipeline(folder: Path) -> tuple[Pipeline, Path] | None:
                 f"{folder} has a module {kind!r}, whose work is not known here (known are Transformer, Pooling, Dense, "
                 "Normalize, Dropout): choose another encoder"
             )
-    length = settings.get("max_seq_length")
     modes = _modes(pooling)
     if modes == ("mean_sqrt_len_tokens",) and not any(stages):
         modes = ("mean",)  # of unit length they are the same
@@ -174,7 +174,6 @@ def read_pipeline(folder: Path) -> tuple[Pipeline, Path] | None:
         prompt=_prompt(folder),
         pools_prompt=bool(pooling.get("include_prompt", True)),
         lowercase=bool(settings.get("do_lower_case")),
-        max_tokens=int(length) if length else None,
         stages=tuple(stages),
     )
     return pipeline, parts[0][1]

@@ -105,6 +105,21 @@ def test_what_is_damaged_is_refused_by_name(tmp_path: Path, fault: str) -> None:
         load_backbone(str(tmp_path), dtype="float32")
 
 
+@pytest.mark.parametrize("damage", ["cut", "lost"])
+def test_a_damaged_shard_is_refused(tmp_path: Path, damage: str) -> None:
+    tiny.make(tmp_path, "llama")
+    (tmp_path / "model.safetensors").unlink()
+    tiny.model("llama").save_pretrained(tmp_path, max_shard_size="60KB")
+    load_backbone(str(tmp_path), dtype="float32")
+    shard = sorted(tmp_path.glob("model-*.safetensors"))[-1]
+    content = shard.read_bytes()
+    shard.unlink()
+    if damage == "cut":
+        shard.write_bytes(content[:-8])
+    with pytest.raises(BackboneError, match="whole safetensors weights"):
+        load_backbone(str(tmp_path), dtype="float32")
+
+
 @pytest.mark.parametrize("device", ["nonsense", "cuda:99", "meta", "", "mps"])
 def test_a_device_that_is_not_there_is_refused(tmp_path: Path, device: str) -> None:
     tiny.make(tmp_path, "bert")
