@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from weakref import WeakKeyDictionary
 
-from iai_hf import __version__, hub, values
+from iai_hf import __version__, hub, shipped, values
 from iai_hf.adapt import adapt
 from iai_hf.backbones import Backbone
 from iai_hf.errors import ConfigError, DataError, StateError
@@ -32,6 +32,24 @@ from iai_hf.threads import computing
 
 if TYPE_CHECKING:
     import torch
+
+
+TRAINING_FILE = "training.json"
+
+
+def published(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """An amortizer's `config.json` and `training.json` as the Hub gets them: of folders here, the name alone."""
+    found = {}
+    if CONFIG_FILE in files:
+        values = json.loads(files[CONFIG_FILE])
+        values["base_model_name_or_path"] = hub.public(values["base_model_name_or_path"])
+        values["config"] = shipped.public(values["config"])
+        found[CONFIG_FILE] = json.dumps(values, indent=2).encode()
+    if TRAINING_FILE in files:
+        values = json.loads(files[TRAINING_FILE])
+        values["config"]["backbone"] = hub.public(values["config"]["backbone"])
+        found[TRAINING_FILE] = json.dumps(values, indent=2).encode()
+    return found
 
 
 class Amortizer(ABC):
@@ -111,6 +129,7 @@ class Amortizer(ABC):
             backbone_revision=self.backbone.revision,
             backbone_fingerprint=self.backbone.fingerprint,
             backbone_source=self.backbone.source,
+            weights_digest=self.weights_digest,
             task=task,
         )
         return TaskState(self.initial(task), header)
@@ -257,6 +276,11 @@ class Amortizer(ABC):
 
     # Identity and files.
 
+    @property
+    def weights_digest(self) -> str | None:
+        """Digest of learned weights, None for a method that has none."""
+        return None
+
     @cached_property
     def fingerprint(self) -> str:
         """Digest of what decides how a state evolves: method and configuration without `answer_settings`."""
@@ -289,12 +313,19 @@ class Amortizer(ABC):
             this = _weights(self.backbone.fingerprint, self.backbone.source)
             raise StateError(
                 f"the state belongs to backbone {header.backbone!r} ({made_on}), this is {self.backbone.name!r} "
-                f"({this}); load that one, or adapt anew"
+                f"({this}); load that one (--backbone, --revision), or adapt anew"
             )
         ours = self._settings(header.config)
         # Those of older states cover all settings.
         if header.amortizer != self.fingerprint and header.amortizer != self.digest(ours):
             other = {key: value for key, value in header.config.items() if ours.get(key) != value}
+            other = {key: value for key, value in other.items() if key not in shipped.WHENCE}
+            if not other:
+                raise StateError(
+                    f"the state belongs to weights {header.config.get('weights')!r} "
+                    f"({str(header.weights_digest)[:8]}), these are {ours.get('weights')!r} "
+                    f"({str(self.weights_digest)[:8]}); give those (--weights), or adapt anew"
+                )
             raise StateError(f"the state was made with another configuration of {self.method!r}: {other}; use that one")
 
     def save_pretrained(self, directory: str | Path) -> Path:
@@ -338,6 +369,7 @@ class Amortizer(ABC):
 
         Raises:
             HubError: refused or cut off; what was saved is kept, and the message says how to push it again.
+            DataError: README.md was edited both in `directory` and on the Hub.
         """
         from iai_hf.card import amortizer_card
 
@@ -346,8 +378,10 @@ class Amortizer(ABC):
             "config": dataclasses.asdict(self.config),
             "backbone": self.backbone.name,
         }
+        card = amortizer_card(described, repo_id, tags)
+        files, contents = hub.AMORTIZER_FILES, published(self.contents())
         return hub.publish(
-            self.save_pretrained, amortizer_card(described, repo_id, tags), repo_id, directory, **pushing
+            self.save_pretrained, repo_id, directory, card=card, only=files, contents=contents, **pushing
         )
 
     def _check_task(self, task: TaskSpec) -> None:

@@ -8,7 +8,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from iai_hf import hub
+from iai_hf import hub, shipped
 from iai_hf.backbones import Backbone, load_backbone
 from iai_hf.config import read_config, read_stored
 from iai_hf.errors import ConfigError
@@ -71,7 +71,7 @@ class AutoAmortizer:
             loading["revision"] = revision  # the one asked for is the amortizer's own
         loaded = load_backbone(chosen, **loading) if isinstance(chosen, str) else chosen
         reading = read_config if method == str(name) else read_stored
-        made = cls(loaded, reading(cls.config_class, {**settings, **(config or {})}))
+        made = cls(loaded, reading(cls.config_class, _located({**settings, **(config or {})}, downloading)))
         if Path(name).is_dir() and _describe(name, {}) != described:
             raise ConfigError(f"{name} was written anew while it was read; load it again")
         return made
@@ -84,23 +84,28 @@ class AutoAmortizer:
     @staticmethod
     def for_state(
         state: TaskState,
-        backbone: Backbone | None = None,
+        backbone: str | Backbone | None = None,
         *,
         config: Mapping[str, Any] | None = None,
+        weights: str | None = None,
+        adapter: str | None = None,
         **loading: Any,
     ) -> Amortizer:
         """The amortizer that made `state`, on its backbone, both rebuilt from the state's header.
 
         Args:
+            backbone: Hub id, folder, or one that is loaded already, where the state's own can't be had by its name.
             config: settings of answering that differ from the state's, e.g. `max_new_tokens`.
+            weights, adapter: the amortizer's repository or folder, and the feature adapter's, where they are elsewhere.
+            loading: for the backbone and for repositories; `revision` is the backbone's.
 
         Raises:
-            StateError: the backbone of that name has changed since.
-            ConfigError: a setting that is unknown, or that a state is made with.
+            StateError: the backbone or the weights are others than the state was made with.
+            BackboneError, HubError: one of them can't be had.
+            ConfigError: likewise; or a setting that is unknown, or that a state is made with.
         """
         header = state.header
         cls = amortizer_class(header.method)
-        settings: Any = read_stored(cls.config_class, {**header.config, **(config or {})})
         fixed = sorted(set(config or ()) - set(cls.answer_settings))
         if fixed:
             free = ", ".join(cls.answer_settings) or "none"
@@ -108,10 +113,28 @@ class AutoAmortizer:
                 f"{', '.join(fixed)} is what a state of {header.method!r} is made with; what can be changed for a "
                 f"state that stands: {free}. Adapt anew with other settings"
             )
-        loaded = backbone or load_backbone(header.backbone, **{"revision": header.backbone_revision, **loading})
+        moved = {key: value for key, value in (("weights", weights), ("adapter", adapter)) if value is not None}
+        if backbone is None:
+            loading = {"revision": header.backbone_revision, **loading}
+        downloading = {key: value for key, value in loading.items() if key in hub.DOWNLOADING}
+        located = _located({**header.config, **(config or {}), **moved}, downloading)
+        settings: Any = read_stored(cls.config_class, located)
+        chosen = backbone or header.backbone
+        loaded = load_backbone(chosen, **loading) if isinstance(chosen, str) else chosen
         amortizer = cls(loaded, settings)
         amortizer.check(state)
         return amortizer
+
+
+def _located(settings: Mapping[str, Any], downloading: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with the folders of learned weights, fetched as everything else is, so that they load from there."""
+    plain = {key: value for key, value in downloading.items() if key != "revision"}
+    found = dict(settings)
+    for key, file in shipped.WHENCE.items():
+        source = settings.get(key)
+        if isinstance(source, str) and source != shipped.AUTO:
+            found[key] = str(shipped.locate(source, file, **plain).folder)
+    return found
 
 
 def _describe(name: str | Path, downloading: Mapping[str, Any]) -> tuple[str, dict[str, Any], str, str | None]:
@@ -139,4 +162,6 @@ def _describe(name: str | Path, downloading: Mapping[str, Any]) -> tuple[str, di
         )
     if (folder / WEIGHTS_FILE).is_file():
         config = {**config, "weights": str(folder)}
+    elif shipped.DIGEST in values:
+        raise ConfigError(f"{folder} lacks {WEIGHTS_FILE}, which its {CONFIG_FILE} tells of; restore it from a copy")
     return method, config, base, revision

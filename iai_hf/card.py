@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from iai_hf import __version__
 from iai_hf.backbones.numeric import PREFIX
 from iai_hf.curve import CURVE_FILE
+from iai_hf.hub import is_folder, public
+from iai_hf.shipped import WHENCE
 
 if TYPE_CHECKING:
     from iai_hf.state import TaskState
@@ -45,6 +47,8 @@ def state_card(
         "generation": "text",
         "regression": "a number",
     }
+    own = {"backbone": header.backbone, **{key: header.config.get(key) for key in WHENCE}}
+    folders = "".join(f', {what}="{public(name)}"' for what, name in own.items() if name and is_folder(name))
     asked = "a text"
     query = '"a text to answer"'
     pipeline = PIPELINES[task.kind]
@@ -59,10 +63,10 @@ def state_card(
         pipeline,
         ["task-state", *tags],
         f"A task state: what `{header.method}` made of {header.examples:,} examples in {header.steps:,} chunks, in "
-        f"{state.nbytes / 1000:,.0f} kB, on the frozen backbone `{header.backbone}`. It answers {asked} with "
+        f"{state.nbytes / 1000:,.0f} kB, on the frozen backbone `{public(header.backbone)}`. It answers {asked} with "
         f"{answers[task.kind]}.",
         f'from iai_hf import TaskState\n\nstate = TaskState.from_pretrained("{repo_id}")\n'
-        f"print(state.predict([{query}]).outputs)",
+        f"print(state.predict([{query}]{folders}).outputs)",
         evaluation,
         {"license": license, "datasets": list(header.datasets) or None},
     )
@@ -71,7 +75,7 @@ def state_card(
 def amortizer_card(described: Mapping[str, Any], repo_id: str, tags: Sequence[str] = ()) -> str:
     """Card of an amortizer, from what `AutoAmortizer.describe` says of it."""
     method, backbone, config = described["method"], described["backbone"], described["config"]
-    settings = ", ".join(f"{key} {value}" for key, value in sorted(config.items()) if key != "weights")
+    settings = ", ".join(f"{key} {value}" for key, value in sorted(config.items()) if key not in WHENCE)
     rows = (
         '    [{"input": "a good film", "output": "positive"}, {"input": "a dull film", "output": "negative"}]\n)\n'
         'print(amortizer.predict(state, ["a fine film"]).outputs)'
@@ -84,6 +88,7 @@ def amortizer_card(described: Mapping[str, Any], repo_id: str, tags: Sequence[st
             f'    [{{{filled}, "output": str({output})}} for i in range(8)],\n    columns=Columns(numbers=()),\n)\n'
             f"print(amortizer.predict(state, [({', '.join('0.0' for _ in names)},)]).outputs)"
         )
+    folder = f', backbone="{public(backbone)}"' if is_folder(backbone) else ""
     imports = "from iai_hf import AutoAmortizer\n"
     if backbone.startswith(PREFIX):
         imports += "from iai_hf.data import Columns\n"
@@ -93,9 +98,9 @@ def amortizer_card(described: Mapping[str, Any], repo_id: str, tags: Sequence[st
         backbone,
         None,
         ["amortizer", *tags],
-        f"An amortizer: `{method}` on the frozen backbone `{backbone}`, with {settings}. It adapts to a labelled "
-        "dataset of any length, chunk by chunk.",
-        f'{imports}\namortizer = AutoAmortizer.from_pretrained("{repo_id}")\nstate = amortizer.adapt(\n{rows}',
+        f"An amortizer: `{method}` on the frozen backbone `{public(backbone)}`, with {settings}. It adapts to a "
+        "labelled dataset of any length, chunk by chunk.",
+        f'{imports}\namortizer = AutoAmortizer.from_pretrained("{repo_id}"{folder})\nstate = amortizer.adapt(\n{rows}',
     )
 
 
@@ -112,7 +117,7 @@ def _card(
 ) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
-    on_hub = backbone.count("/") == 1 and not backbone.startswith(("/", ".", PREFIX))
+    on_hub = not is_folder(backbone) and not backbone.startswith(PREFIX)
     last: Mapping[str, Any] = evaluation["curve"][-1] if evaluation else {}
     results = [
         EvalResult(

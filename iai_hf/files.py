@@ -17,6 +17,7 @@ from iai_hf.errors import StateError
 STATE_FILE = "state.safetensors"
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+ADAPTER_FILE = "adapter.safetensors"
 _WRITING = threading.Lock()  # held while files that belong together are written
 _CLAIMS = threading.local()  # `paths`: folders that this thread's run holds
 

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from iai_hf import __version__
-from iai_hf.errors import HubError
-from iai_hf.files import beside
+from iai_hf import __version__, readme
+from iai_hf.errors import DataError, HubError
+from iai_hf.files import beside, write_whole
 
 ALLOWED = ["*.json", "*.safetensors", "*.md", "*.png"]
 AMORTIZER_FILES = ["config.json", "model.safetensors", "training.json", "README.md"]  # without a run's checkpoint
 STATE_FILES = ["config.json", "state.safetensors", "evaluation.json", "README.md", "*.png"]
+EVALUATION_FILES = ["evaluation.json", "curve.png"]  # which may be of another state
 DOWNLOADING = ("revision", "token", "cache_dir", "local_files_only", "force_download")
-
-
 CARD_FILE = "README.md"
 
 
@@ -98,30 +97,51 @@ def push(
     revision: str | None = None,
     create_pr: bool = False,
     only: Sequence[str] = ALLOWED,
+    ignore: Sequence[str] = (),
+    contents: Mapping[str, bytes] | None = None,
+    card: str | None = None,
 ) -> str:
     """Upload a folder's files, in one commit; the commit's, or the pull request's, address.
 
     Args:
-        only: patterns of the files that are uploaded.
+        only, ignore: patterns of the files that are uploaded, and of those that are not.
+        contents: what goes there instead of the files of these names.
+        card: generated; it is written into the folder's README.md, where what a user wrote around it stays, there and
+            on the Hub.
 
     Raises:
         HubError: refused, or the transfer failed; the folder is as it was, and the message says how to push it again.
+        DataError: a README.md can't be read, or was edited in both places.
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub.utils import filter_repo_objects
 
     api = HfApi(token=token, library_name="iai_hf", library_version=__version__)
     try:
         api.create_repo(repo_id, private=private, exist_ok=True)
         if revision is not None and not create_pr:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        done = api.upload_folder(
-            repo_id=repo_id,
-            folder_path=folder,
-            allow_patterns=list(only),
+        if card is not None:
+            here = folder / CARD_FILE
+            mine = here.read_text(encoding="utf-8") if here.is_file() else None
+            theirs = _readme(api, repo_id, None if create_pr else revision)
+            whole = readme.combined(card, mine, theirs, str(folder)).encode()
+            contents = {**(contents or {}), CARD_FILE: whole}
+        files: dict[str, Any] = {path.name: path for path in sorted(folder.iterdir()) if path.is_file()}
+        files |= contents or {}
+        chosen = filter_repo_objects(files, allow_patterns=list(only), ignore_patterns=list(ignore))
+        operations = [CommitOperationAdd(name, files[name]) for name in chosen]
+        done = api.create_commit(
+            repo_id,
+            operations,
             commit_message=commit_message or f"Upload with iai_hf {__version__}",
             revision=revision,
             create_pr=create_pr,
         )
+        if card is not None:
+            write_whole(here, whole)  # not before: as long as it is not pushed, it counts as edited
+    except DataError:
+        raise
     except Exception as error:  # the client has a type for each; the remedy is one
         raise HubError(
             f"can't push to {repo_id!r} ({_reason(error, token)}); {folder} is as it was: check the id and your access "
@@ -130,18 +150,39 @@ def push(
     return str(done.pr_url or done.commit_url)
 
 
-def publish(
-    save: Callable[[Path], object], card: str, repo_id: str, directory: str | Path | None, **pushing: Any
-) -> str:
-    """Save something with its card into a folder, and `push` it; the folder is kept where it was named or that fails.
+def _readme(api: Any, repo_id: str, revision: str | None) -> str | None:
+    """The repository's README.md, None where it has none yet."""
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        path = api.hf_hub_download(repo_id, CARD_FILE, revision=revision)
+    except EntryNotFoundError:
+        return None
+    return Path(path).read_text(encoding="utf-8")
+
+
+def publish(save: Callable[[Path], object], repo_id: str, directory: str | Path | None, **pushing: Any) -> str:
+    """Save something into a folder, and `push` it; the folder is kept where it was named or that fails.
 
     Raises:
-        HubError: as `push`.
+        HubError, DataError: as `push`.
     """
     with staged(directory) as folder:
         save(folder)
-        (folder / CARD_FILE).write_text(card, encoding="utf-8")
         return push(folder, repo_id, **pushing)
+
+
+def public(name: str) -> str:
+    """A backbone's or weights' name as it may be published: of a folder, its last part, as `./part`.
+
+    The way to a folder is of no use elsewhere; what is left can't be taken for a repository's id.
+    """
+    return f"./{Path(name).name}" if is_folder(name) else name
+
+
+def is_folder(name: str) -> bool:
+    """Whether a name is that of a folder, here or on the machine where it was written down, and no Hub id."""
+    return Path(name).is_absolute() or name.startswith(".") or Path(name).is_dir()
 
 
 def _reason(error: Exception, token: str | bool | None) -> str:

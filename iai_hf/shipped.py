@@ -1,24 +1,31 @@
-"""Shipped weights: which of those in the package belong to a method and a backbone."""
+"""Learned weights: those in the package, and which belong to a method and a backbone; those of folders and the Hub."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from iai_hf import hub
 from iai_hf.errors import ConfigError
-from iai_hf.files import CONFIG_FILE, WEIGHTS_FILE
+from iai_hf.files import ADAPTER_FILE, CONFIG_FILE, WEIGHTS_FILE
 
 if TYPE_CHECKING:
     from iai_hf.backbones import Backbone
 
+AUTO = "auto"
+# Settings that say where learned weights are, and the file that is there; their digests say which they are.
+WHENCE = {"weights": WEIGHTS_FILE, "adapter": ADAPTER_FILE}
 FOLDER = Path(__file__).parent / "weights"
 # Settings that weights do not depend on.
 DESCRIBES_READING = ("max_tokens", "weights", "budget", "half_life", "calibrate", "max_new_tokens", "passes", "adapter")
 DIGEST = "weights_sha256"
+CACHED = re.compile(r"/models--([^/]+?)--([^/]+)/snapshots/([0-9a-f]{40})$")  # a repository in a cache of the Hub's
 READINGS, PAUSE = 10, 0.1  # of a pair of files that someone may be writing: times, and seconds between them
 
 
@@ -56,8 +63,10 @@ def describe(folder: Path) -> dict[str, Any]:
 
 
 def described(config: bytes, weights: bytes) -> bytes:
-    """A `config.json` that also tells which weights it belongs to."""
-    return json.dumps({**json.loads(config), DIGEST: hashlib.sha256(weights).hexdigest()}, indent=2).encode()
+    """A `config.json` that tells which weights it belongs to: those beside it, wherever they came from."""
+    values = json.loads(config)
+    values |= {"config": {**values["config"], "weights": None}, DIGEST: hashlib.sha256(weights).hexdigest()}
+    return json.dumps(values, indent=2).encode()
 
 
 def read(folder: Path) -> tuple[dict[str, Any], bytes]:
@@ -83,15 +92,49 @@ def read(folder: Path) -> tuple[dict[str, Any], bytes]:
     )
 
 
-def folder(source: str, file: str = WEIGHTS_FILE) -> Path:
-    """Where the weights named, or the folder, are; `file` is what stands there.
+class Located(NamedTuple):
+    """Weights: the name by which a state tells of them, of a repository's `user/name@commit`; and their folder."""
+
+    name: str
+    folder: Path
+
+
+def locate(source: str, file: str = WEIGHTS_FILE, **downloading: Any) -> Located:
+    """Where weights are: shipped ones by their name, a folder, or a repository, `user/name` or `user/name@revision`.
+
+    Args:
+        file: what stands there.
+        downloading: `token`, `cache_dir`, `local_files_only`, `force_download`.
 
     Raises:
-        ConfigError: neither.
+        ConfigError: there are none.
+        HubError: the repository can't be had.
     """
-    for path in (FOLDER / source, Path(source)):
+    path = FOLDER / source if source in names() else Path(os.path.abspath(source))
+    if path.parent == FOLDER:
+        return Located(path.name, path)
+    cached = CACHED.search(path.as_posix())
+    name = "{}/{}@{}".format(*cached.groups()) if cached else str(path)
+    if (path / file).is_file():
+        return Located(name, path)
+    if cached:  # of a cache elsewhere
+        source = name
+    repository, _, revision = source.partition("@")
+    if hub.is_repository_id(repository) and not path.exists():
+        path = hub.fetch(repository, **{**downloading, "revision": revision or None})
         if (path / file).is_file():
-            return path
+            return Located(f"{repository}@{path.name}", path)
+        raise ConfigError(f"repository {source!r} has no {file}; expected an amortizer with learned weights")
     raise ConfigError(
-        f"no weights {source!r}: expected a folder with {file}, or one of {', '.join(names()) or '(none)'}"
+        f"no weights {source!r}: expected a folder with {file}, the repository of an amortizer (user/name), or "
+        f"one of {', '.join(names()) or '(none)'}; for a state say where they are now (--weights or "
+        "--adapter, in Python weights= or adapter=)"
     )
+
+
+def public(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration as it may be published: of folders of learned weights, the name alone; see `hub.public`."""
+    return {
+        key: hub.public(value) if key in WHENCE and isinstance(value, str) and value not in names() else value
+        for key, value in config.items()
+    }

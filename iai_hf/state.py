@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from iai_hf import __version__, hub
+from iai_hf import __version__, hub, shipped
 from iai_hf.errors import DataError, StateError
 from iai_hf.files import CONFIG_FILE, STATE_FILE, check_own, write_together
 from iai_hf.task import Prediction, TaskSpec
@@ -47,6 +47,7 @@ class StateHeader:
         backbone_revision: commit that the backbone was at, None where it has none.
         backbone_fingerprint: digest of the backbone's weights and tokenizer.
         backbone_source: where its weights came from, in words; "" where that was not noted.
+        weights_digest: digest of the learned weights that `config` names, None where there are none.
         task: kind and label names.
         examples, steps: examples and chunks absorbed over all streams.
         counts: what the method has to tell, e.g. texts cut at `max_tokens`, demonstrations left out.
@@ -67,6 +68,7 @@ class StateHeader:
     backbone_revision: str | None = None
     backbone_source: str = ""
     datasets: tuple[str, ...] = ()
+    weights_digest: str | None = None
 
     def to_json(self) -> str:
         """One line, keys in order."""
@@ -127,7 +129,14 @@ class TaskState:
     def digest(self) -> str:
         """Of all that its answers depend on: tensors, task, and who made it; not of where backbone or data lie."""
         header = self.header
-        made = [header.amortizer, header.backbone_fingerprint, dataclasses.asdict(header.task), header.examples]
+        settings = {key: value for key, value in header.config.items() if key not in shipped.WHENCE}
+        made = [
+            header.amortizer,
+            settings,
+            header.backbone_fingerprint,
+            dataclasses.asdict(header.task),
+            header.examples,
+        ]
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
         return _digest(plain, json.dumps(made, sort_keys=True))
 
@@ -165,6 +174,20 @@ class TaskState:
         Raises:
             StateError: the folder can't be made or written, is full, or holds another thing's `config.json`.
         """
+        directory = Path(directory)
+        check_folder(directory)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            write_together(directory, self.contents())
+        except OSError as error:
+            raise StateError(
+                f"can't write the state to {directory}: {error.strerror or error}; "
+                "what stood there before is untouched: free space or choose another folder"
+            ) from error
+        return directory
+
+    def contents(self) -> dict[str, bytes]:
+        """What `save_pretrained` writes: each file's bytes by its name."""
         from safetensors.torch import save
 
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(self.tensors.items())}
@@ -176,19 +199,15 @@ class TaskState:
             "header": header,
             "digest": _digest(tensors, header),
         }
-        directory = Path(directory)
-        check_folder(directory)
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            readable = {**json.loads(header), "format_version": FORMAT_VERSION, "library_version": __version__}
-            described = json.dumps(readable, indent=2, ensure_ascii=False).encode()
-            write_together(directory, {STATE_FILE: save(tensors, metadata), CONFIG_FILE: described})
-        except OSError as error:
-            raise StateError(
-                f"can't write the state to {directory}: {error.strerror or error}; "
-                "what stood there before is untouched: free space or choose another folder"
-            ) from error
-        return directory
+        readable = {**json.loads(header), "format_version": FORMAT_VERSION, "library_version": __version__}
+        described = json.dumps(readable, indent=2, ensure_ascii=False).encode()
+        return {STATE_FILE: save(tensors, metadata), CONFIG_FILE: described}
+
+    def published(self) -> TaskState:
+        """The same state as the Hub gets it: of folders here, which mean nothing elsewhere, the name alone."""
+        config, backbone = shipped.public(self.header.config), hub.public(self.header.backbone)
+        header = dataclasses.replace(self.header, backbone=backbone, config=config)
+        return TaskState(self.tensors, header)
 
     @classmethod
     def from_pretrained(cls, directory: str | Path, **downloading: Any) -> TaskState:
@@ -239,15 +258,15 @@ class TaskState:
 
         Args:
             config: settings of answering that differ from the state's, e.g. `max_new_tokens`.
-            loading: for the backbone; see `load_backbone`. Other ones than in the call before load it anew.
+            loading: see `AutoAmortizer.for_state`. Other ones than in the call before load the backbone anew.
         """
         with _LOADING:
             kept = self.__dict__.get("_amortizer")
             if kept is None or kept[:2] != (config, loading):
                 from iai_hf.auto import AutoAmortizer  # the state is the ground that amortizers stand on
 
-                backbone = kept[2].backbone if kept is not None and kept[1] == loading else None
-                kept = (config, loading, AutoAmortizer.for_state(self, backbone, config=config, **loading))
+                standing = {"backbone": kept[2].backbone.plain} if kept is not None and kept[1] == loading else {}
+                kept = (config, loading, AutoAmortizer.for_state(self, config=config, **{**loading, **standing}))
                 object.__setattr__(self, "_amortizer", kept)
         return kept[2].predict(self, queries)
 
@@ -270,13 +289,16 @@ class TaskState:
 
         Raises:
             HubError: refused or cut off; what was saved is kept, and the message says how to push it again.
+            DataError: README.md was edited both in `directory` and on the Hub.
         """
         from iai_hf.card import state_card
         from iai_hf.curve import read_evaluation
 
         evaluation = read_evaluation(Path(directory), self) if directory is not None else None
         card = state_card(self, repo_id, tags, evaluation, license)
-        return hub.publish(self.save_pretrained, card, repo_id, directory, **pushing)
+        chosen = {"only": hub.STATE_FILES, "ignore": () if evaluation else hub.EVALUATION_FILES}
+        contents = self.published().contents()
+        return hub.publish(self.save_pretrained, repo_id, directory, card=card, contents=contents, **chosen, **pushing)
 
 
 def check_folder(directory: Path) -> None:

@@ -29,10 +29,10 @@ def main() -> None:
     for name in tqdm(args.names, desc="push", unit=" amortizers"):
         with hub.staged(None) as folder:
             shutil.copytree(shipped.FOLDER / name, folder, dirs_exist_ok=True)
-            shutil.copy(CARDS / f"{name}.md", folder / hub.CARD_FILE)
             for picture in CARDS.glob(f"{name}.png"):
                 shutil.copy(picture, folder)
-            print(hub.push(folder, f"{args.namespace}/{name}", private=args.private or None))
+            card = (CARDS / f"{name}.md").read_text(encoding="utf-8")
+            print(hub.push(folder, f"{args.namespace}/{name}", private=args.private or None, card=card))
 
 
 if __name__ == "__main__":

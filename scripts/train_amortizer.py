@@ -26,7 +26,7 @@ import torch
 from accelerate import Accelerator
 
 from iai_hf import AutoAmortizer, hub, load_backbone
-from iai_hf.amortizer import Amortizer
+from iai_hf.amortizer import Amortizer, published
 from iai_hf.amortizers.frozen_features import FrozenFeatures
 from iai_hf.amortizers.gradient import Gradient
 from iai_hf.amortizers.learned import Learned
@@ -169,8 +169,9 @@ def main() -> None:
         write_whole(args.output_dir / "training.json", json.dumps(record, indent=2).encode())
         if args.push_to_hub:
             described = {**AutoAmortizer.describe(args.output_dir), "backbone": config.backbone}
-            write_whole(args.output_dir / hub.CARD_FILE, amortizer_card(described, args.hub_model_id).encode())
-            print(hub.push(args.output_dir, args.hub_model_id, only=hub.AMORTIZER_FILES))
+            card = amortizer_card(described, args.hub_model_id)
+            contents = published({path.name: path.read_bytes() for path in args.output_dir.glob("*.json")})
+            print(hub.push(args.output_dir, args.hub_model_id, only=hub.AMORTIZER_FILES, contents=contents, card=card))
         print(f"{args.output_dir}: weights of step {progress.best_step}, validation loss {progress.best:.4f}")
     accelerator.end_training()
 

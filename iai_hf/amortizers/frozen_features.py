@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from iai_hf import shipped
 from iai_hf.amortizers.learned import AUTO, Learned
 from iai_hf.backbones import Backbone
-from iai_hf.backbones.adapter import ADAPTER, ADAPTER_FILE, FeatureAdapter
+from iai_hf.backbones.adapter import ADAPTER, FeatureAdapter
 from iai_hf.config import ABSENT, require
+from iai_hf.files import ADAPTER_FILE
 from iai_hf.heads import TEMPLATES, Head
 from iai_hf.task import Chunk, Prediction, TaskSpec
 
@@ -61,7 +62,8 @@ class FrozenFeatures(Learned):
         config = config if config is not None else self.config_class()
         source = shipped.find(ADAPTER, {}, backbone) if config.adapter == AUTO else config.adapter
         if source is not None:
-            backbone = FeatureAdapter.load(shipped.folder(source, ADAPTER_FILE)).merged(backbone)
+            source, folder = shipped.locate(source, ADAPTER_FILE)
+            backbone = FeatureAdapter.load(folder).merged(backbone)
             log.info("%s: features learned by %s", self.method, source)
         super().__init__(backbone, dataclasses.replace(config, adapter=source))
 

@@ -16,20 +16,19 @@ from iai_hf.amortizer import Amortizer
 from iai_hf.backbones import Backbone
 from iai_hf.errors import ConfigError
 from iai_hf.files import CONFIG_FILE, WEIGHTS_FILE
+from iai_hf.shipped import AUTO, WHENCE
 
 if TYPE_CHECKING:
     import torch
 
 log = logging.getLogger(__name__)
-AUTO = "auto"
-WHENCE = ("weights", "adapter")  # settings that say where learned weights come from; their digests say which they are
 
 
 class Learned(Amortizer):
     """A subclass makes its `module`; its configuration has `weights`.
 
-    `weights` is the name of shipped ones, or a folder; None for the module at its initial value, a known solver;
-    "auto" for the shipped ones that belong to the backbone, where there are any.
+    `weights` is the name of shipped ones, a folder or a repository, see `shipped.locate`; None for the module at its
+    initial value, a known solver; "auto" for the shipped ones that belong to the backbone, where there are any.
     """
 
     def __init__(self, backbone: Backbone, config: Any = None) -> None:
@@ -40,8 +39,10 @@ class Learned(Amortizer):
             source = shipped.find(self.method, dataclasses.asdict(self.config), backbone)
             self.config = dataclasses.replace(self.config, weights=source)
         if source is not None:
-            self._load(shipped.folder(source))
-            log.info("%s: learned weights of %s", self.method, source)
+            where = shipped.locate(source)
+            self._load(where.folder)
+            self.config = dataclasses.replace(self.config, weights=where.name)
+            log.info("%s: learned weights of %s", self.method, where.name)
 
     @abstractmethod
     def make_module(self) -> torch.nn.Module:
@@ -51,6 +52,16 @@ class Learned(Amortizer):
         """Of the method with such settings, and of the learned weights; where these came from does not matter."""
         values = {key: value for key, value in settings.items() if key not in WHENCE}
         digest = hashlib.sha256(json.dumps([self.method, values], sort_keys=True).encode())
+        for name, tensor in sorted(self.module.state_dict().items()):
+            digest.update(name.encode() + tensor.numpy().tobytes())
+        return digest.hexdigest()[:32]
+
+    @property
+    def weights_digest(self) -> str | None:
+        """Digest of the learned weights, None where there are none."""
+        if self.config.weights is None:
+            return None
+        digest = hashlib.sha256()
         for name, tensor in sorted(self.module.state_dict().items()):
             digest.update(name.encode() + tensor.numpy().tobytes())
         return digest.hexdigest()[:32]
@@ -70,8 +81,9 @@ class Learned(Amortizer):
         made, content = shipped.read(folder)
         if (made["method"], made["backbone_fingerprint"]) != (self.method, self.backbone.plain.fingerprint):
             raise ConfigError(
-                f"the weights in {folder} belong to {made['method']!r} on {made['base_model_name_or_path']}, this is "
-                f"{self.method!r} on {self.backbone.name}; use those, or train others (scripts/train_amortizer.py)"
+                f"the weights in {folder} belong to {made['method']!r} on {made['base_model_name_or_path']} "
+                f"({made['backbone_fingerprint'][:8]}), this is {self.method!r} on {self.backbone.name} "
+                f"({self.backbone.fingerprint[:8]}); use those, or train others (scripts/train_amortizer.py)"
             )
         try:
             weights = load(content)

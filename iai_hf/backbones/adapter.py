@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from iai_hf.backbones.low_rank import LowRank
 from iai_hf.errors import ConfigError
-from iai_hf.files import CONFIG_FILE, write_together
+from iai_hf.files import ADAPTER_FILE, CONFIG_FILE, write_together
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from iai_hf.backbones.backbone import Backbone
 
 ADAPTER = "feature-adapter"  # what `config.json` beside one says in the place of a method
-ADAPTER_FILE = "adapter.safetensors"
 
 
 @dataclass(frozen=True, eq=False)

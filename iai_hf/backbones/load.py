@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+import os
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,6 +67,8 @@ def load_backbone(
         local_files_only=local_files_only,
         force_download=force_download,
     )
+    if found.folder == Path(name):  # of a folder, where it is: a relative name would be another's elsewhere
+        name = os.path.abspath(name)
     pipeline, folder = read_pipeline(found.folder) or (None, found.folder)
     _refuse_foreign(folder)
     spread = {} if device_map is None else {"device_map": device_map}

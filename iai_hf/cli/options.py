@@ -44,6 +44,20 @@ AllowUnseenLabels = Annotated[
 BackboneOption = Annotated[
     str | None, typer.Option("--backbone", help="Hub id or folder; by default the method's own.")
 ]
+StateBackbone = Annotated[
+    str | None,
+    typer.Option("--backbone", help="Hub id or folder of the state's backbone, where it is elsewhere now."),
+]
+StateRevision = Annotated[
+    str | None, typer.Option("--revision", help="Branch, tag or commit of the backbone, where the state's own is gone.")
+]
+StateWeights = Annotated[
+    str | None,
+    typer.Option("--weights", help="Repository or folder of the amortizer that made the state, where it is elsewhere."),
+]
+StateAdapter = Annotated[
+    str | None, typer.Option("--adapter", help="Repository or folder of the state's feature adapter, likewise.")
+]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="A setting of the method, KEY=VALUE; may be repeated.")
 ]
@@ -120,6 +134,12 @@ def describe(state: Any) -> dict[str, Any]:
         "bytes": state.nbytes,
         "tensors": {name: list(tensor.shape) for name, tensor in state.tensors.items()},
     }
+
+
+def places(backbone: str | None, revision: str | None, weights: str | None, adapter: str | None) -> dict[str, Any]:
+    """Where backbone and weights of a state are, as far as the command line tells it, for `AutoAmortizer.for_state`."""
+    given = {"backbone": backbone, "revision": revision, "weights": weights, "adapter": adapter}
+    return {key: value for key, value in given.items() if value is not None}
 
 
 def columns(

@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from iai_hf.cli.options import Json, Quiet, report, start_logging
+from iai_hf.cli.options import (
+    Json,
+    Quiet,
+    StateAdapter,
+    StateBackbone,
+    StateRevision,
+    StateWeights,
+    places,
+    report,
+    start_logging,
+)
 from iai_hf.errors import StateError
 
 app = typer.Typer()
@@ -17,6 +27,10 @@ app = typer.Typer()
 def export(
     state_dir: Annotated[Path, typer.Argument(metavar="STATE_DIR", help="Folder with a state.")],
     peft: Annotated[Path, typer.Option("--peft", help="Folder for the PEFT adapter.")],
+    backbone: StateBackbone = None,
+    revision: StateRevision = None,
+    weights: StateWeights = None,
+    adapter: StateAdapter = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -30,7 +44,7 @@ def export(
     if (peft / ADAPTER_CONFIG).is_file():
         raise StateError(f"{peft} holds an adapter already; choose another folder")
     state = TaskState.from_pretrained(state_dir)
-    amortizer = AutoAmortizer.for_state(state)
+    amortizer = AutoAmortizer.for_state(state, **places(backbone, revision, weights, adapter))
     check_writable(peft)
     amortizer.export(state, peft)
     size = sum(path.stat().st_size for path in peft.iterdir())
@@ -53,20 +67,24 @@ def push(
     """Upload a state or an amortizer to the Hub, with its card."""
     start_logging(quiet)
     from iai_hf import hub
+    from iai_hf.amortizer import published
     from iai_hf.auto import AutoAmortizer
     from iai_hf.card import amortizer_card, state_card
     from iai_hf.curve import read_evaluation
-    from iai_hf.files import STATE_FILE, write_whole
+    from iai_hf.files import STATE_FILE
     from iai_hf.state import TaskState
 
     if not path.is_dir():
         raise StateError(f"nothing at {path}; expected a folder with a state or an amortizer")
+    ignore: list[str] = []
     if (path / STATE_FILE).is_file():
         state = TaskState.from_pretrained(path)
-        card, only = state_card(state, repo_id, tags or (), read_evaluation(path, state), license), hub.STATE_FILES
+        evaluation = read_evaluation(path, state)
+        card, only = state_card(state, repo_id, tags or (), evaluation, license), hub.STATE_FILES
+        contents, ignore = state.published().contents(), [] if evaluation else hub.EVALUATION_FILES
     else:
         card, only = amortizer_card(AutoAmortizer.describe(path), repo_id, tags or ()), hub.AMORTIZER_FILES
-    write_whole(path / hub.CARD_FILE, card.encode())
+        contents = published({file.name: file.read_bytes() for file in path.glob("*.json")})
     address = hub.push(
         path,
         repo_id,
@@ -75,6 +93,9 @@ def push(
         revision=revision,
         create_pr=create_pr,
         only=only,
+        ignore=ignore,
+        contents=contents,
+        card=card,
     )
     report({"repository": repo_id, "url": address}, as_json, address)
 

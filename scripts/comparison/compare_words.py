@@ -216,7 +216,7 @@ def costs(records: list[dict[str, Any]]) -> list[list[str]]:
 
 def training() -> dict[str, Any]:
     """The log of the shipped weights' training."""
-    found: dict[str, Any] = json.loads((shipped.folder(SHIPPED) / "training.json").read_text())
+    found: dict[str, Any] = json.loads((shipped.locate(SHIPPED).folder / "training.json").read_text())
     return found
 
 

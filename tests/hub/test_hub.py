@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from local_hub import TOKEN, LocalHub
 from iai_hf import AutoAmortizer, TaskState
 from iai_hf.amortizer import Amortizer
 from iai_hf.backbones import Backbone
-from iai_hf.errors import HubError
+from iai_hf.errors import DataError, HubError
 
 REPOSITORY = "someone/reviews"
 QUERIES = [row["input"] for row in examples(5, seed=3)]
@@ -71,10 +72,11 @@ def test_a_pushed_state_answers_alike_in_another_process(
     assert set(files) == {"README.md", "config.json", "state.safetensors"}
     code = (
         "import json, sys; from iai_hf import TaskState; state = TaskState.from_pretrained(sys.argv[1]); "
-        "print(json.dumps(state.predict(json.loads(sys.argv[2]), dtype='float32').log_probs.tolist()))"
+        "print(json.dumps(state.predict(json.loads(sys.argv[2]), backbone=sys.argv[3], dtype='float32')"
+        ".log_probs.tolist()))"
     )
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "empty"), "HF_HUB_OFFLINE": "0"}
-    command = [sys.executable, "-c", code, REPOSITORY, json.dumps(QUERIES)]
+    command = [sys.executable, "-c", code, REPOSITORY, json.dumps(QUERIES), amortizer.backbone.name]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = torch.tensor(json.loads(done.stdout.splitlines()[-1]))
@@ -90,6 +92,67 @@ def test_a_pushed_amortizer_comes_back(hub: LocalHub, amortizer: Amortizer, tmp_
         AutoAmortizer.from_pretrained(
             "someone/amortizer", backbone=amortizer.backbone, cache_dir=str(tmp_path / "empty")
         )
+
+
+def test_a_state_of_a_pushed_amortizer_finds_its_weights_anywhere(
+    hub: LocalHub, encoder: Backbone, tmp_path: Path
+) -> None:
+    trained = AutoAmortizer.from_pretrained("iterative", backbone=encoder)
+    for parameter in trained.module.parameters():  # type: ignore[attr-defined]
+        parameter.data += 0.3
+    trained.push_to_hub("someone/amortizer", token=TOKEN, private=True)
+    commit = hub.repositories["someone/amortizer"].branches["main"]
+    private = {"token": TOKEN, "cache_dir": str(tmp_path / "elsewhere")}
+    loaded = AutoAmortizer.from_pretrained("someone/amortizer", backbone=encoder, **private)
+    state = loaded.adapt(examples(30), chunk_size=8, progress=False)
+    assert state.header.config["weights"] == f"someone/amortizer@{commit}"
+    state.push_to_hub(REPOSITORY, token=TOKEN)
+    # The repository moves on; the state stays with the commit that it was made by.
+    for parameter in trained.module.parameters():  # type: ignore[attr-defined]
+        parameter.data += 0.3
+    trained.push_to_hub("someone/amortizer", token=TOKEN)
+    shutil.rmtree(tmp_path / "elsewhere")
+    pulled = TaskState.from_pretrained(REPOSITORY)
+    again = AutoAmortizer.for_state(pulled, encoder, **private)
+    assert torch.equal(again.predict(pulled, QUERIES).log_probs, loaded.predict(state, QUERIES).log_probs)  # type: ignore[arg-type]
+    with pytest.raises(HubError, match="someone/amortizer"):
+        AutoAmortizer.for_state(pulled, encoder, cache_dir=str(tmp_path / "empty"))
+
+
+def test_nothing_of_this_machines_folders_is_published(
+    hub: LocalHub, encoder_folder: Path, tmp_path: Path, amortizer: Amortizer, state: TaskState
+) -> None:
+    state.push_to_hub(REPOSITORY, token=TOKEN, directory=tmp_path / "mine")
+    amortizer.push_to_hub("someone/amortizer", token=TOKEN)
+    for name in (REPOSITORY, "someone/amortizer"):
+        files = hub.repositories[name]
+        for content in files.commits[files.branches["main"]].values():
+            assert str(encoder_folder.parent).encode() not in bytes(content)
+    assert TaskState.from_pretrained(tmp_path / "mine").header.backbone == str(encoder_folder)
+    assert TaskState.from_pretrained(REPOSITORY).digest == state.digest
+
+
+def test_what_a_user_wrote_into_the_card_stays(hub: LocalHub, state: TaskState, tmp_path: Path) -> None:
+    def card() -> str:
+        return hub.repositories[REPOSITORY].commits[hub.repositories[REPOSITORY].branches["main"]]["README.md"].decode()
+
+    state.push_to_hub(REPOSITORY, token=TOKEN, directory=tmp_path / "mine")
+    readme = tmp_path / "mine" / "README.md"
+    readme.write_text(readme.read_text() + "\n## Of the disk\n")
+    state.push_to_hub(REPOSITORY, token=TOKEN, directory=tmp_path / "mine")
+    assert "## Of the disk" in card()
+    hub.repositories[REPOSITORY].commit("main", {"README.md": (card() + "\n## Of the Hub\n").encode()})
+    state.push_to_hub(REPOSITORY, token=TOKEN)
+    assert "## Of the disk" in card()
+    assert "## Of the Hub" in card()
+    state.push_to_hub(REPOSITORY, token=TOKEN, directory=tmp_path / "mine")
+    assert "## Of the Hub" in readme.read_text()
+    hub.repositories[REPOSITORY].commit("main", {"README.md": (card() + "\nSecond thoughts\n").encode()})
+    readme.write_text(readme.read_text() + "\nThird thoughts\n")
+    with pytest.raises(DataError, match="Second thoughts"):
+        state.push_to_hub(REPOSITORY, token=TOKEN, directory=tmp_path / "mine")
+    assert "Third thoughts" in readme.read_text()
+    assert "Second thoughts" in card()
 
 
 def test_revisions_and_pull_requests(hub: LocalHub, amortizer: Amortizer, state: TaskState) -> None:
@@ -110,7 +173,7 @@ def test_what_was_had_once_is_had_without_the_server(hub: LocalHub, state: TaskS
     TaskState.from_pretrained(REPOSITORY)
     hub.close()
     again = TaskState.from_pretrained(REPOSITORY, local_files_only=True)
-    assert again.header == state.header
+    assert again.header == state.published().header
 
 
 @pytest.mark.parametrize("step", ["preupload", "content", "commit"])
@@ -147,14 +210,14 @@ def test_a_transfer_that_breaks_off_leaves_no_state(
     with pytest.raises(HubError, match=REPOSITORY):
         TaskState.from_pretrained(REPOSITORY)
     hub.faults.clear()
-    assert TaskState.from_pretrained(REPOSITORY).header == state.header
+    assert TaskState.from_pretrained(REPOSITORY).header == state.published().header
 
 
 def test_a_server_that_is_too_slow_is_named(hub: LocalHub, state: TaskState, tmp_path: Path) -> None:
     state.push_to_hub(REPOSITORY, token=TOKEN)
     environment = {"HF_HUB_DOWNLOAD_TIMEOUT": "1", "HF_HUB_ETAG_TIMEOUT": "1"}
     code = (
-        "import sys; from iai_hf import TaskState; from iai_hf.errors import HubError\n"
+        "import sys; from iai_hf import TaskState; from iai_hf.errors import DataError, HubError\n"
         "try: TaskState.from_pretrained(sys.argv[1])\n"
         "except HubError as error: print(error)"
     )
@@ -191,6 +254,14 @@ def test_the_evaluation_and_the_curve_go_along(hub: LocalHub, encoder_folder: Pa
     assert "model-index" in card
     assert f"value: {evaluation['curve'][-1]['accuracy']:.4f}".rstrip("0") in card
     assert "![Adaptation curve](curve.png)" in card
+    more = in_process(hub, tmp_path, *adapt[:-1], tmp_path / "other", "--max-examples", 40)
+    assert more.returncode == 0, more.stderr
+    shutil.copy(tmp_path / "state" / "evaluation.json", tmp_path / "other")
+    done = in_process(hub, tmp_path, "-m", "iai_hf.cli", "push", tmp_path / "other", "someone/other")
+    assert (done.returncode, "left out" in done.stderr) == (0, True)
+    files = hub.repositories["someone/other"].commits[hub.repositories["someone/other"].branches["main"]]
+    assert "model-index" not in files["README.md"].decode()
+    assert set(files) == {"README.md", "config.json", "state.safetensors"}
     (tmp_path / "state" / "evaluation.json").write_text('{"curve": [7]}')
     done = in_process(hub, tmp_path, "-m", "iai_hf.cli", "push", tmp_path / "state", REPOSITORY)
     assert (done.returncode, "no evaluation" in done.stderr) == (2, True)
@@ -261,7 +332,7 @@ def test_the_command_line_pushes_and_pulls(
     folder = state.save_pretrained(tmp_path / "mine")
     assert iai("push", folder, REPOSITORY, "--tag", "reviews", "--quiet") == 0
     assert iai("pull", REPOSITORY, "--output", tmp_path / "copy", "--quiet") == 0
-    assert TaskState.from_pretrained(tmp_path / "copy").header == state.header
+    assert TaskState.from_pretrained(tmp_path / "copy").header == state.published().header
     assert iai("pull", REPOSITORY, "--output", tmp_path / "copy", "--quiet") == 2
     assert iai("pull", "someone/nothing", "--output", tmp_path / "none", "--quiet") == 2
     assert not (tmp_path / "none").exists()

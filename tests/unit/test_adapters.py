@@ -13,10 +13,11 @@ from safetensors.torch import load_file, save_file
 
 from iai_hf import AutoAmortizer, TaskState
 from iai_hf.backbones import Backbone
-from iai_hf.backbones.adapter import ADAPTER_FILE, FeatureAdapter
+from iai_hf.backbones.adapter import FeatureAdapter
 from iai_hf.backbones.cached import CachedBackbone
 from iai_hf.backbones.low_rank import LowRank, applied
 from iai_hf.errors import ConfigError, StateError
+from iai_hf.files import ADAPTER_FILE
 
 TEXTS = [row["input"] for row in examples(12)]
 
