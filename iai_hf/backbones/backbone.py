@@ -48,6 +48,8 @@ class Backbone:
         source: where its weights came from, in words.
     """
 
+    _plain: Backbone | None = None
+
     def __init__(
         self,
         name: str,
@@ -63,7 +65,6 @@ class Backbone:
         self.model = model.eval().requires_grad_(False)
         self.device: torch.device = model.device
         self.lock = Lock()
-        self._plain: Backbone | None = None
         self.group = Group()  # the processes that texts are read together with
 
     @property

@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import examples
 
-from iai_hf import AutoAmortizer, TaskState
+from iai_hf import AutoAmortizer, Chunk, TaskSpec, TaskState
 from iai_hf.amortizer import Amortizer
 from iai_hf.backbones import Backbone, load_backbone
 from iai_hf.card import amortizer_card, state_card
@@ -106,6 +106,14 @@ def test_another_backbone_is_refused_by_its_digest(causal: Backbone, encoder: Ba
     state = AutoAmortizer.from_pretrained("iterative", backbone=encoder).adapt(examples(20), progress=False)
     with pytest.raises(StateError, match=f"{encoder.fingerprint[:8]}.*{causal.fingerprint[:8]}"):
         AutoAmortizer.for_state(state, causal.name)
+
+
+def test_a_state_answers_with_other_settings_on_the_backbone_that_it_has() -> None:
+    numbers = AutoAmortizer.from_pretrained("numeric-parametric")
+    state = numbers.init_state(TaskSpec("regression", columns=("size", "age")))
+    state = numbers.update(state, Chunk(((1.0, 2.0), (0.0, 1.0), (3.0, 0.0)), ("1", "2", "5")))
+    answers = [state.predict([(1.0, 2.0)], config=config).outputs for config in (None, {}, None)]
+    assert answers[0] == answers[1] == answers[2]
 
 
 def test_a_commit_that_is_gone_is_named() -> None:
