@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from iai_hf.amortizers.gradient import Gradient, GradientConfig, Retained
 from iai_hf.amortizers.prompting import Prompter
-from iai_hf.amortizers.targets import by_family, last_part, layer_of, linear_layers, sizes, unknown
+from iai_hf.amortizers.targets import by_family, last_part, layer_of, linear_layers, over_the_cache, sizes, unknown
 from iai_hf.config import require
 from iai_hf.errors import BackboneError
 from iai_hf.task import Chunk, TaskSpec
@@ -121,6 +121,12 @@ class LoRA(Gradient):
         }
         if not named:
             raise unknown(self.backbone, self.config.target_modules)
+        again = over_the_cache(self.backbone, self.config.target_modules) if self.config.demonstrations else set()
+        if again:
+            raise BackboneError(
+                f"{self.backbone.name} applies {', '.join(sorted(again))} to its cache too, so that weights there would "
+                "change the demonstrations; leave it out of target_modules, or set demonstrations to 0"
+            )
         missing = set(self.config.target_modules) - set(map(last_part, named))
         if missing:
             log.warning("%s has no linear layers called %s", self.backbone.name, ", ".join(sorted(missing)))

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
+from iai_hf.backbones.probe import FAULTS
 from iai_hf.errors import BackboneError
+from iai_hf.threads import computing
 
 if TYPE_CHECKING:
     import torch
 
     from iai_hf.backbones import Backbone
 
+VALUES = "v_proj"  # what attention's values are projected by, unless it is fused or compressed
 log = logging.getLogger(__name__)
 
 
@@ -48,22 +52,61 @@ def layer_of(name: str) -> int:
 
 
 def by_family(backbone: Backbone, usual: Sequence[str]) -> list[str]:
-    """Those of the `usual` names that the model has; where it has none, those that PEFT takes for its family.
+    """Those of the `usual` names that the model has, or where its values have no layer of their own, its family's.
+
+    The family's are those that PEFT takes for it; of a family that PEFT does not know, all layers beside a usual one.
 
     Raises:
-        BackboneError: it has none of either; its layers are named.
+        BackboneError: there are none; the model's layers are named.
     """
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as families
 
-    known = {last_part(name) for name in linear_layers(backbone.model) if layer_of(name) >= 0}
-    family = families.get(backbone.model.config.model_type, ())
-    for names in (usual, () if isinstance(family, str) else family):
-        found = [name for name in names if name in known]
-        if found:
-            if found != list(usual):
-                log.info("%s: low-rank weights beside %s", backbone.name, ", ".join(found))
-            return found
-    raise unknown(backbone, usual)
+    layers = [name for name in linear_layers(backbone.model) if layer_of(name) >= 0]
+    known = {last_part(name) for name in layers}
+    found = [name for name in usual if name in known]
+    if VALUES not in known:
+        family = families.get(backbone.model.config.model_type, ())
+        parents = {name.rpartition(".")[0] for name in layers if last_part(name) in found}
+        beside = sorted({last_part(name) for name in layers if name.rpartition(".")[0] in parents})
+        again = over_the_cache(backbone, beside)
+        beside = [name for name in beside if name not in again]
+        found = [name for name in family if name in known and not isinstance(family, str)] or beside
+    if not found:
+        raise unknown(backbone, usual)
+    if found != list(usual):
+        log.info("%s: low-rank weights beside %s", backbone.name, ", ".join(found))
+    return found
+
+
+def over_the_cache(backbone: Backbone, names: Sequence[str]) -> set[str]:
+    """Those of the layers that are applied again to all that is cached: weights beside them would change a prefix."""
+    import torch
+
+    model: Any = backbone.model
+    tokens: dict[str, int] = {}
+
+    def count(module: torch.nn.Module, given: Any, output: Any, *, name: str) -> None:
+        tokens[name] = given[0].shape[:-1].numel()
+
+    cache = None
+    with computing(), backbone.lock:
+        handles = [
+            layer.register_forward_hook(partial(count, name=last_part(name)))
+            for name, layer in linear_layers(model).items()
+            if last_part(name) in names
+        ]
+        try:
+            with torch.no_grad():
+                ids = torch.zeros(1, 4, dtype=torch.long, device=backbone.device)
+                cache = model(input_ids=ids, use_cache=True).get("past_key_values")
+                if cache is not None:
+                    model(input_ids=ids[:, :1], past_key_values=cache, use_cache=True)
+        except FAULTS as fault:  # a cache of another kind
+            log.debug("%s: %s", backbone.name, fault)
+        finally:
+            for handle in handles:
+                handle.remove()
+    return set() if cache is None else {name for name, read in tokens.items() if read > 1}
 
 
 def unknown(backbone: Backbone, names: Sequence[str]) -> BackboneError:

@@ -65,12 +65,11 @@ def masks(model: PreTrainedModel, layout: Layout) -> torch.Tensor | dict[str, to
     import torch
 
     config = model.config.get_text_config(decoder=True)
-    distance = layout.queries[:, None] - layout.keys[None]
 
     def mask(kind: str) -> torch.Tensor:
         visible = layout.visible
         if kind == SLIDING:
-            visible = visible & (distance < config.sliding_window)
+            visible = visible & (layout.queries[:, None] - layout.keys[None] < config.sliding_window)
         elif kind == CHUNKED:
             size = config.attention_chunk_size
             visible = visible & (layout.queries[:, None] // size == layout.keys[None] // size)

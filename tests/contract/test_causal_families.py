@@ -200,6 +200,32 @@ def test_a_state_answers_as_its_peft_export(family: str, method: str, tmp_path: 
     assert answer == model.texts.until(new, STOP)
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("llama", ["q_proj", "k_proj", "v_proj", "o_proj"]),
+        ("opt", ["q_proj", "k_proj", "v_proj"]),
+        ("gpt2", ["c_attn"]),
+        ("falcon", ["query_key_value"]),
+        ("phi3", ["o_proj", "qkv_proj"]),
+        ("deepseek-v3", ["kv_a_proj_with_mqa", "o_proj", "q_a_proj", "q_b_proj"]),
+        ("rwkv", ["key", "value", "receptance", "output"]),
+    ],
+)
+def test_low_rank_weights_find_their_layers_by_family(name: str, expected: list[str]) -> None:
+    amortizer = AutoAmortizer.from_pretrained("lora", backbone=backbone_of(name), config={"rank": 2})
+    assert amortizer.config.target_modules == expected
+    state = amortizer.init_state(TASK)
+    again = AutoAmortizer.for_state(state, amortizer.backbone)
+    assert again.fingerprint == amortizer.fingerprint
+
+
+def test_weights_that_would_change_the_demonstrations_are_refused() -> None:
+    settings = {**SETTINGS["lm-state"], "target_modules": ["kv_b_proj"]}
+    with pytest.raises(BackboneError, match=r"kv_b_proj to its cache too.*demonstrations to 0"):
+        AutoAmortizer.from_pretrained("lm-state", backbone=backbone_of("deepseek-v3"), config=settings)
+
+
 SEVERAL = ["llama", "gemma3", "llama4", "gemma3n-shared", "bloom", "mamba", "jamba"]
 
 
