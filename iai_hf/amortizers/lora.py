@@ -124,8 +124,8 @@ class LoRA(Gradient):
         again = over_the_cache(self.backbone, self.config.target_modules) if self.config.demonstrations else set()
         if again:
             raise BackboneError(
-                f"{self.backbone.name} applies {', '.join(sorted(again))} to its cache too, so that weights there would "
-                "change the demonstrations; leave it out of target_modules, or set demonstrations to 0"
+                f"{self.backbone.name} applies {', '.join(sorted(again))} to its cache too, so that weights there "
+                "would change the demonstrations; leave it out of target_modules, or set demonstrations to 0"
             )
         missing = set(self.config.target_modules) - set(map(last_part, named))
         if missing:
