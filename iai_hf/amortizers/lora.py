@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,6 +17,7 @@ from iai_hf.amortizers.targets import by_family, last_part, layer_of, linear_lay
 from iai_hf.config import require
 from iai_hf.errors import BackboneError
 from iai_hf.task import Chunk, TaskSpec
+from iai_hf.threads import computing
 
 if TYPE_CHECKING:
     import torch
@@ -189,11 +190,17 @@ class LoRA(Gradient):
 
         if not retained:
             return NO_PREFIX
-        return self._encoded(tuple(retained[RETAINED].tolist()))
+        tokens = tuple(retained[RETAINED].tolist())
+        with computing(), self.backbone.lock:
+            if tokens not in self._encoded:
+                while len(self._encoded) >= MOST_ENCODED:
+                    self._encoded.pop(next(iter(self._encoded)))
+                self._encoded[tokens] = self.prompter.model.encode_prefix(tokens)
+            return self._encoded[tokens]
 
     @cached_property
-    def _encoded(self) -> Callable[[tuple[int, ...]], Prefix]:
-        return lru_cache(MOST_ENCODED)(self.prompter.model.encode_prefix)
+    def _encoded(self) -> dict[tuple[int, ...], Prefix]:
+        return {}
 
     def prepare(self, tensors: Mapping[str, torch.Tensor], task: TaskSpec) -> Condition:
         from iai_hf.backbones.conditions import Condition
