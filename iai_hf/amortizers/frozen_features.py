@@ -151,7 +151,7 @@ class FrozenFeatures(Learned):
         wide, size = self.backbone.hidden_size, self.config.max_features
         if wide <= size:
             return None
-        return torch.randn(wide, size, generator=torch.Generator().manual_seed(0)) / size**0.5
+        return torch.randn(wide, size, generator=torch.Generator().manual_seed(0), dtype=torch.float32) / size**0.5
 
 
 def spoken(label: str) -> str:

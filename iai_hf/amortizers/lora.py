@@ -91,10 +91,10 @@ class LoRA(Gradient):
         down, up = {}, {}
         for group, names in self.groups.items():
             wide, out = sizes(self.targets[names[0]])
-            down[f"down_{group}"] = torch.randn(len(names), self.config.rank, wide, generator=generator) / math.sqrt(
-                wide
-            )
-            up[f"up_{group}"] = torch.zeros(len(names), out, self.config.rank)
+            down[f"down_{group}"] = torch.randn(
+                len(names), self.config.rank, wide, generator=generator, dtype=torch.float32
+            ) / math.sqrt(wide)
+            up[f"up_{group}"] = torch.zeros(len(names), out, self.config.rank, dtype=torch.float32)
         start, shared = (up, down) if self.shares_down else (up | down, {})
         return Learner(start, shared, self.config.learning_rate, self.config.decay, self.rule)
 

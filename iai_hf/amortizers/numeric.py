@@ -108,7 +108,7 @@ class Numeric(Learned):
                 f"{', '.join(task.columns[:5])}, ...; choose the columns, or leave weights and inputs out"
             )
         tensors = self._solver(task).initial(1, inputs, self._outputs(task))
-        zero, one = torch.zeros(inputs + 1), torch.ones(inputs + 1)
+        zero, one = torch.zeros(inputs + 1, dtype=torch.float32), torch.ones(inputs + 1, dtype=torch.float32)
         return {name: tensor[0] for name, tensor in tensors.items()} | {"scaling.shift": zero, "scaling.scale": one}
 
     def refine(
@@ -118,10 +118,14 @@ class Numeric(Learned):
         import torch
 
         x = self._numbers(chunk.inputs, task)
-        target = torch.tensor([[_number(text, i)] for i, text in enumerate(chunk.outputs)]) if _valued(task) else None
+        target = (
+            torch.tensor([[_number(text, i)] for i, text in enumerate(chunk.outputs)], dtype=torch.float32)
+            if _valued(task)
+            else None
+        )
         shift, scale = tensors["scaling.shift"], tensors["scaling.scale"]
         if examples == 0 and self.config.standardise:
-            every = torch.cat([x, torch.zeros(len(x), 1) if target is None else target], 1)
+            every = torch.cat([x, torch.zeros(len(x), 1, dtype=torch.float32) if target is None else target], 1)
             shift, scale = every.mean(0), every.std(0, correction=0)
             scale = torch.where(scale > 1e-6 * every.abs().amax(0), scale, 1.0)
             if target is None:

@@ -61,7 +61,12 @@ class PromptTuning(Gradient):
         )
         with alone(), torch.random.fork_rng(devices=[]):  # PEFT draws the vocabulary sample from the global generator
             torch.manual_seed(self.config.seed)
-            encoder = PromptEmbedding(settings, model.model.get_input_embeddings())
+            usual = torch.get_default_dtype()
+            torch.set_default_dtype(torch.float32)  # what is drawn depends on it
+            try:
+                encoder = PromptEmbedding(settings, model.model.get_input_embeddings())
+            finally:
+                torch.set_default_dtype(usual)
         start = {"prompt": encoder.embedding.weight.detach().float().cpu().clone()}
         return Learner(start, {}, self.config.learning_rate, self.config.decay, "per_weight")
 

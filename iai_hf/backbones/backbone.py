@@ -262,7 +262,7 @@ class Backbone:
                 owners.append(owner)
                 windows.append([*start, *lead, *window, *end] or [self.pad_id])
         before = len(start) + (len(asked) if prompt else len(self.lead))
-        sums = torch.zeros(len(ids), self.width * len(self.pipeline.modes))
+        sums = torch.zeros(len(ids), self.width * len(self.pipeline.modes), dtype=torch.float32)
         groups = length_buckets([len(window) for window in windows], same=not self.trial.pads)
         with passing:
             for group in groups[self.group.index :: self.group.count]:
@@ -270,8 +270,10 @@ class Backbone:
                 pooled = self._pooled(batch, mask, before).cpu()
                 sums.index_add_(0, torch.tensor([owners[i] for i in group]), pooled)
         sums = self.group.total(sums)
-        lengths = torch.tensor([float(len(window)) for window in windows])
-        tokens = torch.zeros(len(ids)).index_add_(0, torch.tensor(owners, dtype=torch.long), lengths)
+        lengths = torch.tensor([len(window) for window in windows], dtype=torch.float32)
+        tokens = torch.zeros(len(ids), dtype=torch.float32).index_add_(
+            0, torch.tensor(owners, dtype=torch.long), lengths
+        )
         vectors = self.pipeline.finish(sums / tokens[:, None])
         norms = vectors.norm(dim=-1, keepdim=True)
         if not math.isfinite(float(norms.detach().sum())):

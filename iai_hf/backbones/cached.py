@@ -63,7 +63,7 @@ class CachedBackbone(Backbone):
         keys = [_key(text) for text in texts]
         unknown = {key: text for key, text in zip(keys, texts, strict=True) if key not in places}
         tokens = self._add(unknown, max_tokens) if unknown else 0
-        vectors = torch.empty(len(texts), self.hidden_size)
+        vectors = torch.empty(len(texts), self.hidden_size, dtype=torch.float32)
         cut = 0
         for row, key in enumerate(keys):
             shard, place = places[key]

@@ -100,10 +100,10 @@ def load_backbone(
 def _precision(dtype: torch.dtype | str | None) -> torch.dtype | None:
     import torch
 
+    if dtype is None:
+        return None
     precision = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
-    if precision not in (None, torch.float16, torch.bfloat16, torch.float32, torch.float64) or (
-        dtype and not precision
-    ):
+    if precision not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         raise BackboneError(f"dtype {dtype!r} is none that backbones are read in; expected 'bfloat16' or 'float32'")
     return precision
 

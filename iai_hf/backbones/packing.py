@@ -116,7 +116,9 @@ class Packed:
         """Sums over the tokens of each answer."""
         import torch
 
-        return torch.zeros(sum(self.answers), device=values.device).index_add(0, self.owner, values)
+        return torch.zeros(sum(self.answers), device=values.device, dtype=torch.float32).index_add(
+            0, self.owner, values
+        )
 
 
 def packs(lengths: Sequence[int], tokens: int = PACK_TOKENS, most: int | None = None) -> list[tuple[int, int]]:

@@ -53,7 +53,7 @@ def scores(model: PreTrainedModel, condition: Condition, rows: Sequence[Row]) ->
 
     lines = [line for row in rows for line in lines_of(row, condition.prefix.source(row.member))]
     answers = [answer for row in rows for answer in row.answers]
-    sums = torch.zeros(len(lines), device=model.device)
+    sums = torch.zeros(len(lines), device=model.device, dtype=torch.float32)
     for group in length_buckets([len(line) for line in lines]):
         found = logits(model, [lines[i] for i in group], condition.weights)
         for i, one in zip(group, found, strict=True):
@@ -70,7 +70,7 @@ def losses(
     lines = [lines_of(row, before)[0] for row in rows]
     found = logits(model, lines, weights)
     sums = [_loss(one, row.answers[0]) for one, row in zip(found, rows, strict=True)]
-    return torch.stack(sums), torch.tensor([float(line.scored) for line in lines], device=model.device)
+    return torch.stack(sums), torch.tensor([line.scored for line in lines], device=model.device, dtype=torch.float32)
 
 
 def _loss(logits: torch.Tensor, answer: Sequence[int]) -> torch.Tensor:

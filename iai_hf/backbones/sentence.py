@@ -97,7 +97,7 @@ class Pipeline:
             if mask is None:
                 return hidden.mean(1, dtype=torch.float32)
             return (hidden * mask[..., None]).sum(1, dtype=torch.float32) / mask.sum(1, keepdim=True)
-        read = torch.ones(hidden.shape[:2], device=hidden.device) if mask is None else mask.float()
+        read = torch.ones(hidden.shape[:2], device=hidden.device, dtype=torch.float32) if mask is None else mask.float()
         if self.prompt and not self.pools_prompt:
             counted = read.clone()
             counted[:, :before] = 0

@@ -21,7 +21,7 @@ class SetTransformer(nn.Module):
         from transformers import AutoModel
 
         try:
-            self.model = AutoModel.from_config(config, attn_implementation="sdpa")
+            self.model = AutoModel.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
         except (ValueError, KeyError, ImportError) as error:
             raise BackboneError(f"{config.model_type} can't be built ({error}); choose e.g. llama or bert") from error
         embeddings = self.model.get_input_embeddings()

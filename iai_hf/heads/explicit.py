@@ -51,7 +51,10 @@ class ExplicitHead(Head):
     def __init__(self) -> None:
         super().__init__()
         self.numbers = Numbers(NUMBERS)
-        hidden, last = nn.Linear(2 * len(SCORES) + 3, WIDTH), nn.Linear(WIDTH, 1)
+        hidden, last = (
+            nn.Linear(2 * len(SCORES) + 3, WIDTH, dtype=torch.float32),
+            nn.Linear(WIDTH, 1, dtype=torch.float32),
+        )
         # The same in every process: an untrained head is a known thing.
         hidden.weight.data.normal_(std=hidden.in_features**-0.5, generator=torch.Generator().manual_seed(0))
         for silent in (hidden.bias, last.weight, last.bias):
@@ -61,9 +64,9 @@ class ExplicitHead(Head):
     def initial(self, size: int) -> Tensors:
         return vars(
             Code(
-                counts=torch.zeros(0),
-                sums=torch.zeros(0, size),
-                squares=torch.zeros(size),
+                counts=torch.zeros(0, dtype=torch.float32),
+                sums=torch.zeros(0, size, dtype=torch.float32),
+                squares=torch.zeros(size, dtype=torch.float32),
                 names=torch.zeros(0, size, dtype=torch.float16),
             )
         )

@@ -30,7 +30,7 @@ class Head(nn.Module, ABC):
     def __init__(self) -> None:
         super().__init__()
         # The plain name alone, at first.
-        self.template_weights = nn.Parameter(torch.tensor([1.0] + [0.0] * (len(TEMPLATES) - 1)))
+        self.template_weights = nn.Parameter(torch.tensor([1.0] + [0.0] * (len(TEMPLATES) - 1), dtype=torch.float32))
 
     @abstractmethod
     def initial(self, size: int) -> Tensors:

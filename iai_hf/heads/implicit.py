@@ -99,7 +99,7 @@ class ImplicitHead(Head):
             Observations(
                 features=torch.zeros(0, size, dtype=torch.float16),
                 targets=torch.zeros(0, dtype=torch.int16),
-                counts=torch.zeros(0),
+                counts=torch.zeros(0, dtype=torch.float32),
                 names=torch.zeros(0, size, dtype=torch.float16),
             )
         )
@@ -176,7 +176,9 @@ class ImplicitHead(Head):
         penalty, own = prepared.values["penalty"] / CURVATURE, prepared.features.new_zeros(len(prepared.features))
         for batch in batches(prepared.features):
             observed = prepared.features[batch]
-            ridged = prepared.kernel(observed, observed) + penalty * torch.eye(len(batch)).to(observed)
+            ridged = prepared.kernel(observed, observed) + penalty * torch.eye(len(batch), dtype=torch.float32).to(
+                observed
+            )
             inverse = torch.cholesky_inverse(torch.linalg.cholesky(ridged))
             own = own.index_add(0, batch, 1 / inverse.diagonal() - penalty)
         return self._refined(prepared, prepared.features) - own[:, None] * prepared.moves

@@ -23,13 +23,13 @@ class Numbers(nn.Module):
         super().__init__()
         self.names = tuple(initial)
         self.horizon = horizon
-        self.base = nn.Parameter(torch.tensor([math.log(value) for value in initial.values()]))
-        self.slope = nn.Parameter(torch.zeros(len(initial), SHAPE))
+        self.base = nn.Parameter(torch.tensor([math.log(value) for value in initial.values()], dtype=torch.float32))
+        self.slope = nn.Parameter(torch.zeros(len(initial), SHAPE, dtype=torch.float32))
 
     def forward(self, examples: torch.Tensor, classes: int) -> dict[str, torch.Tensor]:
         """Values by name, each `[]`, after `examples` (`[]`) examples of `classes` classes."""
         n = examples.clamp(max=self.horizon)
-        many = torch.tensor(math.log(classes / 6), device=n.device)
+        many = torch.tensor(math.log(classes / 6), device=n.device, dtype=torch.float32)
         seen = (1 + n / 32).log()
         phi = 0.5 * torch.stack([seen, many, (1 + n / (4 * classes)).log(), seen * many])
         values = (self.base + self.slope @ phi.to(self.base)).exp()

@@ -85,14 +85,14 @@ class ParametricHead(Head):
         kinds = len(EXPERTS)
         return vars(
             Parameters(
-                counts=torch.zeros(0),
-                sums=torch.zeros(0, size),
-                gram=torch.zeros((size + 1) * (size + 2) // 2),
-                correction=torch.zeros(0, size + 1),
-                curvature=torch.zeros(0),
-                mixed=torch.zeros(()),
-                deviation=torch.zeros(kinds),
-                evidence=torch.zeros(kinds, kinds),
+                counts=torch.zeros(0, dtype=torch.float32),
+                sums=torch.zeros(0, size, dtype=torch.float32),
+                gram=torch.zeros((size + 1) * (size + 2) // 2, dtype=torch.float32),
+                correction=torch.zeros(0, size + 1, dtype=torch.float32),
+                curvature=torch.zeros(0, dtype=torch.float32),
+                mixed=torch.zeros((), dtype=torch.float32),
+                deviation=torch.zeros(kinds, dtype=torch.float32),
+                evidence=torch.zeros(kinds, kinds, dtype=torch.float32),
                 names=torch.zeros(0, size, dtype=torch.float16),
             )
         )
@@ -145,7 +145,7 @@ class ParametricHead(Head):
         share = share / share.sum().clamp(min=1)
         merged["correction"] = torch.einsum("p,pcd->cd", share, torch.stack([part["correction"] for part in parts]))
         pull = torch.stack([part["evidence"] @ part["deviation"] for part in parts]).sum(0)
-        known = merged["evidence"] + 1e-3 * torch.eye(len(EXPERTS))
+        known = merged["evidence"] + 1e-3 * torch.eye(len(EXPERTS), dtype=torch.float32)
         merged["deviation"] = torch.linalg.solve(known, pull)
         return merged
 
@@ -192,7 +192,9 @@ class ParametricHead(Head):
         second = unpack(state.gram, size)
         # Before much is known, the curvature is taken for the largest that it can be.
         mean_curvature = (curvature.sum() + values["warmup"] * (1 - 1 / classes)) / (mixed + values["warmup"])
-        metric = second * mean_curvature + values["penalty"] * size * variance * torch.eye(size).to(second)
+        metric = second * mean_curvature + values["penalty"] * size * variance * torch.eye(
+            size, dtype=torch.float32
+        ).to(second)
         residual = nn.functional.one_hot(targets, classes).to(probabilities) - probabilities
         share = (values["share"] * (curvature + 1) / (curvature.sum() + classes)).clamp(max=1.0)
         step = torch.cholesky_solve(ones.T @ residual, torch.linalg.cholesky(metric)).T / share[:, None]

@@ -35,8 +35,12 @@ class Learner(nn.Module):
         super().__init__()
         self.start = nn.ParameterDict({name: nn.Parameter(tensor) for name, tensor in start.items()})
         self.shared = nn.ParameterDict({name: nn.Parameter(tensor) for name, tensor in shared.items()})
-        self.rates = nn.ParameterDict({name: torch.full((len(start[name]),), math.log(rate)) for name in start})
-        self.decays = nn.ParameterDict({name: torch.full((len(start[name]),), decay) for name in start})
+        self.rates = nn.ParameterDict(
+            {name: torch.full((len(start[name]),), math.log(rate), dtype=torch.float32) for name in start}
+        )
+        self.decays = nn.ParameterDict(
+            {name: torch.full((len(start[name]),), decay, dtype=torch.float32) for name in start}
+        )
         self.rule = rule
 
     def initial(self) -> Tensors:
@@ -44,7 +48,7 @@ class Learner(nn.Module):
         tensors = {"steps": torch.zeros((), dtype=torch.int64)}
         for name, parameter in self.start.items():
             start = parameter.detach().cpu().clone()
-            square = torch.zeros(start.shape if self.rule == "per_weight" else group_shape(start))
+            square = torch.zeros(start.shape if self.rule == "per_weight" else group_shape(start), dtype=torch.float32)
             tensors |= {f"own.{name}": start, f"mean.{name}": torch.zeros_like(start), f"square.{name}": square}
         return tensors
 

@@ -73,7 +73,7 @@ class Implicit(Retained):
             self.network = UpdateNetwork(sizes, sizes.inputs + told, sizes.inputs + known, state, 0, counts=free)
             if carried == "latents":
                 nn.init.normal_(self.network.propose.weight, std=0.02)  # it is the decoder that starts at zero
-                self.decode = nn.Linear(sizes.hidden, sizes.outputs)
+                self.decode = nn.Linear(sizes.hidden, sizes.outputs, dtype=torch.float32)
                 nn.init.zeros_(self.decode.weight)
                 nn.init.zeros_(self.decode.bias)
 
@@ -96,7 +96,9 @@ class Implicit(Retained):
         points = self._points(torch.cat([x, *later], 1), width)
         size = points.seen.shape[-1]
         theta = points.state.new_zeros(x.shape[0], size, width)
-        precision = self.log_prior().exp() * torch.eye(size, device=x.device).expand(x.shape[0], -1, -1)
+        precision = self.log_prior().exp() * torch.eye(size, device=x.device, dtype=torch.float32).expand(
+            x.shape[0], -1, -1
+        )
         found = []
         for step, chunk in enumerate(chunks):
             if greedy:
@@ -139,7 +141,7 @@ class Implicit(Retained):
         known = [self._known(points.state)]
         if not self.free:
             known.append(self._known(points.offset + points.seen @ theta))
-        steps = torch.full((points.x.shape[0],), float(step), device=points.x.device)
+        steps = torch.full((points.x.shape[0],), float(step), device=points.x.device, dtype=torch.float32)
         summary = network(observed, torch.cat([points.x, *known], -1), steps)
         if self.free:
             return points._replace(state=points.state + network.propose(summary))

@@ -24,7 +24,7 @@ class GradientFilter(nn.Module):
 
     def __init__(self, size: int = 0) -> None:
         super().__init__()
-        self.log_curvatures = nn.Parameter(torch.zeros(size)) if size else None
+        self.log_curvatures = nn.Parameter(torch.zeros(size, dtype=torch.float32)) if size else None
         self.log_noise = Scalar(-1.0)  # variance of the targets' noise, in units of the prior
         self.likeness = Scalar(1.0)  # 1 where features may be all alike, so that curvatures add up; 0: independent
 

@@ -42,12 +42,12 @@ class UpdateNetwork(nn.Module):
         super().__init__()
         hidden = sizes.hidden
         self.horizon, self.hidden = sizes.horizon, hidden
-        self.observe = nn.Linear(observed, hidden) if observed else None
-        self.embed = nn.Linear(refined, hidden)
-        self.place = nn.Parameter(PLACE * torch.randn(places, hidden)) if places else None
-        self.step = nn.Linear(1, hidden) if counts else None
+        self.observe = nn.Linear(observed, hidden, dtype=torch.float32) if observed else None
+        self.embed = nn.Linear(refined, hidden, dtype=torch.float32)
+        self.place = nn.Parameter(PLACE * torch.randn(places, hidden, dtype=torch.float32)) if places else None
+        self.step = nn.Linear(1, hidden, dtype=torch.float32) if counts else None
         self.encoder = sizes.backbone.build(hidden, sizes.layers)
-        self.propose = nn.Linear(hidden, proposed)
+        self.propose = nn.Linear(hidden, proposed, dtype=torch.float32)
         nn.init.zeros_(self.propose.weight)
         nn.init.zeros_(self.propose.bias)
 

@@ -36,11 +36,13 @@ class GradientOptimizer(Solver):
         super().__init__()
         self.predictor, self.rule, self.inner_steps = predictor, rule, inner_steps
         self.log_rate = Scalar(math.log(rate))
-        self.start = nn.Parameter(torch.zeros(*start)) if start else None
+        self.start = nn.Parameter(torch.zeros(*start, dtype=torch.float32)) if start else None
         self.step: nn.Sequential | None = None
         if rule == "learned":
             # As small_fc_lopt of PyLO: a small network a coordinate, which proposes a direction and a length.
-            self.step = nn.Sequential(nn.Linear(len(DECAYS) + 4, 16), nn.ReLU(), nn.Linear(16, 2))
+            self.step = nn.Sequential(
+                nn.Linear(len(DECAYS) + 4, 16, dtype=torch.float32), nn.ReLU(), nn.Linear(16, 2, dtype=torch.float32)
+            )
 
     @property
     def per_output(self) -> Sequence[str]:
@@ -49,10 +51,12 @@ class GradientOptimizer(Solver):
 
     def initial(self, tasks: int, inputs: int, outputs: int) -> Tensors:
         """theta[0], and no momentum."""
-        zero = torch.zeros(tasks, self.predictor.size(inputs), outputs, device=self.log_rate.slow.device)
+        zero = torch.zeros(
+            tasks, self.predictor.size(inputs), outputs, device=self.log_rate.slow.device, dtype=torch.float32
+        )
         tensors = {
             "theta": zero if self.start is None else zero + self.start,
-            "steps": torch.zeros(tasks, device=zero.device),
+            "steps": torch.zeros(tasks, device=zero.device, dtype=torch.float32),
         }
         if self.rule != "sgd":
             momenta = len(DECAYS) if self.rule == "learned" else 1
@@ -79,7 +83,9 @@ class GradientOptimizer(Solver):
         late = steps[:, None, None]
         square = 0.999 * tensors["squares"] + 0.001 * gradient.square()
         scale = (square / (1 - 0.999**late) + 1e-12).sqrt()
-        decays = torch.tensor(DECAYS if self.rule == "learned" else (0.9,), device=gradient.device)[:, None, None]
+        decays = torch.tensor(
+            DECAYS if self.rule == "learned" else (0.9,), device=gradient.device, dtype=torch.float32
+        )[:, None, None]
         momenta = decays * tensors["momenta"] + (1 - decays) * gradient[:, None]
         unbiased = momenta / (1 - decays ** late[:, None])
         if self.step is None:

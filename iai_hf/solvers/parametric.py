@@ -78,19 +78,21 @@ class Parametric(Solver):
         """theta[0] is zero, from the prior's start."""
         size = self.predictor.size(inputs)
         device = self.log_prior.slow.device
-        theta = torch.zeros(tasks, size, outputs, device=device)
-        tensors = {"theta": theta, "steps": torch.zeros(tasks, device=device)}
+        theta = torch.zeros(tasks, size, outputs, device=device, dtype=torch.float32)
+        tensors = {"theta": theta, "steps": torch.zeros(tasks, device=device, dtype=torch.float32)}
         if self.window > 1:
             tensors["history"] = theta[:, None].expand(-1, self.window - 1, -1, -1).contiguous()
         if self.free:
             return tensors
         if self.signal == "gradient":
-            tensors["spread"] = torch.ones(tasks, size, device=device)
+            tensors["spread"] = torch.ones(tasks, size, device=device, dtype=torch.float32)
         else:
-            tensors["gram"] = torch.zeros(tasks, size, size, device=device)
+            tensors["gram"] = torch.zeros(tasks, size, size, device=device, dtype=torch.float32)
         if self.network is not None:
             tensors["correction"] = theta
-            tensors[SUMMARY] = torch.zeros(tasks, self.tokens.count, self.network.hidden, device=device)
+            tensors[SUMMARY] = torch.zeros(
+                tasks, self.tokens.count, self.network.hidden, device=device, dtype=torch.float32
+            )
         return tensors
 
     def refine(self, tensors: Tensors, batch: Batch) -> Tensors:
@@ -131,7 +133,7 @@ class Parametric(Solver):
         return self.prior.offset(features, tensors["theta"].shape[-1]) + self.prior.seen(features) @ tensors["theta"]
 
     def _precision(self, gram: torch.Tensor) -> torch.Tensor:
-        return gram + self.log_prior().exp() * torch.eye(gram.shape[-1], device=gram.device)
+        return gram + self.log_prior().exp() * torch.eye(gram.shape[-1], device=gram.device, dtype=torch.float32)
 
     def _variance(self, tensors: Tensors) -> torch.Tensor:
         """The solver's, of each feature's weights, relative to the prior's, `[tasks, features]`."""

@@ -27,7 +27,9 @@ class Predictor(nn.Module):
         self.residual: nn.Sequential | None = None
         if learned_inputs:
             size = self.size(learned_inputs)
-            self.residual = nn.Sequential(nn.Linear(learned_inputs, 64), nn.GELU(), nn.Linear(64, size))
+            self.residual = nn.Sequential(
+                nn.Linear(learned_inputs, 64, dtype=torch.float32), nn.GELU(), nn.Linear(64, size, dtype=torch.float32)
+            )
             nn.init.zeros_(self.residual[2].weight)  # type: ignore[arg-type]
             nn.init.zeros_(self.residual[2].bias)  # type: ignore[arg-type]
 
@@ -63,5 +65,5 @@ class Predictor(nn.Module):
 @lru_cache(maxsize=8)
 def _random_map(inputs: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(FIXED_SEED)
-    weight = torch.randn(inputs, width, generator=generator) / inputs**0.5
-    return weight, torch.randn(width, generator=generator)
+    weight = torch.randn(inputs, width, generator=generator, dtype=torch.float32) / inputs**0.5
+    return weight, torch.randn(width, generator=generator, dtype=torch.float32)

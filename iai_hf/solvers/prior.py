@@ -40,10 +40,10 @@ class Prior(nn.Module):
         super().__init__()
         self.learned = bool(features)
         if self.learned:
-            self.register_buffer("mean", torch.zeros(features, outputs))
-            self.register_buffer("root", torch.eye(features))
-            self.move = nn.Parameter(torch.zeros(features, outputs))
-            self.factor = nn.Parameter(torch.eye(features))
+            self.register_buffer("mean", torch.zeros(features, outputs, dtype=torch.float32))
+            self.register_buffer("root", torch.eye(features, dtype=torch.float32))
+            self.move = nn.Parameter(torch.zeros(features, outputs, dtype=torch.float32))
+            self.factor = nn.Parameter(torch.eye(features, dtype=torch.float32))
 
     def seen(self, features: torch.Tensor) -> torch.Tensor:
         """What w is multiplied with: `[..., features]` to the same shape."""
@@ -66,7 +66,7 @@ class Prior(nn.Module):
             return None
         size, outputs = self.mean.shape
         theta = stream.x.new_zeros(stream.x.shape[0], size, outputs)
-        precision = torch.eye(size, device=theta.device).expand(theta.shape[0], -1, -1)
+        precision = torch.eye(size, device=theta.device, dtype=torch.float32).expand(theta.shape[0], -1, -1)
         for x, y in zip(stream.x.split(PIECE, 1), stream.y.split(PIECE, 1), strict=True):
             features = predictor.features(x)
             change, curvature = absorb(predictor, features, features @ theta, y, precision)
@@ -90,4 +90,6 @@ def shrunk(covariance: torch.Tensor, samples: int) -> torch.Tensor:
     total, squares = covariance.trace(), covariance.square().sum()
     apart = (squares - total**2 / size).clamp(min=1e-12)
     share = (((1 - 2 / size) * squares + total**2) / ((samples + 1 - 2 / size) * apart)).clamp(FLOOR, 1.0)
-    return (1 - share) * covariance + share * total / size * torch.eye(size, device=covariance.device)
+    return (1 - share) * covariance + share * total / size * torch.eye(
+        size, device=covariance.device, dtype=torch.float32
+    )

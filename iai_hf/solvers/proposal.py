@@ -20,7 +20,9 @@ class Proposal(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("modest", torch.tensor(False))
-        self.modesty = nn.Parameter(torch.tensor(1.0))  # power of the doubt that a proposal counts with
+        self.modesty = nn.Parameter(
+            torch.tensor(1.0, dtype=torch.float32)
+        )  # power of the doubt that a proposal counts with
 
     def be_modest(self) -> None:
         """Count in proportion to the solver's doubt from now on, by a power that is learned."""

@@ -31,8 +31,8 @@ class Retained(Solver):
     def initial(self, tasks: int, inputs: int, outputs: int) -> Tensors:
         """No observation."""
         return {
-            "x": torch.zeros(tasks, 0, inputs),
-            "y": torch.zeros(tasks, 0, outputs),
+            "x": torch.zeros(tasks, 0, inputs, dtype=torch.float32),
+            "y": torch.zeros(tasks, 0, outputs, dtype=torch.float32),
             "sizes": torch.zeros(tasks, 0, dtype=torch.int64),  # of the chunks
         }
 
@@ -55,7 +55,7 @@ class Retained(Solver):
         """Read what is retained, for these queries."""
         sizes = tensors["sizes"][0].tolist()
         if not sizes:
-            return torch.zeros(*x.shape[:2], tensors["y"].shape[-1], device=x.device)
+            return torch.zeros(*x.shape[:2], tensors["y"].shape[-1], device=x.device, dtype=torch.float32)
         chunks = list(map(Batch, tensors["x"].split(sizes, 1), tensors["y"].split(sizes, 1)))
         return self.read(merged(chunks, min(self.batches or len(chunks), len(chunks))), x)
 

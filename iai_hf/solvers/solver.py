@@ -21,7 +21,7 @@ class Scalar(nn.Module):
 
     def __init__(self, value: float) -> None:
         super().__init__()
-        self.slow = nn.Parameter(torch.tensor(value / SPEED))
+        self.slow = nn.Parameter(torch.tensor(value / SPEED, dtype=torch.float32))
 
     def forward(self) -> torch.Tensor:
         """The number."""

@@ -454,3 +454,20 @@ def test_forgetting_follows_a_stream_that_drifts(encoder: Backbone) -> None:
         return sum(answer == right for answer, right in zip(found, wanted, strict=True))
 
     assert hits(24) > hits(None) + 5
+
+
+def test_torchs_default_dtype_changes_nothing(amortizer: Amortizer) -> None:
+    rows = rows_of(amortizer, 16)
+    expected = adapt(amortizer, rows, chunk_size=8)
+    torch.set_default_dtype(torch.float64)
+    try:
+        again = type(amortizer)(amortizer.backbone, amortizer.config)
+        state = adapt(again, rows, chunk_size=8)
+        scores = log_probs(again, state)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert again.fingerprint == amortizer.fingerprint
+    assert {name: tensor.dtype for name, tensor in state.tensors.items()} == {
+        name: tensor.dtype for name, tensor in expected.tensors.items()
+    }
+    torch.testing.assert_close(scores, log_probs(amortizer, expected), atol=1e-3, rtol=1e-3)
