@@ -9,11 +9,11 @@ Posts are read up to 128 tokens, so that all of it takes at most ten minutes on 
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 from pathlib import Path
 
+from comparison import lab
 from prepare_data import prepare
 
 
@@ -24,11 +24,13 @@ def iai(made: Path, *arguments: str | Path) -> None:
     if made.exists():
         print(f"({made} is there already)")
         return
-    subprocess.run([sys.executable, "-m", "iai_hf.cli", *words], check=True)
+    status = subprocess.run([sys.executable, "-m", "iai_hf.cli", *words]).returncode
+    if status:
+        raise SystemExit(status)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = lab.parser(__doc__)
     parser.add_argument("--output", type=Path, default=Path("demo"))
     output: Path = parser.parse_args().output
     data = output / "data"
@@ -59,4 +61,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    lab.run(main)

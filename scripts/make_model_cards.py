@@ -12,8 +12,10 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from comparison.compare_report import COLUMNS, error, table
+from comparison import lab
+from comparison.compare_report import COLUMNS, table
 from comparison.compare_words import by_task
+from comparison.lab import error, pick, shown
 from iai_hf import shipped
 from iai_hf.amortizer import Amortizer
 from iai_hf.amortizers.frozen_features import FrozenFeatures
@@ -49,12 +51,12 @@ def curve(mine: list[dict[str, Any]], row: str, records: list[dict[str, Any]]) -
     """Mean accuracy over tasks against examples seen, beside logistic regression's and that of the label names."""
     figure, axes = blank()
     base = mine[0]["backbone"]
-    for shown in (row, "logistic regression", "label names"):
-        cells = table([record for record in records if record["backbone"] == base], "accuracy").get(shown, {})
+    for name in (row, "logistic regression", "label names"):
+        cells = table(pick(records, backbone=base), "accuracy").get(name, {})
         places = [place for place, column in enumerate(COLUMNS) if column in cells]
         values = [100 * mean(cells[COLUMNS[place]]) for place in places]
         spread = [100 * error(cells[COLUMNS[place]]) for place in places]
-        axes.errorbar(places, values, spread, marker="o", markersize=5, label=shown)
+        axes.errorbar(places, values, spread, marker="o", markersize=5, label=name)
     axes.set_xticks(range(len(COLUMNS)), COLUMNS)
     axes.set_xlabel("examples seen")
     axes.set_ylabel("accuracy, %")
@@ -67,9 +69,9 @@ def leak(method: str, attacks: list[dict[str, Any]]) -> str:
     """What a membership-inference attack achieved."""
     found = []
     for size in sorted({attack["size"] for attack in attacks}):
-        areas = [attack["area"] for attack in attacks if (attack["method"], attack["size"]) == (method, size)]
+        areas = [attack["area"] for attack in pick(attacks, method=method, size=size)]
         if len(areas) > 1:
-            found.append(f"{mean(areas):.2f} ± {error(areas):.2f} after {size} examples")
+            found.append(f"{shown(areas, digits=2)} after {size} examples")
     if not found:
         return ""
     return (
@@ -86,7 +88,7 @@ def card(
     training = json.loads((shipped.FOLDER / name / "training.json").read_text())
     method: type[Amortizer] = amortizer_class(config["method"])
     base, row = config["base_model_name_or_path"], row_of(config)
-    mine = [record for record in records if (record["backbone"], record["row"]) == (base, row)]
+    mine = pick(records, backbone=base, row=row)
     results = []
     for record in mine:
         if record["seed"] == 0:
@@ -101,14 +103,10 @@ def card(
                         metric_value=round(last[metric], 4),
                     )
                 )
-    shown = IN_WORDS_ROWS.get(method.method)
-    if shown:
+    its_row = IN_WORDS_ROWS.get(method.method)
+    if its_row:
         for task in dict.fromkeys(record["task"] for record in answered):
-            scores = [
-                record["answers"]["exact_match"]
-                for record in answered
-                if (record["row"], record["task"]) == (shown, task)
-            ]
+            scores = [record["answers"]["exact_match"] for record in pick(answered, row=its_row, task=task)]
             results.append(
                 EvalResult(
                     task_type="text-generation",
@@ -153,8 +151,7 @@ def card(
         values = {metric: table(mine, metric).get(row, {}) for metric in ("accuracy", "negative_log_likelihood")}
         lines = ["| examples | accuracy | negative log-likelihood |", "| --- | ---: | ---: |"]
         for where, cells in values["accuracy"].items():
-            nll = values["negative_log_likelihood"][where]
-            lines.append(f"| {where} | {mean(cells):.3f} ± {error(cells):.3f} | {mean(nll):.3f} ± {error(nll):.3f} |")
+            lines.append(f"| {where} | {shown(cells)} | {shown(values['negative_log_likelihood'][where])} |")
         tasks = ", ".join(sorted({record["task"] for record in mine}))
         text += [
             "## Evaluation",
@@ -162,11 +159,11 @@ def card(
             *["\n".join(lines)],
             f"![Accuracy against examples seen]({name}.png)",
         ]
-    if shown:
+    if its_row:
         text += [
             "## Evaluation",
             "Exact match of generated answers on tasks that were not trained on, ± standard error over orders; the row "
-            f"of these weights is *{shown}*.",
+            f"of these weights is *{its_row}*.",
             markdown(by_task(answered)).strip(),
         ]
     text += [
@@ -185,11 +182,11 @@ def main() -> None:
         write_whole(CARDS / f"{name}.md", card(name, records, answered, attacks).encode())
         config = json.loads((shipped.FOLDER / name / CONFIG_FILE).read_text())
         row = row_of(config)
-        mine = [r for r in records if (r["backbone"], r["row"]) == (config["base_model_name_or_path"], row)]
+        mine = pick(records, backbone=config["base_model_name_or_path"], row=row)
         if mine:
             write_whole(CARDS / f"{name}.png", curve(mine, row, records))
         print(CARDS / f"{name}.md")
 
 
 if __name__ == "__main__":
-    main()
+    lab.run(main)

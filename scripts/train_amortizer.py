@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from comparison import lab
 from iai_hf import AutoAmortizer, hub, load_backbone
 from iai_hf.amortizer import Amortizer, published
 from iai_hf.amortizers.frozen_features import FrozenFeatures
@@ -37,7 +38,7 @@ from iai_hf.backbones.cached import CachedBackbone
 from iai_hf.card import amortizer_card
 from iai_hf.config import read_config
 from iai_hf.data import open_stream
-from iai_hf.errors import ConfigError, IAIError
+from iai_hf.errors import ConfigError
 from iai_hf.files import check_writable, write_whole
 from iai_hf.training import train
 from iai_hf.training.config import TrainingConfig, read_training_config
@@ -49,7 +50,7 @@ from paper.tasks import POOLS, SYNTHETIC, family
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = lab.parser(__doc__)
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--data_dir", type=Path, default=Path("."))
@@ -177,8 +178,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except IAIError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    lab.run(main)

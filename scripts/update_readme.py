@@ -8,8 +8,10 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from comparison.compare_report import COLUMNS, best_rival, error, table
+from comparison import lab
+from comparison.compare_report import COLUMNS, best_rival, table
 from comparison.compare_words import by_task, means
+from comparison.lab import error
 from iai_hf.compare import markdown
 from iai_hf.files import write_whole
 from paper.duels import ONE_SHOT, RIVALS, duels
@@ -162,4 +164,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    lab.run(main)

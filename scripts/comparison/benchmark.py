@@ -10,7 +10,6 @@ train.jsonl and test.jsonl each, and takes ten minutes with the long posts of 20
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # where the other scripts are
 
+from comparison import lab
 from iai_hf import AutoAmortizer, Chunk, TaskSpec, load_backbone
 from iai_hf.amortizer import Amortizer
 from iai_hf.backbones import Backbone
@@ -111,6 +111,7 @@ def throughput(data: Path) -> dict[str, float]:
 
 MEMORY_JOB = """
 import json, re, sys
+from comparison import lab
 from iai_hf import AutoAmortizer
 state = AutoAmortizer.from_pretrained("iterative").adapt(sys.argv[1], progress=False, max_examples=int(sys.argv[2]))
 # getrusage would tell the peak of the parent, which exec hands on; VmHWM is this process's own (Linux).
@@ -301,7 +302,7 @@ def accuracy(data: Path, tasks: Path) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = lab.parser(__doc__)
     parser.add_argument("--data", type=Path, default=Path("demo/data"), help="where the long texts are laid out")
     parser.add_argument("--tasks", type=Path, help="folder of text tasks")
     parser.add_argument("--parts", default="throughput,memory,query,language_model,start,accuracy")
@@ -327,7 +328,7 @@ def main() -> None:
         print(f"measuring {part}", file=sys.stderr)
         results[part] = jobs[part]()
         if arguments.output is not None:
-            standing = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
+            standing = lab.standing(arguments.output, {}, {})
             write_whole(arguments.output, json.dumps(standing | results, indent=2).encode())
     if arguments.json:
         print(json.dumps(results, indent=2))
@@ -337,4 +338,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    lab.run(main)

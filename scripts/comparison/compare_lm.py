@@ -10,11 +10,10 @@ OUTPUT/results.json already is not measured again.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -23,21 +22,20 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # where the other scripts ar
 
 import torch
 
-from comparison.compare import TASKS, Task, chunks
-from comparison.compare_report import error
-from comparison.lab import Answers, Job, run
-from iai_hf import AutoAmortizer, Chunk, Prediction, TaskSpec, load_backbone, score
+from comparison import lab
+from comparison.lab import Answers, Job, Record, shown
+from comparison.tasks import MAX_TOKENS, TASKS, Rows, Task, chunk_of, chunks, endless
+from iai_hf import AutoAmortizer, Prediction, TaskSpec, load_backbone, score
 from iai_hf.backbones.causal_lm import CausalLM
-from iai_hf.errors import BackboneError, IAIError
-from iai_hf.files import write_whole
+from iai_hf.compare import markdown
+from iai_hf.errors import BackboneError
 
 BACKBONE = "HuggingFaceTB/SmolLM2-135M-Instruct"
-MAX_TOKENS = 128
 RETRIEVED = 16
 BATCH = 8
 
 
-def adapted(model: CausalLM, task: Task, rows: list[dict[str, str]], method: str, config: dict[str, Any]) -> Answers:
+def adapted(model: CausalLM, task: Task, rows: Rows, method: str, config: dict[str, Any]) -> Answers:
     """Any method of the contract, in one pass."""
     amortizer = AutoAmortizer.from_pretrained(method, backbone=model, config={"max_tokens": MAX_TOKENS, **config})
     state = amortizer.init_state(TaskSpec("classification", task.labels))
@@ -54,7 +52,7 @@ def answered(task: Task, seconds: float, predict: Callable[[list[str]], Predicti
     return {**score(prediction, task.answers), "seconds": seconds, "ms_per_query": cost, "state_bytes": size}
 
 
-def retrieved(model: CausalLM, task: Task, rows: list[dict[str, str]]) -> Answers:
+def retrieved(model: CausalLM, task: Task, rows: Rows) -> Answers:
     """In-context learning with the nearest examples by the model's own features, nearest last."""
     config = {"max_tokens": MAX_TOKENS, "budget": 4096}
     amortizer = AutoAmortizer.from_pretrained("in-context", backbone=model, config=config)
@@ -66,36 +64,26 @@ def retrieved(model: CausalLM, task: Task, rows: list[dict[str, str]]) -> Answer
         found = []
         for text, query in zip(texts, model.features(texts, MAX_TOKENS).vectors, strict=True):
             near = [rows[i] for i in (keys @ query).topk(min(RETRIEVED, len(rows))).indices.tolist()][::-1]
-            chunk = Chunk(tuple(row["input"] for row in near), tuple(row["output"] for row in near))
-            state = amortizer.update(amortizer.init_state(TaskSpec("classification", task.labels)), chunk)
+            state = amortizer.update(amortizer.init_state(TaskSpec("classification", task.labels)), chunk_of(near))
             found.append(amortizer.predict(state, [text]).log_probs)
         return Prediction.from_logits(torch.cat([part for part in found if part is not None]), task.labels)
 
     return answered(task, spent, predict, keys.nbytes)
 
 
-def endless(rows: list[dict[str, str]]) -> Iterator[list[dict[str, str]]]:
-    """Batches of the examples, epoch after epoch, each in another order."""
-    for epoch in itertools.count():
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(epoch)).tolist()
-        for first in range(0, len(rows), BATCH):
-            yield [rows[i] for i in order[first : first + BATCH]]
-
-
-def trained(model: CausalLM, task: Task, rows: list[dict[str, str]], method: str, seconds: float) -> Answers:
+def trained(model: CausalLM, task: Task, rows: Rows, method: str, seconds: float) -> Answers:
     """A gradient method of the contract, epoch after epoch until its time is up."""
     amortizer = AutoAmortizer.from_pretrained(method, backbone=model, config={"max_tokens": MAX_TOKENS})
     state = amortizer.init_state(TaskSpec("classification", task.labels))
     began = time.perf_counter()
-    for batch in endless(rows):
-        chunk = Chunk(tuple(row["input"] for row in batch), tuple(row["output"] for row in batch))
+    for chunk in endless(rows, BATCH):
         state = amortizer.update(state, chunk)
         if time.perf_counter() - began > seconds:
             break
     return answered(task, time.perf_counter() - began, lambda texts: amortizer.predict(state, texts), state.nbytes)
 
 
-def measure(row: str, model: CausalLM, task: Task, rows: list[dict[str, str]], unit: float) -> Answers:
+def measure(row: str, model: CausalLM, task: Task, rows: Rows, unit: float) -> Answers:
     """One row; `unit` is the seconds that `iterative` took."""
     if row.startswith("in-context, "):
         shots = row.removeprefix("in-context, ")
@@ -127,51 +115,47 @@ ROWS = (
 )
 
 
-def report(records: list[dict[str, Any]], output: Path) -> None:
+METRICS = {
+    "accuracy": ("accuracy, %", 100.0),
+    "negative_log_likelihood": ("NLL", 1.0),
+    "calibration_error": ("ECE, %", 100.0),
+    "seconds": ("seconds to adapt", 1.0),
+    "ms_per_query": ("ms a query", 1.0),
+    "state_bytes": ("state, kB", 0.001),
+}
+
+
+def report(records: list[Record], output: Path) -> None:
     """Write results.md."""
     tasks = sorted({record["task"] for record in records})
-    measured = {row: {r["task"] for r in records if r["row"] == row} for row in ROWS}
-    shared = sorted(set(tasks).intersection(*(found for found in measured.values() if found)))
-    metrics = {
-        "accuracy": ("accuracy, %", 100.0),
-        "negative_log_likelihood": ("NLL", 1.0),
-        "calibration_error": ("ECE, %", 100.0),
-        "seconds": ("seconds to adapt", 1.0),
-        "ms_per_query": ("ms a query", 1.0),
-        "state_bytes": ("state, kB", 0.001),
-    }
-    head = [title for title, _ in metrics.values()]
-    lines = [f"| | {' | '.join(head)} | orders |", f"| --- |{' ---: |' * (len(head) + 1)}"]
+    measured = [{record["task"] for record in lab.pick(records, row=row)} for row in ROWS]
+    shared = sorted(set(tasks).intersection(*(found for found in measured if found)))
+    lines = [["", "orders", *(title for title, _ in METRICS.values())]]
+    every = [["accuracy, %, all that was measured", *tasks]]
     for row in ROWS:
-        by_seed: dict[int, dict[str, dict[str, float]]] = {}
-        for record in records:
-            if record["row"] == row and record["task"] in shared:
-                by_seed.setdefault(record["seed"], {})[record["task"]] = record["answers"]
-        whole = [found for found in by_seed.values() if len(found) == len(shared)]
+        mine = lab.pick(records, row=row)
+        by_seed = [[r["answers"] for r in lab.pick(mine, seed=seed) if r["task"] in shared] for seed in seeds(mine)]
+        whole = [answers for answers in by_seed if len(answers) == len(shared)]
         if whole:
-            cells = []
-            for metric, (_, scale) in metrics.items():
-                values = [scale * mean(answers[metric] for answers in found.values()) for found in whole]
-                cells.append(f"{mean(values):.2f} ± {error(values):.2f}")
-            lines.append(f"| {row} | {' | '.join(cells)} | {len(whole)} |")
-    first = records[0]
+            means = {metric: [mean(each[metric] for each in answers) for answers in whole] for metric in METRICS}
+            lines.append([row, str(len(whole)), *(shown(means[m], scale, 2) for m, (_, scale) in METRICS.items())])
+        if mine:
+            scores = ([record["answers"]["accuracy"] for record in lab.pick(mine, task=task)] for task in tasks)
+            every.append([row, *(f"{100 * mean(found):.1f}" if found else "" for found in scores)])
     title = (
-        f"{BACKBONE}, {first['examples']:,} examples, {first['queries']} queries; mean over {', '.join(shared)}, "
-        "± standard error over orders; below, all that was measured"
+        f"{BACKBONE}, {records[0]['examples']:,} examples, {records[0]['queries']} queries; mean over "
+        f"{', '.join(shared)}, ± standard error over orders; below, all that was measured."
     )
-    lines += ["", f"| | {' | '.join(tasks)} |", f"| --- |{' ---: |' * len(tasks)}"]
-    for row in ROWS:
-        cells = []
-        for task in tasks:
-            found = [r["answers"]["accuracy"] for r in records if (r["row"], r["task"]) == (row, task)]
-            cells.append(f"{100 * mean(found):.1f}" if found else "")
-        if any(cells):
-            lines.append(f"| {row} | {' | '.join(cells)} |")
-    write_whole(output / "results.md", ("\n".join([f"{title}.", "", *lines]) + "\n").encode())
+    lab.write_report(output, [title, markdown(lines), markdown(every)])
+
+
+def seeds(records: list[Record]) -> list[int]:
+    """In the order in which they were measured."""
+    return list(dict.fromkeys(record["seed"] for record in records))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = lab.parser(__doc__)
     parser.add_argument("--tasks", nargs="+", default=TASKS)
     parser.add_argument("--data_dir", type=Path, required=True, help="folder of tasks with train.jsonl and test.jsonl")
     parser.add_argument("--rows", nargs="+", default=ROWS, choices=ROWS)
@@ -193,12 +177,8 @@ def main() -> None:
         answers = measure(row, model, task, task.rows(seed)[: args.examples], unit)
         return {"examples": args.examples, "queries": len(task.queries)}, answers
 
-    run(args.output, itertools.product(range(args.seeds), args.tasks, args.rows), measured, report)
+    lab.measure_all(args.output, itertools.product(range(args.seeds), args.tasks, args.rows), measured, report)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except IAIError as error_:
-        print(f"error: {error_}", file=sys.stderr)
-        raise SystemExit(2) from None
+    lab.run(main)

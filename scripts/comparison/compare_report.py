@@ -5,24 +5,35 @@ python scripts/comparison/compare_report.py scripts/results/compare
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean, stdev
-from typing import Any
+from statistics import mean
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # where the other scripts are
 
 from matplotlib import colormaps
 
+from comparison import lab
 from comparison.baselines import BASELINES
+from comparison.lab import Record, error, shown
+from comparison.rows import ROWS
+from comparison.tasks import MAX_TOKENS
+from iai_hf.compare import markdown
 from iai_hf.files import write_whole
 from iai_hf.plots import blank, png
 
 COLUMNS = ("0", "16", "64", "256", "1,024", "all")
 MARKS = dict(zip((0, 16, 64, 256, 1024), COLUMNS, strict=False))
-Record = dict[str, Any]
+METRICS = {  # title, scale, digits
+    "accuracy": ("Accuracy, %", 100, 1),
+    "negative_log_likelihood": ("Negative log-likelihood, nats", 1, 3),
+    "calibration_error": ("Expected calibration error, %", 100, 1),
+    "macro_f1": ("Macro-F1, %", 100, 1),
+    "head_seconds": ("Seconds to adapt, the backbone's features not counted", 1, 2),
+    "head_ms_per_query": ("Milliseconds a query, the backbone's features not counted", 1, 3),
+    "state_bytes": ("State, kB", 0.001, 0),
+}
 Table = dict[str, dict[str, list[float]]]  # row -> column -> one value a seed
 
 
@@ -51,19 +62,15 @@ def table(records: Sequence[Record], metric: str) -> Table:
     return result
 
 
-def error(values: Sequence[float]) -> float:
-    """Standard error of the mean."""
-    return stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
-
-
-def markdown(values: Table, rows: Sequence[str], show: Callable[[float], str]) -> str:
-    lines = [f"| | {' | '.join(COLUMNS)} |", f"| --- | {' | '.join(['---:'] * len(COLUMNS))} |"]
+def metric_table(values: Table, rows: Sequence[str], scale: float, digits: int) -> str:
+    """A metric by row and column."""
+    lines = [["", "orders", *COLUMNS]]
     for row in rows:
         cells = values.get(row, {})
-        shown = [f"{show(mean(cells[c]))} ± {show(error(cells[c]))}" if c in cells else "" for c in COLUMNS]
-        if any(shown):
-            lines.append(f"| {row} | {' | '.join(shown)} |")
-    return "\n".join(lines)
+        if cells:
+            orders = str(max(map(len, cells.values())))
+            lines.append([row, orders, *(shown(cells.get(where, []), scale, digits) for where in COLUMNS)])
+    return markdown(lines)
 
 
 def best_rival(records: Sequence[Record]) -> dict[str, float]:
@@ -71,7 +78,7 @@ def best_rival(records: Sequence[Record]) -> dict[str, float]:
     tasks = sorted({record["task"] for record in records})
     best: dict[str, list[float]] = {}
     for task in tasks:
-        scores = table([record for record in records if record["task"] == task], "accuracy")
+        scores = table(lab.pick(records, task=task), "accuracy")
         for where in COLUMNS:
             rivals = [mean(scores[row][where]) for row in BASELINES if where in scores.get(row, {})]
             if rivals:
@@ -82,27 +89,26 @@ def best_rival(records: Sequence[Record]) -> dict[str, float]:
 def gains(records: Sequence[Record], rows: Sequence[str]) -> str:
     """Points of accuracy of each row over the best rival."""
     rival, scores = best_rival(records), table(records, "accuracy")
-    lines = [f"| | {' | '.join(COLUMNS[1:])} |", f"| --- | {' | '.join(['---:'] * len(COLUMNS[1:]))} |"]
+    lines = [["", "orders", *COLUMNS[1:]]]
     for row in rows:
-        cells = [
-            f"{100 * (mean(scores[row][c]) - rival[c]):+.1f}" if c in scores.get(row, {}) and c in rival else ""
-            for c in COLUMNS[1:]
-        ]
-        if any(cells):
-            lines.append(f"| {row} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        cells = scores.get(row, {})
+        both = {c: f"{100 * (mean(cells[c]) - rival[c]):+.1f}" for c in COLUMNS[1:] if c in cells and c in rival}
+        if both:
+            lines.append([row, str(max(map(len, cells.values()))), *(both.get(c, "") for c in COLUMNS[1:])])
+    return markdown(lines)
 
 
 def by_task(records: Sequence[Record], rows: Sequence[str], where: str) -> str:
     """Accuracy of each row on each task in one column."""
     tasks = sorted({record["task"] for record in records})
-    scores = {task: table([r for r in records if r["task"] == task], "accuracy") for task in tasks}
-    lines = [f"| | {' | '.join(tasks)} |", f"| --- | {' | '.join(['---:'] * len(tasks))} |"]
+    scores = {task: table(lab.pick(records, task=task), "accuracy") for task in tasks}
+    lines = [["", "orders", *tasks]]
     for row in rows:
-        cells = [f"{mean(scores[t][row][where]):.3f}" if where in scores[t].get(row, {}) else "" for t in tasks]
-        if any(cells):
-            lines.append(f"| {row} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        cells = {task: scores[task][row][where] for task in tasks if where in scores[task].get(row, {})}
+        if cells:
+            values = (f"{mean(cells[task]):.3f}" if task in cells else "" for task in tasks)
+            lines.append([row, str(max(map(len, cells.values()))), *values])
+    return markdown(lines)
 
 
 def plot(values: Table, rows: Sequence[str], label: str) -> bytes:
@@ -128,46 +134,44 @@ def report(records: Sequence[Record], output: Path) -> None:
     """Write results.md and the plots, one set a backbone."""
     text = []
     for backbone in sorted({record["backbone"] for record in records}):
-        mine = [record for record in records if record["backbone"] == backbone]
-        rows = list(dict.fromkeys(record["row"] for record in mine))
-        tasks = sorted({record["task"] for record in mine})
-        seeds = len({record["seed"] for record in mine})
-        accuracy, likelihood = table(mine, "accuracy"), table(mine, "negative_log_likelihood")
-        calibration, f1 = table(mine, "calibration_error"), table(mine, "macro_f1")
+        mine = lab.pick(records, backbone=backbone)
+        rows = sorted({record["row"] for record in mine}, key=ROWS.index)
         ours = [row for row in rows if row not in BASELINES]
-        seconds, queries = table(mine, "head_seconds"), table(mine, "head_ms_per_query")
-        size = table(mine, "state_bytes")
+        tasks = sorted({record["task"] for record in mine})
+        values = {metric: table(mine, metric) for metric in METRICS}
+        first, *others = (
+            (f"### {title}", metric_table(values[metric], rows, scale, digits))
+            for metric, (title, scale, digits) in METRICS.items()
+        )
         text += [
             f"## {backbone}",
-            f"Mean over {', '.join(tasks)}; {seeds} orders, ± standard error over orders. Features up to 128 tokens.",
-            "### Accuracy, %",
-            markdown(accuracy, rows, lambda value: f"{100 * value:.1f}"),
+            f"Mean over {', '.join(tasks)}; ± standard error over orders. Features up to {MAX_TOKENS} tokens.",
+            *first,
             "### Points of accuracy over the best rival, chosen anew for each task and column",
             gains(mine, ours),
-            "### Negative log-likelihood, nats",
-            markdown(likelihood, rows, lambda value: f"{value:.3f}"),
-            "### Expected calibration error, %",
-            markdown(calibration, rows, lambda value: f"{100 * value:.1f}"),
-            "### Macro-F1, %",
-            markdown(f1, rows, lambda value: f"{100 * value:.1f}"),
             "### Accuracy by task, 64 examples",
             by_task(mine, rows, "64"),
             "### Accuracy by task, all examples",
             by_task(mine, rows, "all"),
-            "### Seconds to adapt, the backbone's features not counted",
-            markdown(seconds, rows, lambda value: f"{value:.2f}"),
-            "### Milliseconds a query, the backbone's features not counted",
-            markdown(queries, rows, lambda value: f"{value:.3f}"),
-            "### State, kB",
-            markdown(size, rows, lambda value: f"{value / 1000:.0f}"),
+            *(part for section in others for part in section),
         ]
         name = backbone.rpartition("/")[2]
-        shown = [row for row in rows if "untrained" not in row]
-        write_whole(output / f"{name}-accuracy.png", plot(accuracy, shown, f"accuracy, mean over {len(tasks)} tasks"))
-        write_whole(output / f"{name}-likelihood.png", plot(likelihood, shown, "negative log-likelihood"))
-    write_whole(output / "results.md", ("\n\n".join(text) + "\n").encode())
+        trained = [row for row in rows if "untrained" not in row]
+        for metric, label in (
+            ("accuracy", f"accuracy, mean over {len(tasks)} tasks"),
+            ("negative_log_likelihood", "negative log-likelihood"),
+        ):
+            short = metric.removeprefix("negative_log_")
+            write_whole(output / f"{name}-{short}.png", plot(values[metric], trained, label))
+    lab.write_report(output, text)
+
+
+def main() -> None:
+    parser = lab.parser(__doc__)
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("scripts/results/compare"))
+    folder: Path = parser.parse_args().folder
+    report(lab.Records(folder / "results.json").all, folder)
 
 
 if __name__ == "__main__":
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "scripts/results/compare")
-    report(json.loads((folder / "results.json").read_text()), folder)
+    lab.run(main)

@@ -12,7 +12,6 @@ not measured again.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import sys
@@ -26,19 +25,17 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # where the other scripts ar
 
 import torch
 
-from comparison.compare import Task
-from comparison.compare_lm import endless
-from comparison.compare_report import error
-from comparison.lab import Answers, Job, run
-from iai_hf import AutoAmortizer, Chunk, TaskSpec, TaskState, load_backbone, score, shipped
+from comparison import lab
+from comparison.lab import Answers, Job, Record, shown
+from comparison.tasks import Rows, Task, chunk_of, endless
+from iai_hf import AutoAmortizer, TaskSpec, TaskState, load_backbone, score, shipped
 from iai_hf.amortizer import Amortizer
 from iai_hf.amortizers.gradient import Gradient
 from iai_hf.amortizers.prompted import Prompted
 from iai_hf.backbones.causal_lm import CausalLM
 from iai_hf.compare import markdown
 from iai_hf.data import open_stream
-from iai_hf.errors import BackboneError, ConfigError, IAIError
-from iai_hf.files import write_whole
+from iai_hf.errors import BackboneError, ConfigError
 
 BACKBONE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SHIPPED, PROMPT_START = "smollm2-135m-lm-state", "smollm2-135m-prompt-tuning"
@@ -60,14 +57,9 @@ ROWS = (
     "prompt tuning 1x, learned start",
     "prompt tuning 10x",
 )
-CHUNK = 64
+CHUNK, BATCH = 64, 8
 TIMES = 8
 UNRELATED_TEXTS, UNRELATED_TOKENS = 60, 64
-Rows = list[dict[str, str]]
-
-
-def chunk_of(rows: Rows) -> Chunk:
-    return Chunk(tuple(row["input"] for row in rows), tuple(row["output"] for row in rows))
 
 
 def read(amortizer: Amortizer, rows: Rows, state: TaskState | None = None) -> TaskState:
@@ -99,8 +91,8 @@ def for_seconds(model: CausalLM, task: Task, rows: Rows, method: str, seconds: f
     amortizer = AutoAmortizer.from_pretrained(method, backbone=model, config=settings)
     state = amortizer.init_state(TaskSpec("generation"))
     began = time.perf_counter()
-    for batch in endless(rows):
-        state = amortizer.update(state, chunk_of(batch))
+    for chunk in endless(rows, BATCH):
+        state = amortizer.update(state, chunk)
         if time.perf_counter() - began > seconds:
             break
     return answered(amortizer, state, task, time.perf_counter() - began)
@@ -166,7 +158,7 @@ def measure(
     return rows_of[row]()
 
 
-def means(records: list[dict[str, Any]], column: str) -> dict[str, list[float]]:
+def means(records: list[Record], column: str) -> dict[str, list[float]]:
     """Of each row that was measured on all tasks: the mean over tasks, an order each."""
     tasks = {record["task"] for record in records}
     found = {}
@@ -179,7 +171,7 @@ def means(records: list[dict[str, Any]], column: str) -> dict[str, list[float]]:
     return found
 
 
-def by_task(records: list[dict[str, Any]]) -> list[list[str]]:
+def by_task(records: list[Record]) -> list[list[str]]:
     """Head and a row each: exact match in percent, mean over tasks ± standard error over orders, then by task."""
     tasks = list(dict.fromkeys(record["task"] for record in records))
     rows = [["exact match, %", "orders", "mean", *(task.removeprefix("fv_") for task in tasks)]]
@@ -188,12 +180,11 @@ def by_task(records: list[dict[str, Any]]) -> list[list[str]]:
         for task in tasks:
             mine = [r["answers"]["exact_match"] for r in records if (r["row"], r["task"]) == (row, task)]
             cells.append(f"{100 * mean(mine):.1f}")
-        spread = f" ± {100 * error(values):.1f}" if len(values) > 1 else ""
-        rows.append([row, str(len(values)), f"{100 * mean(values):.1f}{spread}", *cells])
+        rows.append([row, str(len(values)), shown(values, 100, 1), *cells])
     return rows
 
 
-def costs(records: list[dict[str, Any]]) -> list[list[str]]:
+def costs(records: list[Record]) -> list[list[str]]:
     """Head and a row each: what adapting and answering cost."""
     columns = {
         "seconds": ("seconds to adapt", 1.0),
@@ -205,11 +196,7 @@ def costs(records: list[dict[str, Any]]) -> list[list[str]]:
     measured = {column: means(records, column) for column in columns}
     rows = [["", *(title for title, _ in columns.values()), "orders"]]
     for row, values in means(records, "exact_match").items():
-        cells = []
-        for column, (_, scale) in columns.items():
-            known = measured[column].get(row)
-            spread = f" ± {scale * error(known):.1f}" if known and len(known) > 1 else ""
-            cells.append(f"{scale * mean(known):,.1f}{spread}" if known else "")
+        cells = [shown(measured[column].get(row, []), scale, 1) for column, (_, scale) in columns.items()]
         rows.append([row, *cells, str(len(values))])
     return rows
 
@@ -235,19 +222,18 @@ def compute() -> list[list[str]]:
     return rows
 
 
-def report(records: list[dict[str, Any]], output: Path) -> None:
+def report(records: list[Record], output: Path) -> None:
     """Write results.md."""
     first = records[0]
     title = (
         f"{BACKBONE}, up to {first['examples']:,} examples, up to {first['queries']} queries; mean over tasks, "
         "± standard error over orders. Unrelated texts: change of next-token accuracy under the state."
     )
-    tables = [markdown(by_task(records)), markdown(costs(records)), markdown(compute())]
-    write_whole(output / "results.md", "\n".join([f"{title}\n", *tables]).encode())
+    lab.write_report(output, [title, markdown(by_task(records)), markdown(costs(records)), markdown(compute())])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = lab.parser(__doc__)
     parser.add_argument("--tasks", nargs="+", default=TASKS)
     parser.add_argument("--data_dir", type=Path, required=True, help="folder of tasks with train.jsonl and test.jsonl")
     parser.add_argument("--backbone", default=BACKBONE)
@@ -272,12 +258,8 @@ def main() -> None:
         answers = measure(row, model, task, every[: args.examples], every, known["seconds"], texts)
         return {"examples": args.examples, "queries": args.queries}, answers
 
-    run(args.output, itertools.product(range(args.seeds), args.tasks, args.rows), measured, report)
+    lab.measure_all(args.output, itertools.product(range(args.seeds), args.tasks, args.rows), measured, report)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except IAIError as error_:
-        print(f"error: {error_}", file=sys.stderr)
-        raise SystemExit(2) from None
+    lab.run(main)

@@ -10,7 +10,6 @@ over stream orders. Rows of OUTPUT that are not measured now stay in it.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import sys
@@ -22,11 +21,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # where the other scripts ar
 
 from huggingface_hub.utils import tqdm
 
-from comparison.compare import MAX_TOKENS, TASKS, Task, amortizer_of, chunks
+from comparison import lab
+from comparison.rows import amortizer_of
+from comparison.tasks import MAX_TOKENS, TASKS, Task, chunks
 from iai_hf import TaskSpec, load_backbone, score
 from iai_hf.backbones.cached import CachedBackbone
-from iai_hf.errors import IAIError
-from iai_hf.files import check_writable, write_whole
+from iai_hf.files import write_whole
 
 TIMES = 8
 TOLERANCE = 0.01
@@ -63,7 +63,7 @@ def one_stream(task: Task, row: str, seed: int, horizon: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = lab.parser(__doc__)
     parser.add_argument("--tasks", nargs="+", default=TASKS)
     parser.add_argument("--rows", nargs="+", default=["iterative", "iterative-explicit", "iterative-implicit"])
     parser.add_argument("--data_dir", type=Path, required=True)
@@ -73,14 +73,10 @@ def main() -> None:
     parser.add_argument("--horizon", type=int, default=4096, help="longest stream in training")
     parser.add_argument("--output", type=Path, default=Path("scripts/results/harm.json"))
     args = parser.parse_args()
-    check_writable(args.output.parent)
     backbone = CachedBackbone(load_backbone(args.backbone), args.cache_dir)
     tasks = [Task(args.data_dir / name, backbone) for name in args.tasks]
-    result: dict[str, Any] = {"backbone": args.backbone, "max_tokens": MAX_TOKENS, "orders": args.seeds, "rows": {}}
-    if args.output.is_file():
-        known = json.loads(args.output.read_text())
-        if known | {"rows": {}} == result:
-            result = known
+    head = {"backbone": args.backbone, "max_tokens": MAX_TOKENS, "orders": args.seeds}
+    result = lab.standing(args.output, head, {"rows": {}})
     for row in args.rows:
         streams: dict[str, list[dict[str, Any]]] = {}
         for task in tqdm(tasks, desc=row, unit=" tasks"):
@@ -105,8 +101,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except IAIError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    lab.run(main)

@@ -11,11 +11,8 @@ iterative-implicit and (its first few examples) lm-state do, leaks them by holdi
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # where the other scripts are
@@ -24,7 +21,8 @@ import torch
 from huggingface_hub.utils import tqdm
 from sklearn.metrics import roc_auc_score
 
-from comparison.compare_report import error
+from comparison import lab
+from comparison.lab import shown
 from iai_hf import AutoAmortizer, load_backbone
 from iai_hf.amortizer import Amortizer
 from iai_hf.backbones import Backbone
@@ -69,14 +67,14 @@ def table(records: list[dict[str, Any]]) -> list[list[str]]:
         for size in SIZES:
             values = [r["area"] for r in records if (r["method"], r["size"]) == (method, size)]
             orders = max(orders, len(values))
-            cells.append(f"{mean(values):.3f} ± {error(values):.3f}" if len(values) > 1 else "")
+            cells.append(shown(values) if len(values) > 1 else "")
         if orders:
             rows.append([method, str(orders), *cells])
     return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = lab.parser(__doc__)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--data", type=Path, default=Path("demo/data"))
@@ -84,13 +82,14 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("scripts/results"))
     args = parser.parse_args()
     prepare(args.data)
-    path = args.output / "membership.json"
-    records: list[dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else []
-    known = {(record["method"], record["size"], record["seed"]) for record in records}
+    records = lab.Records(args.output / "membership.json")
     rows = [record._asdict() for record in open_stream(args.data / "20newsgroups-train.jsonl").records()]
     loaded: dict[str, Backbone] = {}
     jobs = [(method, seed, size) for method in args.methods for seed in range(args.seeds) for size in SIZES]
-    for method, seed, size in tqdm([job for job in jobs if (job[0], job[2], job[1]) not in known], unit=" attacks"):
+    for method, seed, size in tqdm(jobs, unit=" attacks"):
+        place = {"method": method, "size": size, "seed": seed}
+        if records.of(**place):
+            continue
         name = METHODS[method]
         if name not in loaded:
             plain = load_backbone(name)
@@ -99,11 +98,9 @@ def main() -> None:
         members, others = [rows[i] for i in order[:512]], [rows[i] for i in order[512:1024]]
         settings = {"max_tokens": MAX_TOKENS}
         amortizer = AutoAmortizer.from_pretrained(method, backbone=loaded[name], config=settings)
-        area = attack(amortizer, members, others, size)
-        records.append({"method": method, "size": size, "seed": seed, "area": area})
-        write_whole(path, json.dumps(records, indent=1).encode())
-    write_whole(args.output / "membership.md", markdown(table(records)).encode())
+        records.add({**place, "area": attack(amortizer, members, others, size)})
+    write_whole(args.output / "membership.md", markdown(table(records.all)).encode())
 
 
 if __name__ == "__main__":
-    main()
+    lab.run(main)

@@ -4,12 +4,12 @@
 
 Changing: half-way through a task's examples every label comes to mean another class; accuracy under the new meaning by
 the examples read since, for several half-lives. In parts: states of disjoint parts, merged, beside the state of the
-whole. Means over tasks ± standard error over orders, in OUTPUT/results.json and OUTPUT/results.md.
+whole. Means over tasks ± standard error over orders, in OUTPUT/results.json and OUTPUT/results.md. What
+is in OUTPUT/results.json already is not measured again.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -20,20 +20,19 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # where the other scripts ar
 
 from huggingface_hub.utils import tqdm
 
-from comparison.compare import MAX_TOKENS, TASKS, Task, chunks
-from comparison.compare_report import error
+from comparison import lab
+from comparison.lab import shown
+from comparison.tasks import MAX_TOKENS, TASKS, Rows, Task, chunks
 from iai_hf import AutoAmortizer, TaskSpec, TaskState, load_backbone, score
 from iai_hf.amortizer import Amortizer
 from iai_hf.backbones.cached import CachedBackbone
 from iai_hf.compare import markdown
-from iai_hf.errors import IAIError
-from iai_hf.files import check_writable, write_whole
+from iai_hf.files import write_whole
 
 METHODS = ("iterative", "iterative-explicit", "iterative-implicit")
 HALF_LIVES = (None, 1024, 256)
 MARKS = (0, 64, 256, 1024)  # examples since the labels changed
 PARTS = (1, 2, 8)
-Rows = list[dict[str, str]]
 
 
 def read(amortizer: Amortizer, state: TaskState, rows: Rows) -> TaskState:
@@ -74,8 +73,7 @@ def in_parts(task: Task, method: str, rows: Rows) -> dict[str, dict[str, float]]
 
 def over_tasks(orders: list[list[float]], scale: float, digits: int) -> str:
     """Mean over tasks ± standard error over orders."""
-    means = [scale * mean(values) for values in orders]
-    return f"{mean(means):.{digits}f}" + (f" ± {error(means):.{digits}f}" if len(means) > 1 else "")
+    return shown([mean(values) for values in orders], scale, digits)
 
 
 def report(result: dict[str, Any], output: Path) -> None:
@@ -102,12 +100,12 @@ def report(result: dict[str, Any], output: Path) -> None:
             )
         parts.append([method, *cells])
     title = f"{result['backbone']}; {', '.join(tasks)}; up to {result['examples']:,} examples; {len(seeds)} orders."
-    write_whole(output / "results.md", "\n".join([f"{title}\n", markdown(change), markdown(parts)]).encode())
+    lab.write_report(output, [title, markdown(change), markdown(parts)])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", nargs="+", default=TASKS)
+    parser = lab.parser(__doc__)
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS))
     parser.add_argument("--data_dir", type=Path, required=True)
     parser.add_argument("--backbone", default="sentence-transformers/all-MiniLM-L6-v2")
     parser.add_argument("--cache_dir", type=Path, default=Path("runs/features"))
@@ -115,27 +113,25 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=Path("scripts/results/streams"))
     args = parser.parse_args()
-    check_writable(args.output)
     backbone = CachedBackbone(load_backbone(args.backbone), args.cache_dir)
     tasks = [Task(args.data_dir / name, backbone) for name in args.tasks]
-    result: dict[str, Any] = {"backbone": args.backbone, "examples": args.examples, "orders": args.seeds}
-    result |= {"tasks": [task.name for task in tasks], "changing": {}, "in_parts": {}}
+    head = {"backbone": args.backbone, "examples": args.examples, "orders": args.seeds, "tasks": args.tasks}
+    path = args.output / "results.json"
+    result = lab.standing(path, head, {"changing": {}, "in_parts": {}})
     for method in METHODS:
         for task in tqdm(tasks, desc=method, unit=" tasks"):
+            if task.name in result["in_parts"].get(method, {}):
+                continue
             orders = [task.rows(seed)[: args.examples] for seed in range(args.seeds)]
-            result["in_parts"].setdefault(method, {})[task.name] = [in_parts(task, method, rows) for rows in orders]
             for half_life in HALF_LIVES:
                 name = f"{method}, half-life {half_life}" if half_life else method
                 found = [changing(task, method, half_life, rows) for rows in orders]
                 result["changing"].setdefault(name, {})[task.name] = found
-    write_whole(args.output / "results.json", json.dumps(result, indent=1).encode())
+            result["in_parts"].setdefault(method, {})[task.name] = [in_parts(task, method, rows) for rows in orders]
+            write_whole(path, json.dumps(result, indent=1).encode())
     report(result, args.output)
     print(f"results.json and results.md in {args.output}")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except IAIError as error_:
-        print(f"error: {error_}", file=sys.stderr)
-        raise SystemExit(2) from None
+    lab.run(main)

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from statistics import mean
 from typing import NamedTuple
 
+from comparison.lab import pick
 from iai_hf.compare import markdown
-from paper.tables import Cell, families, losses, pick, rows_of
+from paper.tables import Cell, families, losses, rows_of
 
 OWN, ONE_SHOT = "one-shot form of its regime", ("hypernetwork", "prior-fitted")
 RIVALS = (OWN, *ONE_SHOT, "maml", "reptile", "learned-optimizer", "adam", "sgd")

@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # where the other scripts ar
 
 from matplotlib import colormaps
 
+from comparison import lab
 from iai_hf.files import write_whole
 from iai_hf.plots import png
 from paper import duels, tables
@@ -55,7 +56,7 @@ def write(results: dict[str, Any], output: Path) -> None:
         "## All tasks",
         *(tables.main_table(cells, family) for family in tables.families(cells)),
     ]
-    write_whole(output / "results.md", "\n\n".join(part.strip() for part in parts if part).encode() + b"\n")
+    lab.write_report(output, parts)
     write_whole(output / "curves.png", curves(cells))
 
 
@@ -103,6 +104,12 @@ def curves(cells: list[tables.Cell]) -> bytes:
     return png(figure)
 
 
-if __name__ == "__main__":
-    folder = Path(sys.argv[1])
+def main() -> None:
+    parser = lab.parser(__doc__)
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("scripts/results/paper"))
+    folder: Path = parser.parse_args().folder
     write(json.loads((folder / "results.json").read_text()), folder)
+
+
+if __name__ == "__main__":
+    lab.run(main)

@@ -10,7 +10,6 @@ results.json, tables (results.md) and plots.
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import multiprocessing
@@ -27,10 +26,11 @@ import torch
 from accelerate import Accelerator
 from huggingface_hub.utils import tqdm
 
+from comparison import lab
 from iai_hf import AutoAmortizer
 from iai_hf.amortizers.numeric import Numeric
-from iai_hf.errors import DataError, IAIError
-from iai_hf.files import check_writable, write_whole
+from iai_hf.errors import DataError
+from iai_hf.files import write_whole
 from iai_hf.solvers.parametric import Parametric
 from iai_hf.solvers.solver import Batch, Solver, Tensors
 from iai_hf.training import train
@@ -336,7 +336,7 @@ def rounded(value: Any) -> Any:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = lab.parser(__doc__)
     parser.add_argument("--preset", choices=PRESETS, default="cpu")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument(
@@ -346,12 +346,9 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for name in ("iai_hf.training", "httpx"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    check_writable(args.output)
     preset, full = PRESETS[args.preset], args.preset == "gpu"
     path = args.output / "results.json"
-    done: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"preset": args.preset, "cells": []}
-    if done["preset"] != args.preset:
-        raise DataError(f"{path} is of preset {done['preset']!r}, not {args.preset!r}; choose another folder")
+    done = lab.standing(path, {"preset": args.preset}, {"cells": []})
     names = set(Cell.__dataclass_fields__)
     known = {Cell(**{key: value for key, value in cell.items() if key in names}) for cell in done["cells"]}
     left_out = {}
@@ -382,8 +379,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except IAIError as error_:
-        print(f"error: {error_}", file=sys.stderr)
-        raise SystemExit(2) from None
+    lab.run(main)

@@ -7,7 +7,7 @@ from itertools import pairwise
 from statistics import mean
 from typing import Any
 
-from comparison.compare_report import error
+from comparison.lab import error, pick, shown
 from iai_hf.compare import markdown
 
 STEPS = ("1", "2", "5", "10", "50")
@@ -17,11 +17,6 @@ LOW = 10  # inputs up to which a task counts as of low dimension
 HIGH = ("linear regression, 30", "digits", "MNIST", "frozen features", "FashionMNIST")
 PAYS = 0.02  # more steps pay while the loss is still this far, relative, above that after 50
 Cell = dict[str, Any]
-
-
-def pick(cells: Iterable[Cell], **wanted: Any) -> list[Cell]:
-    """Cells with these values."""
-    return [cell for cell in cells if all(cell[key] == value for key, value in wanted.items())]
 
 
 def families(cells: Sequence[Cell]) -> list[str]:
@@ -37,14 +32,6 @@ def losses(cells: Iterable[Cell], steps: str, where: str = "in distribution") ->
 def exact_losses(cells: Iterable[Cell], steps: str) -> list[float]:
     """Of the exact answer, a value a seed."""
     return [cell["in distribution"]["exact"][steps]["loss"] for cell in cells]
-
-
-def shown(values: Sequence[float], scale: float = 1.0, digits: int = 3) -> str:
-    """Mean ± standard error."""
-    if not values:
-        return ""
-    spread = f" ± {scale * error(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{scale * mean(values):.{digits}f}{spread}"
 
 
 def rows_of(cells: Sequence[Cell], family: str) -> dict[str, list[Cell]]:
