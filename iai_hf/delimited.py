@@ -59,8 +59,8 @@ def read_delimited(path: Path, quotes: bool | None = None) -> Iterator[tuple[str
                 )
             if quotes is None and len(lines.record) > 1 and _are_rows(lines.record, delimiter, len(header)):
                 raise DataError(
-                    f"{place}: a quotation mark opens a field that ends in line {reader.line_num}, and each of these "
-                    f"{len(lines.record)} lines has the {len(header)} field(s) of a row, so rows would be lost; "
+                    f"{place}: a quotation mark opens a field that ends in line {reader.line_num}, and these "
+                    f"{len(lines.record)} lines have the {len(header)} field(s) of a row each, so rows would be lost; "
                     f"{NO_QUOTES}; if it is one text of several lines, say --quotes"
                 )
             yield place, dict(zip(header, row, strict=True))
@@ -103,12 +103,13 @@ def check_header(path: Path, header: Sequence[str]) -> None:
 
 
 def _are_rows(lines: Sequence[str], delimiter: str, width: int) -> bool:
-    """Whether each line could be a row if quotes were letters. A space behind a comma is prose, which no row has."""
-    for line in lines:
-        fields = line.rstrip("\r\n").split(delimiter)
-        if line.strip() and (len(fields) != width or any(field[:1] == " " for field in fields[1:])):
-            return False
-    return True
+    """Whether the first, the last and most of the lines could be rows if quotes were letters.
+
+    A space behind a comma is prose, which no row has.
+    """
+    split = [line.rstrip("\r\n").split(delimiter) for line in lines if line.strip()]
+    rows = [len(fields) == width and not any(field[:1] == " " for field in fields[1:]) for fields in split]
+    return rows[0] and rows[-1] and sum(rows) > len(rows) / 2
 
 
 def _cause(path: Path, first: int, lines: Sequence[str], delimiter: str, error: csv.Error) -> str:

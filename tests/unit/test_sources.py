@@ -60,6 +60,10 @@ def test_a_quotation_mark_over_one_line_end_is_refused_too(tmp_path: Path) -> No
     path.write_text('input\toutput\nfirst\ta\n"open\ta\nclosed"\tb\nlast\tb\n')
     with pytest.raises(DataError, match=r"line 3.*ends in line 4"):
         open_stream(path)
+    rows = "".join(f"row {i}\ta\n" for i in range(9))  # one line between them that is no row does not hide the others
+    (tmp_path / "odd.tsv").write_text(f'input\toutput\n"open\ta\n{rows}no row\n\nclosed"\tb\n')
+    with pytest.raises(DataError, match=r"line 2.*ends in line 14"):
+        open_stream(tmp_path / "odd.tsv")
     assert open_stream(path, Columns(quotes=False)).length == 4
 
 
