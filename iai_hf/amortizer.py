@@ -34,24 +34,6 @@ if TYPE_CHECKING:
     import torch
 
 
-TRAINING_FILE = "training.json"
-
-
-def published(files: Mapping[str, bytes]) -> dict[str, bytes]:
-    """An amortizer's `config.json` and `training.json` as the Hub gets them: of folders here, the name alone."""
-    found = {}
-    if CONFIG_FILE in files:
-        values = json.loads(files[CONFIG_FILE])
-        values["base_model_name_or_path"] = hub.public(values["base_model_name_or_path"])
-        values["config"] = shipped.public(values["config"])
-        found[CONFIG_FILE] = json.dumps(values, indent=2).encode()
-    if TRAINING_FILE in files:
-        values = json.loads(files[TRAINING_FILE])
-        values["config"]["backbone"] = hub.public(values["config"]["backbone"])
-        found[TRAINING_FILE] = json.dumps(values, indent=2).encode()
-    return found
-
-
 class Amortizer(ABC):
     """Base class of all methods.
 
@@ -379,7 +361,7 @@ class Amortizer(ABC):
             "backbone": self.backbone.name,
         }
         card = amortizer_card(described, repo_id, tags)
-        files, contents = hub.AMORTIZER_FILES, published(self.contents())
+        files, contents = hub.AMORTIZER_FILES, shipped.published(self.contents())
         return hub.publish(
             self.save_pretrained, repo_id, directory, card=card, only=files, contents=contents, **pushing
         )

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from iai_hf.backbones import Backbone
 
 AUTO = "auto"
+TRAINING_FILE = "training.json"
 # Settings that say where learned weights are, and the file that is there; their digests say which they are.
 WHENCE = {"weights": WEIGHTS_FILE, "adapter": ADAPTER_FILE}
 FOLDER = Path(__file__).parent / "weights"
@@ -138,3 +139,19 @@ def public(config: Mapping[str, Any]) -> dict[str, Any]:
         key: hub.public(value) if key in WHENCE and isinstance(value, str) and value not in names() else value
         for key, value in config.items()
     }
+
+
+def published(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """An amortizer's `config.json` and `training.json` as the Hub gets them: of folders here, the name alone."""
+    found = {}
+    if CONFIG_FILE in files:
+        values = json.loads(files[CONFIG_FILE])
+        values["base_model_name_or_path"] = hub.public(values["base_model_name_or_path"])
+        values["config"] = public(values["config"])
+        found[CONFIG_FILE] = json.dumps(values, indent=2).encode()
+    if TRAINING_FILE in files:
+        values = json.loads(files[TRAINING_FILE])
+        if isinstance(values.get("config", {}).get("backbone"), str):
+            values["config"]["backbone"] = hub.public(values["config"]["backbone"])
+        found[TRAINING_FILE] = json.dumps(values, indent=2).encode()
+    return found

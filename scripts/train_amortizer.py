@@ -26,8 +26,8 @@ import torch
 from accelerate import Accelerator
 
 from comparison import lab
-from iai_hf import AutoAmortizer, hub, load_backbone
-from iai_hf.amortizer import Amortizer, published
+from iai_hf import AutoAmortizer, hub, load_backbone, shipped
+from iai_hf.amortizer import Amortizer
 from iai_hf.amortizers.frozen_features import FrozenFeatures
 from iai_hf.amortizers.gradient import Gradient
 from iai_hf.amortizers.learned import Learned
@@ -171,7 +171,7 @@ def main() -> None:
         if args.push_to_hub:
             described = {**AutoAmortizer.describe(args.output_dir), "backbone": config.backbone}
             card = amortizer_card(described, args.hub_model_id)
-            contents = published({path.name: path.read_bytes() for path in args.output_dir.glob("*.json")})
+            contents = shipped.published({path.name: path.read_bytes() for path in args.output_dir.glob("*.json")})
             print(hub.push(args.output_dir, args.hub_model_id, only=hub.AMORTIZER_FILES, contents=contents, card=card))
         print(f"{args.output_dir}: weights of step {progress.best_step}, validation loss {progress.best:.4f}")
     accelerator.end_training()

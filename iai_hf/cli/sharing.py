@@ -66,8 +66,7 @@ def push(
 ) -> None:
     """Upload a state or an amortizer to the Hub, with its card."""
     start_logging(quiet)
-    from iai_hf import hub
-    from iai_hf.amortizer import published
+    from iai_hf import hub, shipped
     from iai_hf.auto import AutoAmortizer
     from iai_hf.card import amortizer_card, state_card
     from iai_hf.curve import read_evaluation
@@ -84,7 +83,7 @@ def push(
         contents, ignore = state.published().contents(), [] if evaluation else hub.EVALUATION_FILES
     else:
         card, only = amortizer_card(AutoAmortizer.describe(path), repo_id, tags or ()), hub.AMORTIZER_FILES
-        contents = published({file.name: file.read_bytes() for file in path.glob("*.json")})
+        contents = shipped.published({file.name: file.read_bytes() for file in path.glob("*.json")})
     address = hub.push(
         path,
         repo_id,
