@@ -134,4 +134,5 @@ def _uneven(usable: torch.Tensor, targets: torch.Tensor, classes: int, generator
 
 
 def log_uniform(chance: random.Random, least: int, most: int) -> int:
+    """A whole number from `least` to `most`, of any order of magnitude alike."""
     return min(most, int(math.exp(chance.uniform(math.log(least), math.log(most + 1)))))
