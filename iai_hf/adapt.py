@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from iai_hf.config import whole_number
 from iai_hf.cursor import Cursor
 from iai_hf.data import Columns, Stream, open_stream
 from iai_hf.errors import DataError, StateError
@@ -71,8 +72,12 @@ def adapt(
         StateError: `resume` without a state, or with one that was in another stream; `task` is not the state's;
             another run writes to `output`, or it holds something else.
     """
-    if max_examples is not None and max_examples < 1:
-        raise DataError(f"max_examples is {max_examples}; expected at least 1")
+    chunk_size = whole_number("chunk_size", chunk_size, at_least=1)
+    checkpointing_steps = whole_number("checkpointing_steps", checkpointing_steps, at_least=1)
+    if max_examples is not None:
+        max_examples = whole_number("max_examples", max_examples, at_least=1)
+    if shuffle_seed is not None:
+        shuffle_seed = whole_number("shuffle_seed", shuffle_seed, at_least=0)
     group = amortizer.backbone.group
     first_process = group.index == 0
     output = Path(output) if output is not None and first_process else None
@@ -94,13 +99,20 @@ def adapt(
             cursor.resume(state)
     bar = _progress(stream, cursor.position.examples, max_examples, progress and first_process)
     with nullcontext() if output is None else claimed(output), bar:
-        for chunk in cursor.chunks(max_examples):
-            state = amortizer.update(state, chunk).at(cursor.position, stream.hub_id)
-            bar.update(len(chunk))
-            if on_step is not None:
-                on_step(state, chunk)
-            if output is not None and state.header.steps % checkpointing_steps == 0:
+        saved = state
+        try:
+            for chunk in cursor.chunks(max_examples):
+                state = amortizer.update(state, chunk).at(cursor.position, stream.hub_id)
+                bar.update(len(chunk))
+                if on_step is not None:
+                    on_step(state, chunk)
+                if output is not None and state.header.steps % checkpointing_steps == 0:
+                    state.save_pretrained(output)
+                    saved = state
+        except KeyboardInterrupt:
+            if output is not None and state is not saved:  # what was read so far need not be read again
                 state.save_pretrained(output)
+            raise
         group.agree("end", str(cursor.position.examples))
         if cursor.position.examples == 0:
             raise DataError("the dataset has no examples; expected at least one")

@@ -24,7 +24,7 @@ from weakref import WeakKeyDictionary
 from iai_hf import __version__, hub, shipped, values
 from iai_hf.adapt import adapt
 from iai_hf.backbones import Backbone
-from iai_hf.errors import ConfigError, DataError, StateError
+from iai_hf.errors import BackboneError, ConfigError, DataError, StateError
 from iai_hf.files import CONFIG_FILE, check_own, write_together
 from iai_hf.state import FORMAT_VERSION, StateHeader, TaskState
 from iai_hf.task import MAX_LABELS, Chunk, Kind, Prediction, TaskSpec, warn_of_alike
@@ -58,6 +58,11 @@ class Amortizer(ABC):
     chunk_free: ClassVar[bool] = False
 
     def __init__(self, backbone: Backbone, config: Any = None) -> None:
+        if backbone.reads != self.reads:
+            raise BackboneError(
+                f"{self.method!r} reads {self.reads}, the backbone {backbone.name} {backbone.reads}; choose another "
+                f"method, or leave the backbone out, for {self.default_backbone}"
+            )
         self.backbone = backbone
         self.config = config if config is not None else self.config_class()
         self._prepared: WeakKeyDictionary[TaskState, Any] = WeakKeyDictionary()
@@ -128,6 +133,12 @@ class Amortizer(ABC):
         task = state.task.with_labels_of(chunk.outputs)
         self._check_task(task)
         tensors, counts = self.refine(state.tensors, task, chunk, state.header.examples)
+        unfit = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+        if unfit:
+            raise StateError(
+                f"a chunk made {', '.join(unfit)} of the state infinite or no number, after {state.header.examples:,} "
+                "sound examples: look for huge values in the data, lower the method's rates, or load in float32"
+            )
         moved = state.advance(tensors, task, len(chunk), counts)
         return TaskState(moved.tensors, self._signed(moved.header))
 

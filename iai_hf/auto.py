@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from iai_hf import hub, shipped
 from iai_hf.backbones import Backbone, load_backbone
-from iai_hf.config import read_config, read_stored
+from iai_hf.config import plain, read_config, read_stored
 from iai_hf.errors import ConfigError
 from iai_hf.files import CONFIG_FILE, STATE_FILE, WEIGHTS_FILE
 from iai_hf.state import FORMAT_VERSION, TaskState
@@ -71,7 +71,10 @@ class AutoAmortizer:
             loading["revision"] = revision  # the one asked for is the amortizer's own
         loaded = load_backbone(chosen, **loading) if isinstance(chosen, str) else chosen
         reading = read_config if method == str(name) else read_stored
-        made = cls(loaded, reading(cls.config_class, _located({**settings, **(config or {})}, downloading)))
+        made = cls(
+            loaded,
+            reading(cls.config_class, _located({**settings, **plain(cls.config_class, config or {})}, downloading)),
+        )
         if Path(name).is_dir() and _describe(name, {}) != described:
             raise ConfigError(f"{name} was written anew while it was read; load it again")
         return made
@@ -117,7 +120,7 @@ class AutoAmortizer:
         if backbone is None:
             loading = {"revision": header.backbone_revision, **loading}
         downloading = {key: value for key, value in loading.items() if key in hub.DOWNLOADING}
-        located = _located({**header.config, **(config or {}), **moved}, downloading)
+        located = _located({**header.config, **plain(cls.config_class, config or {}), **moved}, downloading)
         settings: Any = read_stored(cls.config_class, located)
         chosen = backbone or header.backbone
         loaded = load_backbone(chosen, **loading) if isinstance(chosen, str) else chosen
@@ -152,6 +155,11 @@ def _describe(name: str | Path, downloading: Mapping[str, Any]) -> tuple[str, di
         method, config, base = values["method"], values["config"], values["base_model_name_or_path"]
         revision = values.get("base_model_revision")
         version = int(values["format_version"])
+        for key, kind in {"method": str, "config": dict, "base_model_name_or_path": str}.items():
+            if not isinstance(values[key], kind) or (kind is str and not values[key]):
+                raise TypeError(f"{key} is {values[key]!r}")
+        if not isinstance(revision, str | None):
+            raise TypeError(f"base_model_revision is {revision!r}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{folder} holds no amortizer ({type(error).__name__}: {error}); expected {CONFIG_FILE}"

@@ -74,9 +74,10 @@ def compare(
     inputs, outputs = [record.input for record in records], [record.output for record in records]
     loaded: dict[str, Backbone] = {}
     results = []
-    for method, name in zip(methods, run_names(methods), strict=True):
+    # All first: a method that is not known, or not for this backbone, is told before hours of work.
+    amortizers = [_load(method, backbone, dtype, (config or {}).get(method), loaded) for method in methods]
+    for method, name, amortizer in zip(methods, run_names(methods), amortizers, strict=True):
         log.info("%s", name)
-        amortizer = _load(method, backbone, dtype, (config or {}).get(method), loaded)
         limit = (max_examples or {}).get(method)
         run = Curve(amortizer, inputs, outputs, allow_unseen_labels=allow_unseen_labels)
         total = min(limit or 10**12, stream.length or limit or 10**12)

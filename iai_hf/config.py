@@ -3,14 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from iai_hf.errors import ConfigError
 
 T = TypeVar("T")
 ABSENT = "absent"  # in a field's metadata: what the setting was before there was one
+WORDS: Mapping[str, Any] = {"none": None, "null": None, "true": True, "yes": True, "false": False, "no": False}
+
+
+class Written(str):
+    """A value as a person wrote it, e.g. on a command line; the type of its setting tells what is meant."""
+
+    def read(self, allowed: Collection[type]) -> Any:
+        """The value of the first type that fits: None, a truth value, a number, a list, else the text itself."""
+        text = self.strip()
+        if text.lower() in WORDS and type(WORDS[text.lower()]) in allowed:
+            return WORDS[text.lower()]
+        if int in allowed or float in allowed:
+            try:
+                number = float(text)
+                return int(number) if int in allowed and number.is_integer() else number
+            except ValueError:
+                pass
+        try:
+            found = json.loads(text)
+        except ValueError:
+            found = text.split(",") if list in allowed else str(self)
+        return found if type(found) in allowed else str(self)
 
 
 def read_config(cls: type[T], values: Mapping[str, Any]) -> T:
@@ -25,15 +49,32 @@ def read_config(cls: type[T], values: Mapping[str, Any]) -> T:
         raise ConfigError(
             f"unknown configuration key {', '.join(unknown)}; {cls.__name__} has {', '.join(sorted(known))}"
         )
-    values = {key: value.item() if hasattr(value, "item") else value for key, value in values.items()}
-    hints = get_type_hints(cls)
-    for key, value in values.items():
-        allowed = get_args(hints[key]) or (hints[key],)
+    made = plain(cls, values)
+    for key, value in made.items():
+        allowed = _types(cls, key)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{cls.__name__}.{key} is {value}; expected a finite number")
         fits = type(value) in allowed or (float in allowed and type(value) is int)
         if not fits:
             names = " or ".join(getattr(kind, "__name__", str(kind)) for kind in allowed)
             raise ConfigError(f"{cls.__name__}.{key} is {value!r}; expected {names}")
-    return cls(**values)
+    return cls(**made)
+
+
+def plain(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values for `cls` as plain ones: what is written, read by the type of its setting, and numpy's numbers."""
+    made = {}
+    for key, value in values.items():
+        if isinstance(value, Written):
+            value = value.read(_types(cls, key))
+        made[key] = value.item() if hasattr(value, "item") else value
+    return made
+
+
+def _types(cls: type, key: str) -> tuple[type, ...]:
+    """The types that a setting may have; none where there is no such setting."""
+    hint = get_type_hints(cls).get(key)
+    return () if hint is None else get_args(hint) or (hint,)
 
 
 def read_stored(cls: type[T], values: Mapping[str, Any]) -> T:

@@ -36,6 +36,15 @@ def check_writable(directory: Path) -> None:
         raise StateError(f"can't write to {directory}: {error.strerror or error}; choose another folder") from error
 
 
+def check_place(directory: Path) -> None:
+    """As `check_writable`, for what is written later: a folder that was not there is not left."""
+    made = _absent(directory)
+    try:
+        check_writable(directory)
+    finally:
+        _remove(made)
+
+
 def check_output(path: Path, *inputs: str | Path) -> None:
     """Make sure that a file can be written, and is none of those that are read.
 
@@ -48,7 +57,7 @@ def check_output(path: Path, *inputs: str | Path) -> None:
         if path.exists() and read.exists() and path.samefile(read):
             raise StateError(f"{path} is read as {read}, so it can't be the output; choose another file")
     if not is_stream(path):
-        check_writable(Path(os.path.realpath(path)).parent)
+        check_place(Path(os.path.realpath(path)).parent)
 
 
 def check_own(path: Path, keys: Iterable[str], what: str) -> None:
@@ -79,7 +88,7 @@ def claimed(directory: str | Path) -> Iterator[None]:
     if path in held:
         yield
         return
-    made = not os.path.exists(path)
+    made = _absent(Path(path))
     check_writable(Path(path))
     lock = _lock(path)
     held.add(path)
@@ -87,10 +96,23 @@ def claimed(directory: str | Path) -> Iterator[None]:
         yield
     finally:
         held.discard(path)
-        if made and not os.listdir(path):
-            os.rmdir(path)
+        _remove(made)
         if lock is not None:
             os.close(lock)  # which lets go of it, as the end of the process does
+
+
+def _absent(directory: Path) -> list[Path]:
+    """The folder and its parents, as far as they are not there, the innermost first."""
+    return [folder for folder in (directory, *directory.parents) if not folder.exists()]
+
+
+def _remove(folders: Iterable[Path]) -> None:
+    """Remove folders up to the first that holds something."""
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except OSError:
+            return
 
 
 def _lock(path: str) -> int | None:
@@ -143,6 +165,7 @@ def write_whole(path: Path, content: bytes) -> None:
             stream.write(content)
         return
     path = Path(os.path.realpath(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = beside(path)
     try:
         with open(partial, "xb") as file:

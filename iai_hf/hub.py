@@ -11,7 +11,7 @@ from typing import Any
 
 from iai_hf import __version__, readme
 from iai_hf.errors import DataError, HubError
-from iai_hf.files import beside, write_whole
+from iai_hf.files import beside, check_place, write_whole
 
 ALLOWED = ["*.json", "*.safetensors", "*.md", "*.png"]
 AMORTIZER_FILES = ["config.json", "model.safetensors", "training.json", "README.md"]  # without a run's checkpoint
@@ -41,6 +41,12 @@ def is_repository_id(name: str) -> bool:
     return name.count("/") == 1
 
 
+def check_id(name: str) -> None:
+    """Raise HubError where a name is no Hub id, `user/name`."""
+    if not is_repository_id(name):
+        raise HubError(f"{name!r} is no id of a repository; expected user/name")
+
+
 def fetch(repo_id: str, **downloading: Any) -> Path:
     """Folder in the Hub's cache with a repository's files.
 
@@ -52,6 +58,7 @@ def fetch(repo_id: str, **downloading: Any) -> Path:
     """
     from huggingface_hub import snapshot_download
 
+    check_id(repo_id)
     try:
         return Path(
             snapshot_download(
@@ -60,7 +67,7 @@ def fetch(repo_id: str, **downloading: Any) -> Path:
         )
     except Exception as error:  # the client has a type for each; the remedy is one
         raise HubError(
-            f"{repo_id!r} can't be had from the Hub ({_reason(error, downloading.get('token'))}); check the id, your "
+            f"{repo_id!r} can't be had from the Hub ({reason(error, downloading.get('token'))}); check the id, your "
             "access (hf auth login) and the network"
         ) from None
 
@@ -71,6 +78,9 @@ def pull(repo_id: str, directory: Path, **downloading: Any) -> Path:
     Raises:
         HubError: as `fetch`; or the folder holds something.
     """
+    if directory.exists() and not directory.is_dir():
+        raise HubError(f"{directory} is a file; expected a folder, that is empty or not there yet")
+    check_place(directory.parent)
     if directory.exists() and any(directory.iterdir()):
         raise HubError(f"{directory} is not empty; choose another folder")
     source = fetch(repo_id, **downloading)
@@ -116,6 +126,7 @@ def push(
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.utils import filter_repo_objects
 
+    check_id(repo_id)
     api = HfApi(token=token, library_name="iai_hf", library_version=__version__)
     try:
         api.create_repo(repo_id, private=private, exist_ok=True)
@@ -144,7 +155,7 @@ def push(
         raise
     except Exception as error:  # the client has a type for each; the remedy is one
         raise HubError(
-            f"can't push to {repo_id!r} ({_reason(error, token)}); {folder} is as it was: check the id and your access "
+            f"can't push to {repo_id!r} ({reason(error, token)}); {folder} is as it was: check the id and your access "
             f"(hf auth login), then iai push {folder} {repo_id}"
         ) from None
     return str(done.pr_url or done.commit_url)
@@ -167,6 +178,7 @@ def publish(save: Callable[[Path], object], repo_id: str, directory: str | Path 
     Raises:
         HubError, DataError: as `push`.
     """
+    check_id(repo_id)
     with staged(directory) as folder:
         save(folder)
         return push(folder, repo_id, **pushing)
@@ -185,8 +197,18 @@ def is_folder(name: str) -> bool:
     return Path(name).is_absolute() or name.startswith(".") or Path(name).is_dir()
 
 
-def _reason(error: Exception, token: str | bool | None) -> str:
-    """Type and first line of an error, without the token."""
+def reason(error: BaseException, token: str | bool | None = None) -> str:
+    """Type and first line of an error, without the token; of a gated repository, how access to it is had."""
+    from huggingface_hub.errors import GatedRepoError
+
+    causes = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
+        causes.append(cause)  # datasets and transformers have errors of their own around the client's
+    gated = next((cause for cause in causes if isinstance(cause, GatedRepoError)), None)
     lines = [line for line in str(error).splitlines() if line.strip()] or [""]
     text = f"{type(error).__name__}: {lines[0]}"
+    if gated is not None:
+        page = str(gated.response.url).replace("/api/models/", "/").replace("/api/datasets/", "/datasets/")
+        page = "/".join(page.split("/")[: 6 if "/datasets/" in page else 5])
+        text = f"it is gated: ask for access at {page}, then log in with hf auth login, or pass a token that has it"
     return text.replace(token, "***") if isinstance(token, str) and token else text

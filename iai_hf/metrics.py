@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from statistics import fmean, pvariance
 
@@ -11,6 +10,7 @@ from iai_hf.errors import DataError
 from iai_hf.task import Prediction
 
 BINS = 15
+LARGEST = 3.4028234663852886e38  # of float32
 
 
 def score(prediction: Prediction, outputs: Sequence[str], *, allow_unseen_labels: bool = False) -> dict[str, float]:
@@ -48,13 +48,16 @@ def _regression(values: Sequence[float], outputs: Sequence[str]) -> dict[str, fl
         right = [float(output) for output in outputs]
     except ValueError as error:
         raise DataError(f"a target is no number ({error}); expected the column that the state predicts") from error
+    for number, target in enumerate(right):
+        if not abs(target) <= LARGEST:
+            raise DataError(f"the target of example {number} is {target}; expected a number that float32 can hold")
     gaps = [value - target for value, target in zip(values, right, strict=True)]
     squared = fmean(gap**2 for gap in gaps)
     variance = pvariance(right)
     return {
         "root_mean_squared_error": squared**0.5,
         "mean_absolute_error": fmean(map(abs, gaps)),
-        "r2": 1 - squared / variance if variance else math.nan,
+        "r2": 1 - squared / variance if variance else float(squared == 0),  # of a constant, as in scikit-learn
     }
 
 

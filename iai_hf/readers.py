@@ -183,6 +183,5 @@ def load_hub_dataset(name: str, split: str, revision: str | None, token: str | b
     except Exception as error:  # the client raises a dozen types; each of them means the same to the user
         raise DataError(
             f"{name!r} is neither a file here nor a dataset that can be loaded from the Hub "
-            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no details'}); "
-            "check the path, the id, the split and the network"
+            f"({hub.reason(error, token)}); check the path, the id, the split, your access and the network"
         ) from error

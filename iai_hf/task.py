@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from iai_hf import values
-from iai_hf.errors import DataError
+from iai_hf.errors import DataError, StateError
 
 if TYPE_CHECKING:
     import torch
@@ -114,6 +114,14 @@ class Prediction:
     labels: tuple[str, ...] = ()
     log_probs: torch.Tensor | None = None
     values: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        sound = self.log_probs is None or not bool(self.log_probs.isnan().any())
+        if not sound or not (self.values is None or bool(self.values.isfinite().all())):
+            raise StateError(
+                "an answer is no finite number: the state or the backbone's weights are damaged, or the numbers are "
+                "too large for their precision; restore the state from a copy, or load in float32"
+            )
 
     @classmethod
     def from_logits(cls, logits: torch.Tensor, labels: tuple[str, ...]) -> Prediction:

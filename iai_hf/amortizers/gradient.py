@@ -134,7 +134,7 @@ class Gradient(Prompted, Learned):
                     loss = (losses.sums / losses.tokens).mean()
                 if not loss.isfinite():
                     raise DataError(
-                        f"the loss is {float(loss)} on a batch behind example {examples}; the state is as it was "
+                        f"the loss is {loss.item()} on a batch behind example {examples}; the state is as it was "
                         "before the chunk: look at its texts, or lower learning_rate"
                     )
                 gradients = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))

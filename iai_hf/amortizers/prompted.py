@@ -6,10 +6,11 @@ import logging
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from iai_hf.amortizer import Amortizer
 from iai_hf.amortizers.prompting import Prompter
+from iai_hf.backbones import Backbone
 from iai_hf.task import Chunk, Prediction, TaskSpec
 from iai_hf.threads import computing
 
@@ -27,6 +28,10 @@ class Prompted(Amortizer):
 
     answer_settings = ("calibrate", "max_new_tokens")
     default_backbone = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+    def __init__(self, backbone: Backbone, config: Any = None) -> None:
+        super().__init__(backbone, config)
+        _ = self.prompter  # a backbone that can't be prompted is refused here, not at the first query
 
     @cached_property
     def prompter(self) -> Prompter:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from iai_hf.backbones.batching import length_buckets, split_windows
 from iai_hf.backbones.sentence import Pipeline
@@ -48,6 +48,7 @@ class Backbone:
         source: where its weights came from, in words.
     """
 
+    reads: ClassVar[Literal["texts", "numbers"]] = "texts"
     _plain: Backbone | None = None
 
     def __init__(

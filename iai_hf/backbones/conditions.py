@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from iai_hf.backbones.low_rank import LowRank
+from iai_hf.config import require, whole_number
 
 if TYPE_CHECKING:
     import torch
@@ -116,11 +118,23 @@ class Condition:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn where an answer is not the likeliest one; from `seed` alone."""
+    """How tokens are drawn where an answer is not the likeliest one; from `seed` alone.
+
+    Raises:
+        ConfigError: a temperature or a share of probability that nothing can be drawn with.
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(
+            0 < self.temperature < math.inf,
+            f"temperature is {self.temperature}; expected above 0: for the likeliest answer leave sampling out",
+        )
+        require(0 < self.top_p <= 1, f"top_p is {self.top_p}; expected above 0, at most 1")
+        whole_number("seed", self.seed, at_least=0)
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,6 +26,8 @@ HEADS = 4
 class NumericBackbone(Backbone):
     """An architecture by its transformers name, e.g. `numeric/llama`, `numeric/bert`, `numeric/modernbert`."""
 
+    reads = "numbers"
+
     def __init__(self, name: str, device: torch.device) -> None:
         self.name, self.revision, self.source, self.device = name, None, "", device
         self.group = Group()

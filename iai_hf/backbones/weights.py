@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
+from iai_hf import hub
 from iai_hf.errors import BackboneError
 from iai_hf.files import beside
 from iai_hf.threads import alone
@@ -90,7 +91,7 @@ def resolve(
         other = "; where that commit is gone, name another (--revision) or a copy (--backbone)" if pinned else ""
         raise BackboneError(
             f"backbone {name!r}{pinned} is no folder here and can't be had from the Hub "
-            f"({type(error).__name__}: {str(error).splitlines()[0]}); check the id and the network{other}{hint}"
+            f"({hub.reason(error, token)}); check the id, your access and the network{other}{hint}"
         ) from error
 
 

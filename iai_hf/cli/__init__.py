@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+from itertools import pairwise
+
 import typer
 
 from iai_hf.cli import adapting, sharing
-from iai_hf.errors import IAIError
+from iai_hf.errors import ConfigError, IAIError
 
 app = typer.Typer(
     name="iai",
@@ -21,7 +24,15 @@ app.add_typer(sharing.app)
 def main() -> None:
     """Entry point: a user's mistake is one line on standard error and exit status 2."""
     try:
+        for before, argument in pairwise(sys.argv):
+            if not argument.strip():  # a path would be the folder here
+                raise ConfigError(f"there is nothing behind {before!r}; expected a value: is a variable unset?")
         app()
     except IAIError as error:
         typer.echo(f"error: {error}", err=True)
-        raise SystemExit(2) from None
+    except OSError as error:  # a disk that is full, a file that was taken away
+        place = f" {error.filename}" if error.filename else ""
+        typer.echo(f"error: can't read or write{place}: {error.strerror or error}", err=True)
+    else:
+        return
+    raise SystemExit(2)

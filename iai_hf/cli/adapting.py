@@ -39,6 +39,7 @@ from iai_hf.cli.options import (
     columns,
     describe,
     hold,
+    interruptible,
     parse_limits,
     parse_settings,
     places,
@@ -115,6 +116,8 @@ def adapt(
     amortizer = AutoAmortizer.from_pretrained(method, backbone=backbone, config=config, dtype=dtype, **place)
     if processes.several():
         amortizer.backbone.split_over_processes()
+    if amortizer.reads == "numbers" and target is None and state is None:
+        raise ConfigError(f"{method!r} reads a table of numbers; name the column to predict with --target")
     names = columns(input_column, output_column, target, state, quotes)
     stream = open_stream(data, names, split=chosen_split(data, split, TRAIN), shuffle_seed=shuffle_seed)
     curve = None
@@ -127,20 +130,21 @@ def adapt(
         if standing and state is not None:
             curve.resume(state)
         points = marks(chunk_size, max_examples or stream.length or 10**6, evaluations)
-    state = amortizer.adapt(
-        stream,
-        state,
-        task=task_spec(kind, labels),
-        columns=names,
-        chunk_size=chunk_size,
-        max_examples=max_examples,
-        shuffle_seed=shuffle_seed,
-        resume=standing,
-        output=output,
-        checkpointing_steps=checkpointing_steps,
-        on_step=None if curve is None else curve.evaluate_at(points),
-        progress=not quiet,
-    )
+    with interruptible(output):
+        state = amortizer.adapt(
+            stream,
+            state,
+            task=task_spec(kind, labels),
+            columns=names,
+            chunk_size=chunk_size,
+            max_examples=max_examples,
+            shuffle_seed=shuffle_seed,
+            resume=standing,
+            output=output,
+            checkpointing_steps=checkpointing_steps,
+            on_step=None if curve is None else curve.evaluate_at(points),
+            progress=not quiet,
+        )
     if curve is not None:
         curve.check(state.task)
         curve.evaluate(state)

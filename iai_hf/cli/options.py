@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from iai_hf import processes
+from iai_hf.config import Written
 from iai_hf.data import TEST, TRAIN, Columns
 from iai_hf.errors import ConfigError, DataError
 
@@ -73,9 +76,13 @@ Dtype = Annotated[
         "does not depend on what is asked beside it.",
     ),
 ]
-MaxTokens = Annotated[int | None, typer.Option(help="Read only so many tokens of a text; recorded in the state.")]
+MaxTokens = Annotated[
+    int | None, typer.Option(min=1, help="Read only so many tokens of a text; recorded in the state.")
+]
 ChunkSize = Annotated[int, typer.Option(min=1, help="Examples an update.")]
-ShuffleSeed = Annotated[int | None, typer.Option("--shuffle-seed", help="Read in an order permuted from this seed.")]
+ShuffleSeed = Annotated[
+    int | None, typer.Option("--shuffle-seed", min=0, help="Read in an order permuted from this seed.")
+]
 KindOption = Annotated[
     str | None, typer.Option("--kind", help="classification, generation or regression; by default told from the data.")
 ]
@@ -104,6 +111,20 @@ def hold(context: typer.Context, folder: Path) -> None:
         from iai_hf.files import claimed
 
         context.with_resource(claimed(folder))
+
+
+@contextmanager
+def interruptible(output: Path) -> Iterator[None]:
+    """A run that Ctrl-C ends in one line, which says what is kept, and exit status 130."""
+    from iai_hf.state import STATE_FILE
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        kept = (output / STATE_FILE).is_file()
+        told = f"{output} holds what was read, --resume goes on with it" if kept else "nothing was read yet"
+        typer.echo(f"interrupted; {told}", err=True)
+        raise typer.Exit(130) from None
 
 
 def state_files(state: Path) -> list[Path]:
@@ -150,6 +171,11 @@ def columns(
     quotes: bool | None = None,
 ) -> Columns:
     """The names of the columns: of text and answer, or of a numeric table; of a state's own table where it has one."""
+    if state is not None and target is not None:
+        if not state.task.columns:
+            raise ConfigError(f"the state reads texts, --target {target} is of tables; name columns of text instead")
+        if target in state.task.columns:
+            raise DataError(f"{target!r} is a column that the state reads, so it can't be its target; name another")
     if state is not None and state.task.columns:
         return Columns(input_column, target or output_column, state.task.columns, quotes)
     if target is None:
@@ -164,20 +190,19 @@ def task_spec(kind: str | None, labels: str | None) -> TaskSpec | None:
     if kind is None and labels is None:
         return None
     names = tuple(name.strip() for name in (labels or "").split(",") if name.strip())
+    if labels is not None and not names:
+        raise ConfigError(f"--labels {labels!r} names none; expected e.g. positive,negative")
     return TaskSpec(kind or "classification", names)  # type: ignore[arg-type]
 
 
 def parse_settings(settings: list[str] | None) -> dict[str, Any]:
-    """KEY=VALUE pairs, values read as JSON where they are JSON."""
+    """KEY=VALUE pairs; a value is read by the type of its setting."""
     values: dict[str, Any] = {}
     for setting in settings or []:
         key, equals, text = setting.partition("=")
-        if not equals:
-            raise ConfigError(f"--set {setting!r} has no '='; expected KEY=VALUE, e.g. budget=512")
-        try:
-            values[key.strip()] = json.loads(text)
-        except ValueError:
-            values[key.strip()] = text
+        if not equals or not key.strip():
+            raise ConfigError(f"--set {setting!r} is not a setting; expected KEY=VALUE, e.g. budget=512")
+        values[key.strip()] = Written(text)
     return values
 
 

@@ -14,6 +14,7 @@ from iai_hf.cli.options import (
     StateBackbone,
     StateRevision,
     StateWeights,
+    hold,
     places,
     report,
     start_logging,
@@ -25,6 +26,7 @@ app = typer.Typer()
 
 @app.command()
 def export(
+    context: typer.Context,
     state_dir: Annotated[Path, typer.Argument(metavar="STATE_DIR", help="Folder with a state.")],
     peft: Annotated[Path, typer.Option("--peft", help="Folder for the PEFT adapter.")],
     backbone: StateBackbone = None,
@@ -37,15 +39,14 @@ def export(
     """Write a state as a PEFT adapter, which `PeftModel.from_pretrained` loads without this package."""
     start_logging(quiet)
     from iai_hf.auto import AutoAmortizer
-    from iai_hf.files import check_writable
     from iai_hf.peft_export import ADAPTER_CONFIG
     from iai_hf.state import TaskState
 
+    hold(context, peft)
     if (peft / ADAPTER_CONFIG).is_file():
         raise StateError(f"{peft} holds an adapter already; choose another folder")
     state = TaskState.from_pretrained(state_dir)
     amortizer = AutoAmortizer.for_state(state, **places(backbone, revision, weights, adapter))
-    check_writable(peft)
     amortizer.export(state, peft)
     size = sum(path.stat().st_size for path in peft.iterdir())
     report({"output": str(peft), "bytes": size}, as_json, f"PEFT adapter of {size / 1000:,.0f} kB at {peft}")
@@ -73,6 +74,7 @@ def push(
     from iai_hf.files import STATE_FILE
     from iai_hf.state import TaskState
 
+    hub.check_id(repo_id)
     if not path.is_dir():
         raise StateError(f"nothing at {path}; expected a folder with a state or an amortizer")
     ignore: list[str] = []

@@ -44,7 +44,7 @@ class Repository:
 class LocalHub:
     """The server; `faults` maps a part of a path to what goes wrong there.
 
-    A status; "cut", a transfer that breaks off half-way; or "slow", an answer that comes too late.
+    A status; "gated"; "cut", a transfer that breaks off half-way; or "slow", an answer that comes too late.
     """
 
     def __init__(self) -> None:
@@ -93,6 +93,8 @@ class _Handler(BaseHTTPRequestHandler):
             if part in path:
                 if fault == "cut":
                     self.cut = True
+                elif fault == "gated":
+                    return self._json(403, {"error": "Access is restricted"}, {"X-Error-Code": "GatedRepo"})
                 elif fault == "slow":
                     hub.stopped.wait(SLOW)  # no sleep: tests make that pass at once
                 else:

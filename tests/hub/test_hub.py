@@ -7,19 +7,21 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import examples
-from huggingface_hub import constants, snapshot_download
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.errors import GatedRepoError
 from local_hub import TOKEN, LocalHub
 
 from iai_hf import AutoAmortizer, TaskState
 from iai_hf.amortizer import Amortizer
-from iai_hf.backbones import Backbone
-from iai_hf.errors import DataError, HubError
+from iai_hf.backbones import Backbone, load_backbone
+from iai_hf.data import open_stream
+from iai_hf.errors import DataError, HubError, IAIError
 
 REPOSITORY = "someone/reviews"
 QUERIES = [row["input"] for row in examples(5, seed=3)]
@@ -380,3 +382,41 @@ def test_shipped_amortizers_are_pushed_with_their_cards(hub: LocalHub, tmp_path:
     for name in names:
         files = hub.repositories[f"someone/{name}"]
         assert b"base_model" in files.commits[files.branches["main"]]["README.md"]
+
+
+@pytest.mark.parametrize(
+    "load",
+    [TaskState.from_pretrained, AutoAmortizer.from_pretrained, load_backbone],
+    ids=["state", "amortizer", "backbone"],
+)
+def test_of_a_gated_repository_the_remedy_is_shown(hub: LocalHub, load: Callable[[str], object]) -> None:
+    hub.faults["/api/models/"] = "gated"
+    with pytest.raises(IAIError) as caught:
+        load("someone/gated")
+    assert f"ask for access at {hub.url}/someone/gated, then log in" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_of_a_gated_dataset_the_remedy_is_shown(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    def refused(name: str, *args: object, **options: object) -> None:
+        try:
+            HfApi(endpoint=hub.url).dataset_info(name)
+        except GatedRepoError as error:
+            raise datasets.exceptions.DatasetNotFoundError(f"Dataset '{name}' is a gated dataset") from error
+
+    monkeypatch.setattr(datasets, "load_dataset", refused)
+    hub.faults["/api/datasets/"] = "gated"
+    with pytest.raises(DataError, match=f"ask for access at {hub.url}/datasets/someone/gated, then log in"):
+        open_stream("someone/gated")
+
+
+@pytest.mark.parametrize("name", ["no-slash", "two/slashes/here", "a space/here", ""])
+def test_what_is_no_id_is_told_before_anything_is_written(
+    name: str, hub: LocalHub, state: TaskState, tmp_path: Path
+) -> None:
+    with pytest.raises(HubError, match="expected user/name"):
+        state.push_to_hub(name, directory=tmp_path / "state")
+    assert not (tmp_path / "state").exists()
+    assert not hub.requests

@@ -1,0 +1,211 @@
+"""What a user may type by mistake, for every command: one clear line, status 2, and nothing on the disk changes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import examples
+from test_cli import adapt, iai, write
+
+from iai_hf import TaskState
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    """Every file with its bytes, and every folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory, encoder_folder: Path, causal_folder: Path) -> Path:
+    """Good and bad data, a state of texts and one of a table."""
+    folder = tmp_path_factory.mktemp("mistakes")
+    write(folder / "train.jsonl", examples(40))
+    write(folder / "test.jsonl", examples(20, seed=1))
+    write(folder / "one.jsonl", examples(8, labels=("food",)))
+    write(folder / "inputs.jsonl", [{"input": "ball"}])
+    write(folder / "empty.jsonl", [])
+    (folder / "blank.jsonl").write_text("\n\n")
+    (folder / "binary.jsonl").write_bytes(b"\xff\xfe\x00\x01")
+    (folder / "other.txt").write_text("text")
+    (folder / "folder").mkdir()
+    rows = range(40)
+    (folder / "table.csv").write_text("a,b,y\n" + "".join(f"{i},{i * i % 7},{i / 3}\n" for i in rows))
+    (folder / "huge.csv").write_text("a,b,y\n" + "".join(f"{i}e200,{i},{i}e200\n" for i in rows))
+    (folder / "far.csv").write_text("a,b,y\n1,2,1e300\n2,3,-1e300\n")
+    (folder / "words.csv").write_text("a,b,y\n1,2,word\n2,3,2\n")
+    for name, data in (("texts", "train.jsonl"), ("numbers", "table.csv")):
+        more = () if name == "texts" else ("--target", "y")
+        method = ("iterative", "--backbone", str(encoder_folder)) if name == "texts" else ("numeric-parametric",)
+        command = ("adapt", *method, "--data", str(folder / data), "--output", str(folder / name), "--quiet", *more)
+        subprocess.run([sys.executable, "-m", "iai_hf.cli", *command], check=True, capture_output=True)
+    (folder / "encoder").symlink_to(encoder_folder)
+    (folder / "causal").symlink_to(causal_folder)
+    return folder
+
+
+@pytest.fixture
+def here(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.chdir(root)
+    before = contents(root)
+    yield root
+    assert contents(root) == before
+
+
+TEXTS = "adapt iterative --backbone encoder --data train.jsonl --output out"
+TABLE = "adapt numeric-parametric --data table.csv --output out"
+GO_ON = "adapt texts --data train.jsonl --output out"
+PREDICT = "predict texts --data train.jsonl --output out/p.jsonl"
+COMPARE = "compare --data train.jsonl --test test.jsonl --output out --backbone encoder"
+MISTAKES = {
+    # numbers and names
+    f"{TEXTS} --chunk-size -1": "chunk-size",
+    f"{TEXTS} --max-tokens -5": "max-tokens",
+    f"{TEXTS} --shuffle-seed -3": "shuffle-seed",
+    f"{TEXTS} --labels ,": "names none",
+    f"{TEXTS} --kind generation": "classification",
+    f"{TEXTS} --set =5": "KEY=VALUE",
+    f"{TEXTS} --set half_life": "KEY=VALUE",
+    f"{TEXTS} --set half_life=nan": "half_life is",
+    f"{TEXTS} --set max_tokens=few": "'few'; expected int or NoneType",
+    f"{TEXTS} --set weights=nowhere": "no weights 'nowhere'",
+    "adapt lora --backbone causal --data train.jsonl --output out --set learning_rate=inf": "finite",
+    # data
+    f"{TEXTS} --data one.jsonl --output out/a/b": "one label",
+    f"{TEXTS} --data folder": "folder",
+    f"{TEXTS} --data other.txt": "suffix",
+    f"{TEXTS} --data binary.jsonl": "UTF-8",
+    f"{TEXTS} --data blank.jsonl": "no examples",
+    f"{TEXTS} --test empty.jsonl": "empty",
+    f"{TEXTS} --test inputs.jsonl": "output",
+    f"{TEXTS} --data inputs.jsonl": "output",
+    f"{TABLE}": "--target",
+    f"{TABLE} --target z": "z",
+    f"{TABLE} --target y --data huge.csv": "infinite or no number",
+    # a method, a state and a backbone that do not belong together
+    f"{TABLE} --target y --backbone encoder": "reads numbers, the backbone",
+    f"{TEXTS} --backbone numeric/llama": "reads texts, the backbone numeric/llama numbers",
+    f"{TEXTS} --backbone folder": "folder",
+    f"{TEXTS} --backbone other.txt": "other.txt",
+    f"{GO_ON} --backbone causal": "belongs to",
+    f"{GO_ON} --set half_life=5": "another configuration",
+    f"{GO_ON} --target y --data table.csv": "the state reads texts",
+    "adapt numbers --data table.csv --target a --output out": "is a column that the state reads",
+    "adapt folder --data train.jsonl --output out": "config.json",
+    "adapt train.jsonl --data train.jsonl --output out": "train.jsonl",
+    # nothing where something is expected
+    "adapt iterative --data train.jsonl --backbone encoder --output ''": "behind '--output'",
+    "adapt iterative --data train.jsonl --backbone '' --output out": "behind '--backbone'",
+    "adapt '' --data train.jsonl --output out": "behind 'adapt'",
+    "info ''": "behind 'info'",
+    # outputs
+    f"{TEXTS} --output train.jsonl": "can't write",
+    f"{TEXTS} --output texts": "--resume",
+    f"{PREDICT} --output folder": "is a folder",
+    f"{PREDICT} --output other.txt/p.jsonl": "can't write",
+    "predict folder --data train.jsonl --output out/p.jsonl": "no task state",
+    f"{PREDICT} --input-column zz": "zz",
+    "predict numbers --data train.jsonl --output out/p.jsonl": "'a'",
+    "evaluate texts --data test.jsonl --output folder": "is a folder",
+    "evaluate texts --data test.jsonl --target output": "the state reads texts",
+    "evaluate numbers --data table.csv --target a": "is a column that the state reads",
+    "evaluate numbers --data far.csv --target y": "the target of example 0",
+    "evaluate numbers --data words.csv --target y": "no number",
+    "merge texts --output out": "at least two",
+    "merge texts numbers --output out": "numeric-parametric",
+    "merge texts texts --output train.jsonl": "can't write",
+    "export texts --peft out": "no PEFT form",
+    "export folder --peft out": "no task state",
+    f"{COMPARE} --methods iterative,nope": "nope",
+    f"{COMPARE} --methods iterative,in-context": "causal",
+    f"{COMPARE} --methods numeric-parametric": "reads numbers",
+    f"{COMPARE} --methods iterative --kind regression": "regression",
+    "info other.txt": "task state",
+    "info folder": "config.json",
+    "push texts no-slash": "user/name",
+    "push folder a/b": "config.json",
+    "pull a/b --output train.jsonl": "is a file",
+    "pull a/b --output out/c": "can't be had",
+    "pull a/b --output other.txt/c": "can't write",
+    "pull gpt2 --output out": "user/name",
+}
+
+
+@pytest.mark.parametrize("command", MISTAKES)
+def test_a_mistake_is_one_line_and_changes_nothing(command, here, capsys) -> None:  # type: ignore[no-untyped-def]
+    status, out, err = iai(capsys, *(argument.strip("'") for argument in command.split()))
+    assert status == 2, (out, err)
+    assert "Traceback" not in err
+    assert MISTAKES[command] in " ".join(err.split())
+    assert err.startswith("Usage") or err.splitlines()[-1].startswith("error: ")
+    assert out == ""
+
+
+@pytest.mark.parametrize(
+    "described",
+    [
+        {"base_model_name_or_path": 7},
+        {"base_model_name_or_path": ""},
+        {"base_model_revision": 7},
+        {"method": 7},
+        {"config": []},
+        {"format_version": None},
+    ],
+    ids=str,
+)
+def test_a_damaged_description_is_told(described, tmp_path, capsys) -> None:  # type: ignore[no-untyped-def]
+    good = {"method": "iterative", "config": {}, "base_model_name_or_path": "some/model", "format_version": 1}
+    (tmp_path / "config.json").write_text(json.dumps(good))
+    assert iai(capsys, "info", tmp_path)[0] == 0
+    (tmp_path / "config.json").write_text(json.dumps(good | described))
+    for command in (("info", tmp_path), ("push", tmp_path, "a/b")):
+        status, _, err = iai(capsys, *command)
+        assert (status, "holds no amortizer" in err) == (2, True)
+
+
+def test_a_constant_target_has_a_number_for_its_explained_variance(root, tmp_path, capsys) -> None:  # type: ignore[no-untyped-def]
+    data = tmp_path / "constant.csv"
+    data.write_text("a,b,y\n" + "".join(f"{i},{i},2.5\n" for i in range(20)))
+    command = ("evaluate", root / "numbers", "--data", data, "--target", "y", "--json", "--quiet")
+    status, out, _ = iai(capsys, *command)
+    assert (status, json.loads(out, parse_constant=pytest.fail)["r2"]) == (0, 0.0)
+
+
+@pytest.mark.parametrize("word", ["none", "None", "null", "NONE"])
+def test_none_is_what_a_person_means_by_it(word, encoder_folder, tmp_path, capsys) -> None:  # type: ignore[no-untyped-def]
+    data = write(tmp_path / "train.jsonl", examples(20))
+    more = ("--max-tokens", 8, "--set", f"half_life={word}", "--set", f"weights={word}")
+    assert iai(capsys, *adapt(encoder_folder, data, tmp_path / "state", *more))[0] == 0
+    config = TaskState.from_pretrained(tmp_path / "state").header.config
+    assert (config["half_life"], config["weights"], config["max_tokens"]) == (None, None, 8)
+
+
+def test_an_interrupted_run_keeps_what_it_read(encoder_folder, tmp_path, capsys) -> None:  # type: ignore[no-untyped-def]
+    data = write(tmp_path / "long.jsonl", examples(20000))
+    options = adapt(encoder_folder, data, tmp_path / "state", "--chunk-size", 4, "--checkpointing-steps", 200)
+    command = [sys.executable, "-m", "iai_hf.cli", *map(str, options)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (tmp_path / "state" / "state.safetensors").exists():
+        time.sleep(0.01)
+    checkpoint = TaskState.from_pretrained(tmp_path / "state").header.examples
+    time.sleep(0.2)
+    os.kill(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert "--resume" in err
+    kept = TaskState.from_pretrained(tmp_path / "state").header
+    assert checkpoint < kept.examples < 20000
+    assert kept.stream is not None
+    assert kept.stream.examples == kept.examples
+    more = ("--chunk-size", 4, "--max-examples", kept.examples + 8, "--resume")
+    assert iai(capsys, *adapt(encoder_folder, data, tmp_path / "state", *more))[0] == 0
+    assert TaskState.from_pretrained(tmp_path / "state").header.examples == kept.examples + 8
