@@ -23,7 +23,7 @@ from iai_hf.errors import BackboneError
 
 TEXTS = ["the team of the band", "bread", "Is this a concert? (player 7) soup and spice of the oven", ""]
 HALVES_TEXTS = {"funnel"}  # and fails where two tokens are left
-UNREADABLE = {"gemma3n"}  # its layers hold several hidden states a token
+UNREADABLE = {"gemma3n", "gemma3n-shared"}  # its layers hold several hidden states a token
 
 
 def folder_of(place: Path, family: str, tokens: Any = None, **changes: Any) -> Path:
@@ -171,8 +171,7 @@ def add_dense(folder: Path, size: int, activation: str = "torch.nn.modules.activ
     return weights["linear.weight"], weights.get("linear.bias", torch.zeros(16))
 
 
-@pytest.mark.parametrize("family", ["bert", "qwen3", "gemma3-embedder"])
-@pytest.mark.parametrize("style", ["flags", "name"])
+@pytest.mark.parametrize(("family", "style"), [("bert", "flags"), ("bert", "name"), ("qwen3", "name")])
 @pytest.mark.parametrize("mode", POOLING)
 def test_a_sentence_folder_is_pooled_as_it_says(tmp_path: Path, family: str, style: str, mode: str) -> None:
     folder = folder_of(tmp_path, family)
