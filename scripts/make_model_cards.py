@@ -18,9 +18,9 @@ from comparison.compare_words import by_task
 from comparison.lab import error, pick, shown
 from iai_hf import shipped
 from iai_hf.amortizer import Amortizer
-from iai_hf.amortizers.frozen_features import FrozenFeatures
 from iai_hf.auto import amortizer_class
 from iai_hf.compare import markdown
+from iai_hf.features.frozen_features import FrozenFeatures
 from iai_hf.files import CONFIG_FILE, write_whole
 from iai_hf.plots import blank, png
 

@@ -28,10 +28,6 @@ from accelerate import Accelerator
 from comparison import lab
 from iai_hf import AutoAmortizer, hub, load_backbone, shipped
 from iai_hf.amortizer import Amortizer
-from iai_hf.amortizers.frozen_features import FrozenFeatures
-from iai_hf.amortizers.gradient import Gradient
-from iai_hf.amortizers.learned import Learned
-from iai_hf.amortizers.numeric import Numeric
 from iai_hf.auto import amortizer_class
 from iai_hf.backbones import Backbone
 from iai_hf.backbones.cached import CachedBackbone
@@ -39,13 +35,17 @@ from iai_hf.card import amortizer_card
 from iai_hf.config import read_config
 from iai_hf.data import open_stream
 from iai_hf.errors import ConfigError
+from iai_hf.features.frozen_features import FrozenFeatures
+from iai_hf.features.training import AdapterCurriculum, FeatureCurriculum, load_tasks
 from iai_hf.files import check_writable, write_whole
+from iai_hf.language_model.gradient import Gradient
+from iai_hf.language_model.training import TextCurriculum, load_text_tasks
+from iai_hf.learned import Learned
+from iai_hf.tables.numeric import Numeric
+from iai_hf.tables.training import NumbersCurriculum
 from iai_hf.training import train
 from iai_hf.training.config import TrainingConfig, read_training_config
 from iai_hf.training.curriculum import Curriculum, task_files
-from iai_hf.training.features import AdapterCurriculum, FeatureCurriculum, load_tasks
-from iai_hf.training.numbers import NumbersCurriculum
-from iai_hf.training.texts import TextCurriculum, load_text_tasks
 from paper.tasks import POOLS, SYNTHETIC, family
 
 

@@ -20,7 +20,7 @@ from iai_hf.training.curriculum import Curriculum
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from iai_hf.amortizers.learned import Learned
+    from iai_hf.learned import Learned
 
 log = logging.getLogger(__name__)
 

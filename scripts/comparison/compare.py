@@ -29,8 +29,8 @@ from comparison.rows import ROWS, amortizer_of
 from comparison.tasks import TASKS, Task, chunks
 from iai_hf import Prediction, TaskSpec, load_backbone, score
 from iai_hf.amortizer import Amortizer
-from iai_hf.amortizers.frozen_features import spoken
 from iai_hf.backbones.cached import CachedBackbone
+from iai_hf.features.frozen_features import spoken
 
 
 def iterative_points(task: Task, row: str, seed: int) -> Iterator[dict[str, Any]]:

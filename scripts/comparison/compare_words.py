@@ -30,12 +30,12 @@ from comparison.lab import Answers, Job, Record, shown
 from comparison.tasks import Rows, Task, chunk_of, endless
 from iai_hf import AutoAmortizer, TaskSpec, TaskState, load_backbone, score, shipped
 from iai_hf.amortizer import Amortizer
-from iai_hf.amortizers.gradient import Gradient
-from iai_hf.amortizers.prompted import Prompted
 from iai_hf.backbones.causal_lm import CausalLM
 from iai_hf.compare import markdown
 from iai_hf.data import open_stream
 from iai_hf.errors import BackboneError, ConfigError
+from iai_hf.language_model.gradient import Gradient
+from iai_hf.language_model.prompted import Prompted
 
 BACKBONE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SHIPPED, PROMPT_START = "smollm2-135m-lm-state", "smollm2-135m-prompt-tuning"

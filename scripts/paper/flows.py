@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from iai_hf.solvers.solver import Batch
-from iai_hf.training.numbers.families import Episode, Family
+from iai_hf.tables.solvers.solver import Batch
+from iai_hf.tables.training.families import Episode, Family
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 SHIFTED_LETTERS = "abdefghkmnpqrty2345679"

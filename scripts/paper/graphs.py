@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from iai_hf.solvers.solver import Batch
-from iai_hf.training.numbers.families import Episode, Family
+from iai_hf.tables.solvers.solver import Batch
+from iai_hf.tables.training.families import Episode, Family
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import torch
 
-from iai_hf.solvers.solver import Batch
-from iai_hf.training.numbers.families import Episode, Family
+from iai_hf.tables.solvers.solver import Batch
+from iai_hf.tables.training.families import Episode, Family
 
 
 class Pool(NamedTuple):

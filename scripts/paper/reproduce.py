@@ -28,15 +28,15 @@ from huggingface_hub.utils import tqdm
 
 from comparison import lab
 from iai_hf import AutoAmortizer
-from iai_hf.amortizers.numeric import Numeric
 from iai_hf.errors import DataError
 from iai_hf.files import write_whole
-from iai_hf.solvers.parametric import Parametric
-from iai_hf.solvers.solver import Batch, Solver, Tensors
+from iai_hf.tables.numeric import Numeric
+from iai_hf.tables.solvers.parametric import Parametric
+from iai_hf.tables.solvers.solver import Batch, Solver, Tensors
+from iai_hf.tables.training import NumbersCurriculum
+from iai_hf.tables.training.families import Episode, Family
 from iai_hf.training import train
 from iai_hf.training.config import TrainingConfig
-from iai_hf.training.numbers import NumbersCurriculum
-from iai_hf.training.numbers.families import Episode, Family
 from paper import report
 from paper.flows import Flow, energy_distance, generate
 from paper.tasks import POOLS, SYNTHETIC, family

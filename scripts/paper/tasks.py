@@ -15,7 +15,7 @@ from iai_hf.backbones.cached import CachedBackbone
 from iai_hf.data import open_stream
 from iai_hf.errors import DataError
 from iai_hf.readers import load_hub_dataset
-from iai_hf.training.numbers.families import Family, LinearClassification, LinearRegression, NonlinearClassification
+from iai_hf.tables.training.families import Family, LinearClassification, LinearRegression, NonlinearClassification
 from paper.flows import Alphabet, Flow
 from paper.graphs import CausalOrder
 from paper.pools import Pool, PoolFamily, Source, halves, reduced

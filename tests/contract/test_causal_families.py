@@ -18,13 +18,13 @@ import tiny_backbones
 import torch
 
 from iai_hf import AutoAmortizer, Chunk, TaskSpec, TaskState, load_backbone
-from iai_hf.amortizers.prompted import Prompted
-from iai_hf.amortizers.prompting import STOP
 from iai_hf.backbones.causal_lm import CausalLM
 from iai_hf.backbones.conditions import Condition, Entering
 from iai_hf.backbones.packing import Row
 from iai_hf.errors import BackboneError, StateError
-from iai_hf.peft_export import PROMPT_IDS
+from iai_hf.language_model.peft_export import PROMPT_IDS
+from iai_hf.language_model.prompted import Prompted
+from iai_hf.language_model.prompting import STOP
 
 LABELS = ("sports", "music", "food")
 TEXTS = (

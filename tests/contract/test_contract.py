@@ -19,12 +19,12 @@ from conftest import LABELS, WORDS, examples
 
 from iai_hf import AutoAmortizer, Chunk, TaskSpec, TaskState
 from iai_hf.amortizer import Amortizer
-from iai_hf.amortizers.frozen_features import FrozenFeatures
-from iai_hf.amortizers.prompted import Prompted
 from iai_hf.auto import methods
 from iai_hf.backbones import Backbone
 from iai_hf.data import Columns
 from iai_hf.errors import ConfigError, DataError, StateError
+from iai_hf.features.frozen_features import FrozenFeatures
+from iai_hf.language_model.prompted import Prompted
 
 NETWORK = {"kind": "classification", "inputs": 12, "outputs": 3, "hidden": 16, "layers": 1}
 LIMITED = {**NETWORK, "budget": 32}

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from iai_hf import AutoAmortizer
-from iai_hf.amortizers.numeric import Numeric
-from iai_hf.solvers.predictor import Predictor
+from iai_hf.tables.numeric import Numeric
+from iai_hf.tables.solvers.predictor import Predictor
 from paper.flows import Flow, Mixture, energy_distance, generate, ink
 from paper.graphs import least_variance_first
 from paper.tasks import SYNTHETIC, family

@@ -13,16 +13,16 @@ from elsewhere import ELSEWHERE, Elsewhere, moved, second_device
 
 from iai_hf import AutoAmortizer, Chunk, TaskSpec, TaskState, load_backbone
 from iai_hf.amortizer import Amortizer
-from iai_hf.amortizers.frozen_features import FrozenFeatures
-from iai_hf.amortizers.numeric import Numeric
 from iai_hf.backbones import Backbone
-from iai_hf.heads import ExplicitHead, Head, ImplicitHead, ParametricHead
+from iai_hf.features.frozen_features import FrozenFeatures
+from iai_hf.features.heads import ExplicitHead, Head, ImplicitHead, ParametricHead
+from iai_hf.features.training import FeatureCurriculum, FeatureTask
+from iai_hf.features.training.episodes import Episode
+from iai_hf.features.training.objective import GreedyObjective
+from iai_hf.tables.numeric import Numeric
+from iai_hf.tables.training import NumbersCurriculum
+from iai_hf.tables.training.families import LinearRegression
 from iai_hf.training import TrainingConfig
-from iai_hf.training.features import FeatureCurriculum, FeatureTask
-from iai_hf.training.features.episodes import Episode
-from iai_hf.training.features.objective import GreedyObjective
-from iai_hf.training.numbers import NumbersCurriculum
-from iai_hf.training.numbers.families import LinearRegression
 
 CONFIG = TrainingConfig(
     method="iterative",

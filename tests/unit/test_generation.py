@@ -13,10 +13,10 @@ import tiny_backbones
 import torch
 
 from iai_hf import AutoAmortizer, Chunk, TaskSpec, TaskState
-from iai_hf.amortizers.answers import PICTURES, read, written
-from iai_hf.amortizers.prompting import PromptConfig, Prompter
 from iai_hf.backbones import Backbone, load_backbone
 from iai_hf.errors import ConfigError
+from iai_hf.language_model.answers import PICTURES, read, written
+from iai_hf.language_model.prompting import PromptConfig, Prompter
 
 GENERATION = TaskSpec("generation")
 LONG = {"max_new_tokens": 9}

@@ -11,11 +11,11 @@ import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from iai_hf.heads import TEMPLATES, ExplicitHead, Head, ImplicitHead, ParametricHead, Tensors
-from iai_hf.heads.experts import EXPERTS, INITIAL, Experts, Summary
-from iai_hf.heads.implicit import NUMBERS, newest_balanced
-from iai_hf.heads.moments import pack, unpack
-from iai_hf.heads.stacking import prior_metric, stack
+from iai_hf.features.heads import TEMPLATES, ExplicitHead, Head, ImplicitHead, ParametricHead, Tensors
+from iai_hf.features.heads.experts import EXPERTS, INITIAL, Experts, Summary
+from iai_hf.features.heads.implicit import NUMBERS, newest_balanced
+from iai_hf.features.heads.moments import pack, unpack
+from iai_hf.features.heads.stacking import prior_metric, stack
 
 SIZE, CLASSES = 12, 6
 HEADS: dict[str, Callable[[], Head]] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from iai_hf.learners import RULES, Learner
+from iai_hf.language_model.learners import RULES, Learner
 
 CPU = torch.device("cpu")
 

@@ -13,14 +13,14 @@ import torch
 from conftest import LABELS, examples
 
 from iai_hf import AutoAmortizer, Chunk, TaskSpec, TaskState
-from iai_hf.amortizers.gradient import READ_TOGETHER, READ_TOKENS, Gradient, read_together
-from iai_hf.amortizers.prompted import Prompted
 from iai_hf.backbones import Backbone, load_backbone, packed_pass
 from iai_hf.backbones.causal_lm import CausalLM
 from iai_hf.backbones.conditions import Sampling
 from iai_hf.backbones.packing import Row
 from iai_hf.errors import BackboneError, ConfigError, DataError, StateError
-from iai_hf.peft_export import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PROMPT, PROMPT_IDS
+from iai_hf.language_model.gradient import READ_TOGETHER, READ_TOKENS, Gradient, read_together
+from iai_hf.language_model.peft_export import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PROMPT, PROMPT_IDS
+from iai_hf.language_model.prompted import Prompted
 
 WORDS = TaskSpec("generation")
 TEXTS = ["the match was won", "shares fell", "rain is expected in the north today"]

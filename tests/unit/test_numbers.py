@@ -10,11 +10,11 @@ import torch
 from accelerate import Accelerator
 
 from iai_hf import AutoAmortizer
-from iai_hf.solvers.solver import Batch
+from iai_hf.tables.solvers.solver import Batch
+from iai_hf.tables.training import NumbersCurriculum
+from iai_hf.tables.training.families import Episode, Family, LinearRegression
 from iai_hf.training import train
 from iai_hf.training.config import TrainingConfig
-from iai_hf.training.numbers import NumbersCurriculum
-from iai_hf.training.numbers.families import Episode, Family, LinearRegression
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from iai_hf.solvers.kalman import SURPRISE, GradientFilter
-from iai_hf.solvers.laplace import absorb
-from iai_hf.solvers.predictor import Predictor
-from iai_hf.solvers.prior import Prior, shrunk
-from iai_hf.solvers.proposal import BOUND, Proposal, averaged
-from iai_hf.solvers.solver import Batch
+from iai_hf.tables.solvers.kalman import SURPRISE, GradientFilter
+from iai_hf.tables.solvers.laplace import absorb
+from iai_hf.tables.solvers.predictor import Predictor
+from iai_hf.tables.solvers.prior import Prior, shrunk
+from iai_hf.tables.solvers.proposal import BOUND, Proposal, averaged
+from iai_hf.tables.solvers.solver import Batch
 
 CLASSES = Predictor(True)
 

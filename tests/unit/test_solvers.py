@@ -9,15 +9,15 @@ import torch
 
 from iai_hf.backbones.numeric import NumericBackbone
 from iai_hf.errors import BackboneError
-from iai_hf.solvers.implicit import Implicit
-from iai_hf.solvers.network import NetworkSizes
-from iai_hf.solvers.one_shot import OneShot
-from iai_hf.solvers.optimizers import GradientOptimizer, Reptile
-from iai_hf.solvers.parametric import Parametric
-from iai_hf.solvers.predictor import Predictor
-from iai_hf.solvers.retained import merged
-from iai_hf.solvers.solver import Batch, Solver
-from iai_hf.solvers.tokens import ThetaTokens
+from iai_hf.tables.solvers.implicit import Implicit
+from iai_hf.tables.solvers.network import NetworkSizes
+from iai_hf.tables.solvers.one_shot import OneShot
+from iai_hf.tables.solvers.optimizers import GradientOptimizer, Reptile
+from iai_hf.tables.solvers.parametric import Parametric
+from iai_hf.tables.solvers.predictor import Predictor
+from iai_hf.tables.solvers.retained import merged
+from iai_hf.tables.solvers.solver import Batch, Solver
+from iai_hf.tables.solvers.tokens import ThetaTokens
 
 SIGNALS = ("data", "gradient", "both")
 LLAMA = NumericBackbone("numeric/llama", torch.device("cpu"))

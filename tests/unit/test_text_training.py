@@ -12,15 +12,15 @@ from accelerate import Accelerator
 from conftest import LABELS, examples
 
 from iai_hf import AutoAmortizer
-from iai_hf.amortizers.gradient import Gradient
-from iai_hf.amortizers.lm_state import LMState
 from iai_hf.backbones import Backbone
 from iai_hf.data import Record
+from iai_hf.language_model.gradient import Gradient
+from iai_hf.language_model.lm_state import LMState
+from iai_hf.language_model.training import TextCurriculum, TextTask, load_text_tasks
+from iai_hf.language_model.training.episodes import chunks_of, draw
+from iai_hf.language_model.training.objective import PrequentialObjective
 from iai_hf.training import TrainingConfig, train
 from iai_hf.training.curriculum import task_files
-from iai_hf.training.texts import TextCurriculum, TextTask, load_text_tasks
-from iai_hf.training.texts.episodes import chunks_of, draw
-from iai_hf.training.texts.objective import PrequentialObjective
 
 CONFIG = TrainingConfig(
     method="lm-state",

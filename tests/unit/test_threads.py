@@ -16,12 +16,12 @@ from conftest import examples
 
 from iai_hf import AutoAmortizer, TaskSpec, TaskState
 from iai_hf.amortizer import Amortizer
-from iai_hf.amortizers.learned import Learned
-from iai_hf.amortizers.prompted import Prompted
 from iai_hf.backbones import Backbone, load_backbone
 from iai_hf.backbones.conditions import Sampling
 from iai_hf.errors import ConfigError
 from iai_hf.files import CONFIG_FILE, STATE_FILE, WEIGHTS_FILE, check_writable
+from iai_hf.language_model.prompted import Prompted
+from iai_hf.learned import Learned
 from iai_hf.state import StateHeader
 from iai_hf.threads import Lock
 

@@ -11,8 +11,8 @@ import torch
 from conftest import examples
 
 from iai_hf import AutoAmortizer, Chunk, TaskSpec
-from iai_hf.amortizers.prompting import PromptConfig, Prompter
 from iai_hf.backbones import Backbone, load_backbone
+from iai_hf.language_model.prompting import PromptConfig, Prompter
 
 KINDS = ("bytes", "wordpiece", "unigram")
 CONTROLS = ("</s>", "<pad>", "<s>", "a</s>b", " </s> <pad>\n<s>")

@@ -12,18 +12,18 @@ from accelerate import Accelerator
 from conftest import LABELS, examples
 
 from iai_hf import AutoAmortizer
-from iai_hf.amortizers.frozen_features import FrozenFeatures
 from iai_hf.backbones import Backbone
 from iai_hf.errors import ConfigError, DataError, StateError
-from iai_hf.heads import ParametricHead
+from iai_hf.features.frozen_features import FrozenFeatures
+from iai_hf.features.heads import ParametricHead
+from iai_hf.features.training import AdapterCurriculum, FeatureCurriculum, FeatureTask, load_tasks
+from iai_hf.features.training.episodes import draw, whole
+from iai_hf.features.training.objective import GreedyObjective
+from iai_hf.language_model.training import load_text_tasks
 from iai_hf.training import TrainingConfig, train
 from iai_hf.training.checkpoint import CHECKPOINT_FILE
 from iai_hf.training.config import read_training_config
 from iai_hf.training.curriculum import task_files
-from iai_hf.training.features import AdapterCurriculum, FeatureCurriculum, FeatureTask, load_tasks
-from iai_hf.training.features.episodes import draw, whole
-from iai_hf.training.features.objective import GreedyObjective
-from iai_hf.training.texts import load_text_tasks
 
 CONFIG = TrainingConfig(
     method="iterative",

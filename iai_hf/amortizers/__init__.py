@@ -1,1 +1,0 @@
-"""One file a method; each registers under the entry point `iai_hf.amortizers` in setup.cfg."""

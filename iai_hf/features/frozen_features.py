@@ -1,0 +1,159 @@
+"""Amortizers on features: the backbone turns texts into vectors, a head (`heads/`) does the rest."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+from iai_hf import shipped
+from iai_hf.backbones import Backbone
+from iai_hf.backbones.adapter import ADAPTER, FeatureAdapter
+from iai_hf.config import ABSENT, require
+from iai_hf.features.heads import TEMPLATES, Head
+from iai_hf.files import ADAPTER_FILE
+from iai_hf.learned import AUTO, Learned
+from iai_hf.task import Chunk, Prediction, TaskSpec
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenFeaturesConfig:
+    """Settings of every amortizer on frozen features.
+
+    Attributes:
+        max_tokens: read only so many tokens of a text; None reads all of it.
+        max_features: wider features are projected to this size, at random, so that a state stays small.
+        weights: learned weights of the head: the name of shipped ones, or a folder; None for the untrained head;
+            "auto" for the shipped ones that belong to the backbone, where there are any.
+        half_life: for streams that drift: examples after which what was seen counts half; None never forgets.
+        adapter: learned features: the name of a shipped feature adapter, or a folder; None for the backbone's own;
+            "auto" for the shipped one that belongs to the backbone, where there is one. States of before there were
+            any have none.
+    """
+
+    max_tokens: int | None = None
+    max_features: int = 512
+    weights: str | None = AUTO
+    half_life: int | None = None
+    adapter: str | None = dataclasses.field(default=AUTO, metadata={ABSENT: None})
+
+    def __post_init__(self) -> None:
+        require(self.max_tokens is None or self.max_tokens > 0, f"max_tokens is {self.max_tokens}; expected 1 or more")
+        require(self.half_life is None or self.half_life > 0, f"half_life is {self.half_life}; expected 1 or more")
+        require(self.max_features > 0, f"max_features is {self.max_features}; expected 1 or more")
+
+
+class FrozenFeatures(Learned):
+    """Base class: a subclass names its `regime` and makes its head."""
+
+    kinds = ("classification",)
+    config_class: ClassVar[type] = FrozenFeaturesConfig
+    default_backbone = "sentence-transformers/all-MiniLM-L6-v2"
+
+    def __init__(self, backbone: Backbone, config: Any = None) -> None:
+        config = config if config is not None else self.config_class()
+        source = shipped.find(ADAPTER, {}, backbone) if config.adapter == AUTO else config.adapter
+        if source is not None:
+            source, folder = shipped.locate(source, ADAPTER_FILE)
+            backbone = FeatureAdapter.load(folder).merged(backbone)
+            log.info("%s: features learned by %s", self.method, source)
+        super().__init__(backbone, dataclasses.replace(config, adapter=source))
+
+    @abstractmethod
+    def make_module(self) -> Head:
+        """The head at its initial value."""
+
+    @property
+    def head(self) -> Head:
+        """What is learned."""
+        return cast("Head", self.module)
+
+    @property
+    def feature_size(self) -> int:
+        """Size of the features that the head sees."""
+        return min(self.backbone.hidden_size, self.config.max_features)
+
+    def features(self, texts: Sequence[str]) -> tuple[torch.Tensor, int]:
+        """Features of texts, float32 `[texts, feature_size]`, and how many texts were cut at `max_tokens`."""
+        found = self.backbone.features(texts, self.config.max_tokens)
+        return (found.vectors if self._projection is None else found.vectors @ self._projection), found.cut
+
+    def name_features(self, labels: Sequence[str]) -> torch.Tensor:
+        """Features of label names, in each of the ways that they are put, `[templates, labels, feature_size]`."""
+        texts = [template.format(spoken(label)) for template in TEMPLATES for label in labels]
+        return self.features(texts)[0].unflatten(0, (len(TEMPLATES), len(labels)))
+
+    def initial(self, task: TaskSpec) -> Mapping[str, torch.Tensor]:
+        return self._grown(self.head.initial(self.feature_size), task)
+
+    def refine(
+        self, tensors: Mapping[str, torch.Tensor], task: TaskSpec, chunk: Chunk, examples: int
+    ) -> tuple[Mapping[str, torch.Tensor], Mapping[str, int]]:
+        import torch
+
+        features, cut = self.features(chunk.inputs)
+        numbers = {label: number for number, label in enumerate(task.labels)}
+        targets = torch.tensor([numbers[output] for output in chunk.outputs])
+        with torch.no_grad():
+            if self.config.half_life is not None:
+                tensors = self.head.faded(tensors, 0.5 ** (len(chunk) / self.config.half_life))
+            refined = self.head.refine(self._grown(tensors, task), features, targets)
+        return refined, {"texts_cut": cut} if self.config.max_tokens else {}
+
+    def prepare(self, tensors: Mapping[str, torch.Tensor], task: TaskSpec) -> Any:
+        import torch
+
+        with torch.no_grad():
+            return self.head.prepare(tensors)
+
+    def answer(self, prepared: Any, task: TaskSpec, queries: Sequence[str]) -> Prediction:
+        import torch
+
+        features, _ = self.features(queries)
+        with torch.no_grad():
+            return Prediction.from_logits(self.head.logits(prepared, features), task.labels)
+
+    def combine(
+        self, parts: Sequence[tuple[Mapping[str, torch.Tensor], TaskSpec]], task: TaskSpec
+    ) -> Mapping[str, torch.Tensor]:
+        import torch
+
+        place = {label: number for number, label in enumerate(task.labels)}
+        aligned = [
+            self.head.aligned(tensors, torch.tensor([place[label] for label in part.labels]), len(place))
+            for tensors, part in parts
+        ]
+        with torch.no_grad():
+            return self.head.merge(aligned)
+
+    def _grown(self, tensors: Mapping[str, torch.Tensor], task: TaskSpec) -> Mapping[str, torch.Tensor]:
+        import torch
+
+        new = task.labels[len(tensors["counts"]) :]
+        if not new:
+            return tensors
+        with torch.no_grad():
+            return self.head.grow(tensors, self.name_features(new))
+
+    @cached_property
+    def _projection(self) -> torch.Tensor | None:
+        """Gaussian random projection `[hidden, max_features]`, where the backbone is wider than that."""
+        import torch
+
+        wide, size = self.backbone.hidden_size, self.config.max_features
+        if wide <= size:
+            return None
+        return torch.randn(wide, size, generator=torch.Generator().manual_seed(0), dtype=torch.float32) / size**0.5
+
+
+def spoken(label: str) -> str:
+    """A label's name as words, e.g. "comp sys mac" of "comp.sys.mac"."""
+    return label.translate(str.maketrans("_-./", "    ")).strip() or label

@@ -1,0 +1,11 @@
+"""Heads: streaming classifiers on frozen features, each a torch module whose few parameters are meta-learned.
+
+`head.py` is what they share; `parametric.py`, `explicit.py` and `implicit.py` are the paper's three regimes.
+"""
+
+from iai_hf.features.heads.explicit import ExplicitHead
+from iai_hf.features.heads.head import TEMPLATES, Head, Tensors
+from iai_hf.features.heads.implicit import ImplicitHead
+from iai_hf.features.heads.parametric import ParametricHead, Signal
+
+__all__ = ["TEMPLATES", "ExplicitHead", "Head", "ImplicitHead", "ParametricHead", "Signal", "Tensors"]

@@ -1,0 +1,164 @@
+"""Gradient: base of the methods whose update is a step along the loss gradient of a chunk, from a learned start."""
+
+from __future__ import annotations
+
+import itertools
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, cast
+
+from iai_hf.backbones.batching import BATCH_TOKENS
+from iai_hf.backbones.packing import packs
+from iai_hf.config import require
+from iai_hf.errors import DataError
+from iai_hf.language_model.prompted import Prompted
+from iai_hf.language_model.prompting import PromptConfig
+from iai_hf.learned import Learned
+from iai_hf.task import Chunk, TaskSpec
+
+if TYPE_CHECKING:
+    import torch
+
+    from iai_hf.backbones.conditions import Entering
+    from iai_hf.backbones.packing import Row
+    from iai_hf.language_model.learners import Learner
+
+READ_TOGETHER = 64  # examples at most: steps on later ones take what was read before the first step as given
+READ_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class GradientConfig(PromptConfig):
+    """Settings that all gradient methods share.
+
+    Attributes:
+        learning_rate, decay: step size before meta-training, in step i times i ** decay; learned weights have theirs.
+        batch_size: examples a gradient step.
+        passes: times that steps are taken on the examples that were read together, before they are let go.
+        weights: learned start and step sizes: the name of shipped ones, or a folder; None for the plain method; "auto"
+            for the shipped ones that belong to the backbone, where there are any.
+    """
+
+    learning_rate: float = 1e-3
+    decay: float = 0.0
+    batch_size: int = 8
+    passes: int = 1
+    weights: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("learning_rate", "batch_size", "passes"):
+            require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; expected more than 0")
+        require(self.decay <= 0, f"decay is {self.decay}; expected 0 or less")
+
+
+class Retained(NamedTuple):
+    """What a state keeps of its examples as they are.
+
+    Attributes:
+        tensors: of the state.
+        others: places in the chunk of all examples that were not kept, on which steps are taken.
+        left_out: examples that were passed over, as they alone are too long.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+    others: Sequence[int]
+    left_out: int = 0
+
+
+class Gradient(Prompted, Learned):
+    """A subclass makes the learner and says how a task's own weights enter the model."""
+
+    config_class: ClassVar[type] = GradientConfig
+
+    @property
+    def learner(self) -> Learner:
+        """What is learned."""
+        return cast("Learner", self.module)
+
+    @abstractmethod
+    def make_module(self) -> Learner:
+        """The learner at its initial value."""
+
+    @abstractmethod
+    def entering(
+        self, own: Mapping[str, torch.Tensor], shared: Mapping[str, torch.Tensor], retained: Mapping[str, torch.Tensor]
+    ) -> Entering:
+        """How a task's state enters the model, differentiable in its own weights and the shared ones."""
+
+    def retain(self, retained: Mapping[str, torch.Tensor], chunk: Chunk, steps: int) -> Retained:
+        """What a state keeps of its examples as they are, after a chunk; `steps` were taken before it."""
+        return Retained(retained, list(range(len(chunk))))
+
+    def retained(self, tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """What a state keeps of its examples as they are, among its tensors."""
+        return {}
+
+    def divergence(self, entering: Entering, texts: Sequence[str], length: int) -> torch.Tensor:
+        """Mean divergence KL(plain || entering) of the next token on the beginnings of texts, in nats.
+
+        The plain model reads them behind the same prefix.
+        """
+        import torch
+
+        from iai_hf.backbones.conditions import Entering
+
+        model = self.prompter.model
+        ids = [model.tokens(text[: 20 * length])[:length] for text in texts]
+        with torch.no_grad():
+            plain = model.next_tokens(ids, Entering(prefix=entering.prefix))
+        found = model.next_tokens(ids, entering)
+        return (plain.exp() * (plain - found)).sum(-1).mean()
+
+    def initial(self, task: TaskSpec) -> Mapping[str, torch.Tensor]:
+        return {**self.learner.stored(self.learner.initial()), **self.retained({})}
+
+    def refine(
+        self, tensors: Mapping[str, torch.Tensor], task: TaskSpec, chunk: Chunk, examples: int
+    ) -> tuple[Mapping[str, torch.Tensor], Mapping[str, int]]:
+        import torch
+
+        limit = self.config.max_tokens
+        cuts = sum(self.prompter.query(text)[1] for text in chunk.inputs) if limit else 0
+        shared = self.learner.common()
+        moved = self.learner.loaded(tensors, self.backbone.device)
+        retained, others, left_out = self.retain(self.retained(tensors), chunk, int(moved["steps"]))
+        rows = self.rows(chunk)
+        for group in read_together([rows[i] for i in others]):
+            read = self.read(group, self.entering(self.learner.own(moved), shared, retained))
+            for batch in itertools.chain(*(self.batches(read) for _ in range(self.config.passes))):
+                leaves = {name: own.detach().requires_grad_() for name, own in self.learner.own(moved).items()}
+                with torch.enable_grad():
+                    losses = self.prompter.model.losses(batch, self.entering(leaves, shared, retained))
+                    loss = (losses.sums / losses.tokens).mean()
+                if not loss.isfinite():
+                    raise DataError(
+                        f"the loss is {loss.item()} on a batch behind example {examples}; the state is as it was "
+                        "before the chunk: look at its texts, or lower learning_rate"
+                    )
+                gradients = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+                moved = self.learner.refined(moved, gradients, len(batch) / self.config.batch_size)
+        counts = self.counted(task, chunk) | ({"texts_cut": cuts} if limit else {})
+        if left_out:
+            counts["demonstrations_left_out"] = left_out
+        return {**self.learner.stored(moved), **retained}, counts
+
+    def rows(self, chunk: Chunk) -> list[Row]:
+        """The examples of a chunk, each with its answer."""
+        return [self.prompter.row(text, [output]) for text, output in zip(chunk.inputs, chunk.outputs, strict=True)]
+
+    def batches(self, rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+        """Rows in their order, as many as make one gradient step; fewer where they are long."""
+        bounds = packs([len(row) for row in rows], BATCH_TOKENS, self.config.batch_size)
+        return (rows[first:last] for first, last in bounds)
+
+    def read(self, rows: Sequence[Row], entering: Entering) -> Sequence[Row]:
+        """The rows with what is read of them once for all steps on them; here nothing is."""
+        return rows
+
+
+def read_together(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+    """Rows in their order, so many as are read at once: what is kept of a reading is a few kB a token."""
+    bounds = packs([len(row) for row in rows], READ_TOKENS, READ_TOGETHER)
+    return (rows[first:last] for first, last in bounds)

@@ -1,0 +1,52 @@
+"""lm-state: a task state inside the language model, refined by learned steps. Parametric regime, signal gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from iai_hf.language_model.lora import LoRA, LoRAConfig
+from iai_hf.learned import AUTO
+
+if TYPE_CHECKING:
+    from iai_hf.backbones.conditions import Entering
+    from iai_hf.backbones.packing import Row
+
+
+@dataclass(frozen=True)
+class LMStateConfig(LoRAConfig):
+    """Settings of `lm-state`: those of `lora`, for a small state in the upper layers, where a gradient is cheap.
+
+    Attributes:
+        demonstrations: about four short examples.
+    """
+
+    rank: int = 16
+    alpha: int = 32
+    layers: int | None = 12
+    demonstrations: int = 64
+    batch_size: int = 8
+    passes: int = 2
+    learning_rate: float = 0.012
+    decay: float = -0.3
+    weights: str | None = AUTO
+
+
+class LMState(LoRA):
+    """Demonstrations, and fast weights: up projections of the last layers are the task's own, down projections shared.
+
+    Shared projections, start and step sizes are meta-learned; untrained, it is LoRA with frozen random down
+    projections (Zhang et al. 2023, LoRA-FA). The first examples are kept as demonstrations, so before its first step a
+    state is in-context learning, and steps are taken on what that gets wrong. A chunk is read in one forward pass, and
+    steps go through the positions of its answers alone, in the last layers: it costs little more than that pass.
+    """
+
+    method = "lm-state"
+    config_class = LMStateConfig
+    rule = "per_group"
+    shares_down = True
+    usual_targets: ClassVar[tuple[str, ...]] = ("v_proj", "o_proj")
+
+    def read(self, rows: Sequence[Row], entering: Entering) -> Sequence[Row]:
+        return self.prompter.model.read(rows, entering)

@@ -1,0 +1,120 @@
+"""Prompted: base of the methods whose queries are answered by the language model itself, under a condition."""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from iai_hf.amortizer import Amortizer
+from iai_hf.backbones import Backbone
+from iai_hf.language_model.prompting import Prompter
+from iai_hf.task import Chunk, Prediction, TaskSpec
+from iai_hf.threads import computing
+
+if TYPE_CHECKING:
+    import torch
+
+    from iai_hf.backbones.conditions import Condition, Sampling
+    from iai_hf.state import TaskState
+
+log = logging.getLogger(__name__)
+
+
+class Prompted(Amortizer):
+    """A subclass says what condition a state puts the model under; its `config_class` is a `PromptConfig`."""
+
+    answer_settings = ("calibrate", "max_new_tokens")
+    default_backbone = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+    def __init__(self, backbone: Backbone, config: Any = None) -> None:
+        super().__init__(backbone, config)
+        _ = self.prompter  # a backbone that can't be prompted is refused here, not at the first query
+
+    @cached_property
+    def prompter(self) -> Prompter:
+        return Prompter(self.backbone, self.config)
+
+    @abstractmethod
+    def prepare(self, tensors: Mapping[str, torch.Tensor], task: TaskSpec) -> Condition:
+        """What the model answers under."""
+
+    def counted(self, task: TaskSpec, chunk: Chunk) -> dict[str, int]:
+        """Outputs of a chunk that no answer can be, for the header; the log tells each reason once."""
+        if task.kind != "generation":
+            return {}
+        cut, changed = self.prompter.lost(chunk.outputs)
+        if cut and "cut" not in self._told:
+            longest = max(cut, key=lambda output: len(self.prompter.answer(output)))
+            log.warning(
+                "an output is longer than max_new_tokens, %d, where answers are cut: %r...; --set max_new_tokens=%d "
+                "would do, also for a state that stands",
+                self.config.max_new_tokens,
+                longest[:40],
+                len(self.prompter.answer(longest)),
+            )
+        if changed and "changed" not in self._told:
+            log.warning(
+                "the tokenizer of %s can't write an output as it is: %r is answered as %r at best",
+                self.backbone.name,
+                changed[0][:40],
+                self.prompter.answered(self.prompter.answer(changed[0]))[:40],
+            )
+        self._told.update(["cut"] * bool(cut) + ["changed"] * bool(changed))
+        return {"outputs_cut": len(cut), "outputs_changed": len(changed)}
+
+    @cached_property
+    def _told(self) -> set[str]:
+        return set()
+
+    def answer(self, prepared: Condition, task: TaskSpec, queries: Sequence[str]) -> Prediction:
+        import torch
+
+        if task.kind == "generation":
+            return Prediction(tuple(self.prompter.generate(prepared, [self.prompter.row(text) for text in queries])))
+        rows = [self.prompter.row(text, task.labels) for text in queries]
+        scores = self.prompter.scores(prepared, [task.labels] * len(rows), rows)
+        return Prediction.from_logits(torch.stack(scores).cpu(), task.labels)
+
+    def answer_each(
+        self, prepared: Sequence[Condition], tasks: Sequence[TaskSpec], queries: Sequence[str]
+    ) -> list[Prediction]:
+        """One forward pass for all states that are asked the same kind of task."""
+        from iai_hf.backbones.conditions import Condition, joined
+
+        answers: dict[int, Prediction] = {}
+        groups: dict[tuple[int, str], list[int]] = {}
+        for i, (condition, task) in enumerate(zip(prepared, tasks, strict=True)):
+            groups.setdefault((len(condition.weights), task.kind), []).append(i)
+        for (_, kind), group in groups.items():
+            members = {id(condition): condition for condition in (prepared[i] for i in group)}
+            number = {key: place for place, key in enumerate(members)}
+            mixed = Condition(
+                joined([member.prefix for member in members.values()]),
+                tuple(weights for member in members.values() for weights in member.weights),
+            )
+            labels = [tasks[i].labels if kind == "classification" else () for i in group]
+            rows = [
+                self.prompter.row(queries[i], names, number[id(prepared[i])])
+                for i, names in zip(group, labels, strict=True)
+            ]
+            if kind == "generation":
+                found = [Prediction((text,)) for text in self.prompter.generate(mixed, rows)]
+            else:
+                scores = self.prompter.scores(mixed, labels, rows)
+                both = zip(scores, labels, strict=True)
+                found = [Prediction.from_logits(score[None].cpu(), names) for score, names in both]
+            answers.update(zip(group, found, strict=True))
+        return [answers[i] for i in range(len(queries))]
+
+    @computing()
+    def generate(self, state: TaskState, queries: Sequence[str], sampling: Sampling | None = None) -> list[str]:
+        """Free text for each query, whatever the kind of task: greedy, or sampled.
+
+        Raises:
+            StateError, DataError: as `predict`.
+        """
+        rows = [self.prompter.row(text) for text in self.checked_queries(queries, state.task)]
+        return self.prompter.generate(self.prepared(state), rows, sampling)

@@ -1,0 +1,93 @@
+"""sgd, adam, maml, reptile and learned-optimizer: gradient steps on the predictor's weights, chunk by chunk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from iai_hf.config import require
+from iai_hf.tables.numeric import Numeric, NumericConfig
+from iai_hf.tables.solvers.network import NetworkSizes
+from iai_hf.tables.solvers.optimizers import GradientOptimizer, Reptile, Rule
+from iai_hf.tables.solvers.predictor import Predictor
+from iai_hf.tables.solvers.solver import Solver
+
+
+@dataclass(frozen=True)
+class OptimizerConfig(NumericConfig):
+    """Settings of optimizers.
+
+    Attributes:
+        rate: length of a step; SGD's (and MAML's, Reptile's) in units of 1 / features.
+        inner_steps: steps on each chunk.
+    """
+
+    rate: float = 1.0
+    inner_steps: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.rate > 0, f"rate is {self.rate}; expected more than 0")
+        require(self.inner_steps > 0, f"inner_steps is {self.inner_steps}; expected 1 or more")
+
+
+@dataclass(frozen=True)
+class AdaptiveConfig(OptimizerConfig):
+    """Settings of adam and learned-optimizer, whose steps are in units of theta."""
+
+    rate: float = 0.05
+
+
+class _Optimizer(Numeric):
+    regime = "parametric"
+    config_class = OptimizerConfig
+    rule: ClassVar[Rule] = "sgd"
+    greedy = False
+
+    def make_solver(self, predictor: Predictor, sizes: NetworkSizes | None) -> Solver:
+        """From zero."""
+        return GradientOptimizer(predictor, self.rule, self.config.rate, self.config.inner_steps)
+
+
+class SGD(_Optimizer):
+    """Stochastic gradient descent from zero."""
+
+    method = "sgd"
+
+
+class Adam(_Optimizer):
+    """Adam from zero (Kingma and Ba 2015)."""
+
+    method = "adam"
+    config_class = AdaptiveConfig
+    rule = "adam"
+
+
+class LearnedOptimizer(_Optimizer):
+    """A small network a coordinate, near Adam at first (Metz et al. 2022; small_fc_lopt of PyLO)."""
+
+    method = "learned-optimizer"
+    config_class = AdaptiveConfig
+    rule = "learned"
+
+
+class _Started(_Optimizer):
+    kind_of: ClassVar[type[GradientOptimizer]] = GradientOptimizer
+
+    def make_solver(self, predictor: Predictor, sizes: NetworkSizes | None) -> Solver:
+        """From the start."""
+        start = (predictor.size(sizes.inputs), sizes.outputs) if sizes else None
+        return self.kind_of(predictor, self.rule, self.config.rate, self.config.inner_steps, start)
+
+
+class MAML(_Started):
+    """Gradient steps from a learned start with a learned rate (Finn et al. 2017; Li et al. 2017)."""
+
+    method = "maml"
+
+
+class ReptileStart(_Started):
+    """Gradient steps from a start that was drawn towards the solutions of tasks (Nichol et al. 2018)."""
+
+    method = "reptile"
+    kind_of = Reptile

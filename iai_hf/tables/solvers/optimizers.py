@@ -1,0 +1,112 @@
+"""Optimizers of the predictor's weights: SGD, Adam, gradient steps from a learned start, and a learned optimizer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import nn
+
+from iai_hf.tables.solvers.predictor import Predictor
+from iai_hf.tables.solvers.solver import Batch, Scalar, Solver, Tensors, stopped
+
+Rule = Literal["sgd", "adam", "learned"]
+DECAYS = (0.5, 0.9, 0.99)  # of the momenta that a learned optimizer sees
+
+
+class GradientOptimizer(Solver):
+    """`inner_steps` steps on each chunk.
+
+    Args:
+        rate: of a step at first; a parameter, so it may be meta-learned. Of SGD in units of 1 / features, where 1 can't
+            overshoot on features of order one.
+        start: `(features, outputs)` of a learned start (MAML, Reptile); None starts at zero.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        rule: Rule,
+        rate: float = 0.1,
+        inner_steps: int = 1,
+        start: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.predictor, self.rule, self.inner_steps = predictor, rule, inner_steps
+        self.log_rate = Scalar(math.log(rate))
+        self.start = nn.Parameter(torch.zeros(*start, dtype=torch.float32)) if start else None
+        self.step: nn.Sequential | None = None
+        if rule == "learned":
+            # As small_fc_lopt of PyLO: a small network a coordinate, which proposes a direction and a length.
+            self.step = nn.Sequential(
+                nn.Linear(len(DECAYS) + 4, 16, dtype=torch.float32), nn.ReLU(), nn.Linear(16, 2, dtype=torch.float32)
+            )
+
+    @property
+    def per_output(self) -> Sequence[str]:
+        """Tensors whose last dimension is the outputs."""
+        return ("theta", "momenta", "squares")
+
+    def initial(self, tasks: int, inputs: int, outputs: int) -> Tensors:
+        """theta[0], and no momentum."""
+        zero = torch.zeros(
+            tasks, self.predictor.size(inputs), outputs, device=self.log_rate.slow.device, dtype=torch.float32
+        )
+        tensors = {
+            "theta": zero if self.start is None else zero + self.start,
+            "steps": torch.zeros(tasks, device=zero.device, dtype=torch.float32),
+        }
+        if self.rule != "sgd":
+            momenta = len(DECAYS) if self.rule == "learned" else 1
+            tensors |= {"momenta": zero[:, None].repeat(1, momenta, 1, 1), "squares": zero}
+        return tensors
+
+    def refine(self, tensors: Tensors, batch: Batch) -> Tensors:
+        """`inner_steps` steps on the chunk."""
+        features = self.predictor.features(batch.x)
+        for _ in range(self.inner_steps):
+            gradient = self.predictor.gradient(features, tensors["theta"], batch.y)
+            tensors = self._stepped(tensors, gradient)
+        return tensors
+
+    def answer(self, tensors: Tensors, x: torch.Tensor) -> torch.Tensor:
+        """phi(x) theta."""
+        return self.predictor.features(x) @ tensors["theta"]
+
+    def _stepped(self, tensors: Tensors, gradient: torch.Tensor) -> Tensors:
+        rate, steps = self.log_rate().exp(), tensors["steps"] + 1
+        moved = {**tensors, "steps": steps}
+        if self.rule == "sgd":
+            return moved | {"theta": tensors["theta"] - rate / gradient.shape[1] * gradient}
+        late = steps[:, None, None]
+        square = 0.999 * tensors["squares"] + 0.001 * gradient.square()
+        scale = (square / (1 - 0.999**late) + 1e-12).sqrt()
+        decays = torch.tensor(
+            DECAYS if self.rule == "learned" else (0.9,), device=gradient.device, dtype=torch.float32
+        )[:, None, None]
+        momenta = decays * tensors["momenta"] + (1 - decays) * gradient[:, None]
+        unbiased = momenta / (1 - decays ** late[:, None])
+        if self.step is None:
+            change = -rate * unbiased[:, 0] / scale
+        else:
+            known = [*(unbiased / scale[:, None]).unbind(1), gradient / scale, tensors["theta"], scale.log()]
+            known.append(late.log1p().expand_as(gradient))
+            # What it sees is taken as given (Metz et al. 2019): gradients through it explode.
+            direction, length = self.step(torch.stack(known, -1).detach()).unbind(-1)
+            # Starts near a plain Adam step: the network's first layer is random, its effect small.
+            change = -rate * (unbiased[:, 1] / scale + 0.1 * direction) * torch.exp(0.1 * length)
+        return moved | {"theta": tensors["theta"] + change, "momenta": momenta, "squares": square}
+
+
+class Reptile(GradientOptimizer):
+    """Gradient steps from a learned start that is drawn towards where they end (Nichol et al. 2018)."""
+
+    def pull(self, chunks: Sequence[Batch]) -> torch.Tensor:
+        """A loss whose gradient in the start is `start - theta[k]`, mean over tasks."""
+        assert self.start is not None
+        tensors = self.initial(chunks[0].x.shape[0], chunks[0].x.shape[-1], chunks[0].y.shape[-1])
+        for chunk in chunks:
+            tensors = self.refine(stopped(tensors), chunk)
+        return 0.5 * (self.start - tensors["theta"].detach()).square().sum((1, 2)).mean()

@@ -1,0 +1,108 @@
+"""The contract of a solver: initial, refine, answer; on numbers, for many tasks at once."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from iai_hf.tables.solvers.predictor import Predictor
+
+Tensors = Mapping[str, torch.Tensor]
+SUMMARY = "summary"
+SPEED = 10.0  # single numbers are learned this much faster than a network's weights, under one learning rate
+
+
+class Scalar(nn.Module):
+    """A learned number that starts at `value`."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.slow = nn.Parameter(torch.tensor(value / SPEED, dtype=torch.float32))
+
+    def forward(self) -> torch.Tensor:
+        """The number."""
+        return SPEED * self.slow
+
+    def set(self, value: float) -> None:
+        """Let the number be `value`."""
+        self.slow.data.fill_(value / SPEED)
+
+
+class Batch(NamedTuple):
+    """A chunk of every task: x `[tasks, chunk, inputs]`, y `[tasks, chunk, outputs]` (values, or one-hot), float32."""
+
+    x: torch.Tensor
+    y: torch.Tensor
+
+
+class Solver(nn.Module, ABC):
+    """A method; its parameters are what is meta-learned. `refine` is pure.
+
+    Attributes:
+        predictor: the form of the answer, and the loss.
+    """
+
+    predictor: Predictor
+
+    def begin(self, stream: Batch, queries: Batch) -> None:
+        """Before training, learn from some whole tasks what they say in closed form; by default nothing."""
+        return
+
+    @abstractmethod
+    def initial(self, tasks: int, inputs: int, outputs: int) -> Tensors:
+        """theta[0] of every task; each tensor `[tasks, ...]`."""
+
+    @abstractmethod
+    def refine(self, tensors: Tensors, batch: Batch) -> Tensors:
+        """theta[i+1] from theta[i] and a mini-batch."""
+
+    @abstractmethod
+    def answer(self, tensors: Tensors, x: torch.Tensor) -> torch.Tensor:
+        """Outputs `[tasks, queries, outputs]` for queries `[tasks, queries, inputs]`."""
+
+    def grow(self, tensors: Tensors, outputs: int) -> Tensors:
+        """The state with classes added, of which nothing is known."""
+        return {
+            name: torch.nn.functional.pad(tensor, (0, outputs - tensor.shape[-1]))
+            if name in self.per_output
+            else tensor
+            for name, tensor in tensors.items()
+        }
+
+    @property
+    def per_output(self) -> Sequence[str]:
+        """Tensors whose last dimension is the outputs."""
+        return ()
+
+    def rollout(self, chunks: Sequence[Batch], x: torch.Tensor, *, greedy: bool = True) -> list[torch.Tensor]:
+        """Outputs for the queries `x` after each chunk.
+
+        Args:
+            greedy: stop the gradient between steps, as the paper trains; otherwise it goes through all of them.
+        """
+        tensors = self.initial(x.shape[0], x.shape[-1], chunks[0].y.shape[-1])
+        found = []
+        for chunk in chunks:
+            tensors = self.refine(stopped(tensors) if greedy else tensors, chunk)
+            found.append(self.answer(tensors, x))
+        return found
+
+    def lesson(self, chunks: Sequence[Batch], generator: torch.Generator) -> Sequence[Batch]:
+        """The steps to train on, of an episode's chunks; by default these."""
+        return chunks
+
+    def outputs(self, chunks: Sequence[Batch], x: torch.Tensor, *, greedy: bool = True) -> list[torch.Tensor]:
+        """Outputs for the queries `x` after each step of a lesson, all of which training pays for; as `rollout`."""
+        return self.rollout(chunks, x, greedy=greedy)
+
+
+def stopped(tensors: Tensors) -> Tensors:
+    """The tensors without their history.
+
+    But for the mean of a network's summaries: each is of one chunk, so nothing runs through many steps.
+    """
+    return {name: tensor if name == SUMMARY else tensor.detach() for name, tensor in tensors.items()}

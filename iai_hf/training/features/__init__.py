@@ -1,7 +1,0 @@
-"""Meta-training on features: of heads, on cached ones, and of adapters, which change them."""
-
-from iai_hf.training.features.adapter import AdapterCurriculum
-from iai_hf.training.features.curriculum import FeatureCurriculum
-from iai_hf.training.features.tasks import FeatureTask, load_tasks
-
-__all__ = ["AdapterCurriculum", "FeatureCurriculum", "FeatureTask", "load_tasks"]

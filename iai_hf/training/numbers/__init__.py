@@ -1,5 +1,0 @@
-"""Training on numbers: families of tasks, drawn without end, and the paper's greedy objective on them."""
-
-from iai_hf.training.numbers.curriculum import NumbersCurriculum
-
-__all__ = ["NumbersCurriculum"]

@@ -1,6 +1,0 @@
-"""Meta-training of learners inside the language model: tasks as texts, episodes, the prequential objective."""
-
-from iai_hf.training.texts.curriculum import TextCurriculum
-from iai_hf.training.texts.tasks import TextTask, load_text_tasks
-
-__all__ = ["TextCurriculum", "TextTask", "load_text_tasks"]
