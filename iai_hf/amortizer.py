@@ -133,12 +133,6 @@ class Amortizer(ABC):
         task = state.task.with_labels_of(chunk.outputs)
         self._check_task(task)
         tensors, counts = self.refine(state.tensors, task, chunk, state.header.examples)
-        unfit = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
-        if unfit:
-            raise StateError(
-                f"a chunk made {', '.join(unfit)} of the state infinite or no number, after {state.header.examples:,} "
-                "sound examples: look for huge values in the data, lower the method's rates, or load in float32"
-            )
         moved = state.advance(tensors, task, len(chunk), counts)
         return TaskState(moved.tensors, self._signed(moved.header))
 

@@ -88,7 +88,7 @@ MISTAKES = {
     f"{TEXTS} --data inputs.jsonl": "output",
     f"{TABLE}": "--target",
     f"{TABLE} --target z": "z",
-    f"{TABLE} --target y --data huge.csv": "infinite or no number",
+    f"{TABLE} --target y --data huge.csv": "not finite",
     # a method, a state and a backbone that do not belong together
     f"{TABLE} --target y --backbone encoder": "reads numbers, the backbone",
     f"{TEXTS} --backbone numeric/llama": "reads texts, the backbone numeric/llama numbers",
