@@ -84,7 +84,8 @@ def adapt(
     if output is not None:
         check_folder(output)
     if state is not None:  # a table is read as the state knows it, by the names of its columns
-        columns = replace(columns or Columns(), numbers=state.task.columns or None)
+        named = columns or (data.columns if isinstance(data, Stream) else Columns())
+        columns = replace(named, numbers=state.task.columns or None)
     stream = open_stream(data, columns, split=split, shuffle_seed=shuffle_seed)
     cursor = Cursor(stream, chunk_size, shuffle_seed)
     if state is None:

@@ -61,19 +61,20 @@ def alone() -> Iterator[None]:
     if was_alone:
         yield
         return
+    waited = False
     if depth:  # in the midst of an own computation, which rests meanwhile
         _leave("computing")
-    with _changed:
-        _changed.wait_for(lambda: not _inside["alone"])
-        _inside["alone"] = 1  # from here on nobody begins to compute
-        _changed.wait_for(lambda: not _inside["computing"])
-    _own.depth, _own.alone = depth + 1, True
     try:
+        with _changed:
+            _changed.wait_for(lambda: not _inside["alone"])
+            _inside["alone"], waited = 1, True  # from here on nobody begins to compute
+            _changed.wait_for(lambda: not _inside["computing"])
+        _own.depth, _own.alone = depth + 1, True
         yield
-    finally:
+    finally:  # also where Ctrl-C ended the waiting
         _own.depth, _own.alone = depth, False
         with _changed:
-            _inside["alone"] = 0
+            _inside["alone"] -= waited
             _inside["computing"] += bool(depth)
             _changed.notify_all()
 

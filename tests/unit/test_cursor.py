@@ -11,7 +11,7 @@ from conftest import examples
 from iai_hf import AutoAmortizer, TaskSpec, TaskState
 from iai_hf.amortizer import Amortizer
 from iai_hf.backbones import Backbone
-from iai_hf.data import Columns
+from iai_hf.data import Columns, open_stream
 from iai_hf.errors import StateError
 
 
@@ -33,6 +33,16 @@ def test_other_columns_of_the_same_file_are_refused(amortizer: Amortizer, tmp_pa
         with pytest.raises(StateError, match="chunk size"):
             amortizer.adapt(data, part, resume=True, **{**options, "chunk_size": 4})
         assert amortizer.adapt(data, part, resume=True, **options).header.examples == 30
+
+
+def test_an_open_stream_keeps_its_columns_when_a_state_goes_on(amortizer: Amortizer) -> None:
+    rows = [{"text": row["input"], "topic": row["output"], "input": "the team", "output": "x"} for row in examples(32)]
+    stream = open_stream(rows, Columns("text", "topic"))
+    state = amortizer.adapt(stream, max_examples=16, progress=False)
+    more = amortizer.adapt(stream, state, progress=False)
+    assert set(more.task.labels) == {row["topic"] for row in rows}
+    assert more.header.stream is not None
+    assert more.header.stream.columns == ("text", "topic")
 
 
 def test_another_output_column_of_the_same_table_is_refused(tmp_path: Path) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import pytest
 import torch
 from conftest import examples
 
-from iai_hf import AutoAmortizer, TaskSpec, TaskState
+from iai_hf import AutoAmortizer, TaskSpec, TaskState, threads
 from iai_hf.amortizer import Amortizer
 from iai_hf.backbones import Backbone, load_backbone
 from iai_hf.backbones.conditions import Sampling
@@ -23,7 +25,7 @@ from iai_hf.files import CONFIG_FILE, STATE_FILE, WEIGHTS_FILE, check_writable
 from iai_hf.language_model.prompted import Prompted
 from iai_hf.learned import Learned
 from iai_hf.state import StateHeader
-from iai_hf.threads import Lock
+from iai_hf.threads import Lock, alone, computing
 
 
 def together(*calls: Callable[[], Any]) -> list[Any]:
@@ -210,3 +212,38 @@ def test_weights_drawn_in_several_threads_are_those_of_their_seed() -> None:
 
     expected = [made(seed) for seed in range(8)]
     assert together(*(lambda seed=seed: made(seed) for seed in range(8))) == expected
+
+
+def test_ctrl_c_in_waiting_to_be_alone_lets_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, end = threading.Event(), threading.Event()
+
+    def work() -> None:
+        with computing():
+            begun.set()
+            assert end.wait(10)
+
+    def wait(timeout: float | None = None) -> None:
+        raise KeyboardInterrupt
+
+    def next_one() -> int:
+        with alone():
+            pass
+        with computing():
+            return 1
+
+    for inside in (nullcontext, computing):  # alone from the first, or in the midst of a computation
+        begun.clear()
+        end.clear()
+        with ThreadPoolExecutor(1) as pool:
+            other = pool.submit(work)
+            assert begun.wait(10)
+            monkeypatch.setattr(threads._changed, "wait", wait)
+            with pytest.raises(KeyboardInterrupt), inside(), alone():
+                pass
+            monkeypatch.undo()
+            end.set()
+            other.result()
+        late = threading.Thread(target=next_one, daemon=True)
+        late.start()
+        late.join(10)
+        assert not late.is_alive()
