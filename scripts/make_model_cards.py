@@ -19,6 +19,7 @@ from comparison.lab import error, pick, shown
 from iai_hf import shipped
 from iai_hf.amortizer import Amortizer
 from iai_hf.auto import amortizer_class
+from iai_hf.backbones.adapter import ADAPTER
 from iai_hf.compare import markdown
 from iai_hf.features.frozen_features import FrozenFeatures
 from iai_hf.files import CONFIG_FILE, write_whole
@@ -43,6 +44,8 @@ IN_WORDS = (
 
 def row_of(config: dict[str, Any]) -> str:
     """Name of the weights' row in the comparison."""
+    if config["method"] == ADAPTER:
+        return "iterative, learned features"
     signal = config["config"].get("signal", "both")
     return config["method"] if signal == "both" else f"{config['method']}, {signal}"
 
@@ -86,7 +89,8 @@ def card(
     """A model card, metadata first."""
     config = json.loads((shipped.FOLDER / name / CONFIG_FILE).read_text())
     training = json.loads((shipped.FOLDER / name / "training.json").read_text())
-    method: type[Amortizer] = amortizer_class(config["method"])
+    adapts = config["method"] == ADAPTER
+    method: type[Amortizer] = amortizer_class(training["config"]["method"])
     base, row = config["base_model_name_or_path"], row_of(config)
     mine = pick(records, backbone=base, row=row)
     results = []
@@ -129,13 +133,15 @@ def card(
     place, unit, limits = "inside", "nats a token", IN_WORDS
     if issubclass(method, FrozenFeatures):
         place, unit, limits = "on frozen features of", "log C", ON_FEATURES
+    what = f"Learned weights of `{config['method']}` ({method.regime} regime) {place} `{base}`."
+    if adapts:
+        what = f"Low-rank weights of `{base}` for the features of every method on it, merged into it at load."
     text = [
         f"---\n{data.to_yaml()}\n---",
         f"# {name}",
-        f"Learned weights of `{config['method']}` ({method.regime} regime) {place} `{base}`. They adapt to a labelled "
-        "dataset of any length, chunk by chunk.",
+        f"{what} They adapt to a labelled dataset of any length, chunk by chunk.",
         "```python\nfrom iai_hf import AutoAmortizer\n\n"
-        f'amortizer = AutoAmortizer.from_pretrained("{config["method"]}", backbone="{base}")\n'
+        f'amortizer = AutoAmortizer.from_pretrained("{method.method}", backbone="{base}")\n'
         "state = amortizer.adapt(\n"
         '    [{"input": "a good film", "output": "positive"}, {"input": "a dull film", "output": "negative"}]\n'
         ")\n"
