@@ -24,6 +24,7 @@ from weakref import WeakKeyDictionary
 from iai_hf import __version__, hub, shipped, values
 from iai_hf.adapt import adapt
 from iai_hf.backbones import Backbone
+from iai_hf.config import current_names, first_names
 from iai_hf.errors import BackboneError, ConfigError, DataError, StateError
 from iai_hf.files import CONFIG_FILE, check_own, write_together
 from iai_hf.state import FORMAT_VERSION, StateHeader, TaskState
@@ -271,7 +272,7 @@ class Amortizer(ABC):
     @cached_property
     def fingerprint(self) -> str:
         """Digest of what decides how a state evolves: method and configuration without `answer_settings`."""
-        return self.digest(self._settings(dataclasses.asdict(self.config_class())))
+        return self.digest(first_names(self.config_class, self._settings(dataclasses.asdict(self.config_class()))))
 
     def digest(self, settings: Mapping[str, Any]) -> str:
         """Of the method with such settings."""
@@ -304,9 +305,9 @@ class Amortizer(ABC):
             )
         ours = self._settings(header.config)
         # Those of older states cover all settings.
-        if header.amortizer != self.fingerprint and header.amortizer != self.digest(ours):
-            other = {key: value for key, value in header.config.items() if ours.get(key) != value}
-            other = {key: value for key, value in other.items() if key not in shipped.WHENCE}
+        if header.amortizer not in (self.fingerprint, self.digest(first_names(self.config_class, ours))):
+            theirs = current_names(self.config_class, header.config).items()
+            other = {key: value for key, value in theirs if ours.get(key) != value and key not in shipped.WHENCE}
             if not other:
                 raise StateError(
                     f"the state belongs to weights {header.config.get('weights')!r} "

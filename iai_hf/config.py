@@ -12,7 +12,8 @@ from typing import Any, TypeVar, get_args, get_type_hints
 from iai_hf.errors import ConfigError
 
 T = TypeVar("T")
-ABSENT = "absent"  # in a field's metadata: what the setting was before there was one
+# In a field's metadata: what the setting was before there was one, and what it was called when it was first saved.
+ABSENT, FORMER = "absent", "former"
 WORDS: Mapping[str, Any] = {"none": None, "null": None, "true": True, "yes": True, "false": False, "no": False}
 
 
@@ -46,8 +47,10 @@ def read_config(cls: type[T], values: Mapping[str, Any]) -> T:
     known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - known)
     if unknown:
+        renamed = [f"{old} is now {new}" for new, old in _former_names(cls).items() if old in unknown]
         raise ConfigError(
             f"unknown configuration key {', '.join(unknown)}; {cls.__name__} has {', '.join(sorted(known))}"
+            + "".join(f" ({change})" for change in renamed)
         )
     made = plain(cls, values)
     for key, value in made.items():
@@ -78,9 +81,33 @@ def _types(cls: type, key: str) -> tuple[type, ...]:
 
 
 def read_stored(cls: type[T], values: Mapping[str, Any]) -> T:
-    """As `read_config`, of what was saved: settings that came later are what they were before there were any."""
+    """As `read_config`, of what was saved: former names count, and what came later is as it was before it came."""
     later = {field.name: field.metadata[ABSENT] for field in dataclasses.fields(cls) if ABSENT in field.metadata}  # type: ignore[arg-type]
-    return read_config(cls, {**later, **values})
+    return read_config(cls, {**later, **current_names(cls, values)})
+
+
+def renamed(default: Any, former: str) -> Any:
+    """A setting's field: states that were saved earlier call it `former`, and digests of settings always do."""
+    return dataclasses.field(default=default, metadata={FORMER: former})
+
+
+def current_names(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by their names of today; where both are given, today's counts."""
+    current = {old: new for new, old in _former_names(cls).items()}
+    return {current[key]: value for key, value in values.items() if key in current} | {
+        key: value for key, value in values.items() if key not in current
+    }
+
+
+def first_names(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by the names under which they were first saved, so that their digest is the same for ever."""
+    former = _former_names(cls)
+    return {former.get(key, key): value for key, value in values.items()}
+
+
+def _former_names(cls: type) -> dict[str, str]:
+    """First names of renamed settings, by their names of today."""
+    return {field.name: field.metadata[FORMER] for field in dataclasses.fields(cls) if FORMER in field.metadata}
 
 
 def require(condition: bool, message: str) -> None:

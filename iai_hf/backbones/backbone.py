@@ -164,7 +164,7 @@ class Backbone:
         return full[:first], full[first + len(bare) :]
 
     @property
-    def lead(self) -> tuple[int, ...]:
+    def feature_prompt(self) -> tuple[int, ...]:
         """Ids that a text is read behind, and that are no part of its feature."""
         return ()
 
@@ -184,7 +184,7 @@ class Backbone:
             flat = weight.detach().reshape(-1)
             sample = flat[:: max(flat.numel() // 16, 1)].to("cpu", torch.bfloat16)
             digest.update(name.encode() + sample.contiguous().view(torch.uint8).numpy().tobytes())
-        digest.update(str(self.lead).encode() if self.lead else b"")
+        digest.update(str(self.feature_prompt).encode() if self.feature_prompt else b"")
         digest.update(str(self._probe).encode())
         digest.update(self.pipeline.described())
         windows = _attention_windows(config.get_text_config().to_dict(), self.context)
@@ -244,10 +244,10 @@ class Backbone:
             # Behind it a text may begin with another token than alone, so they are read as one and then told apart.
             asked = self._read([prompt])[0]
             shared = [_shared(asked, text) for text in ids]
-            leads = [text[:length] for text, length in zip(ids, shared, strict=True)]
+            prompts = [text[:length] for text, length in zip(ids, shared, strict=True)]
             ids = [text[length:] for text, length in zip(ids, shared, strict=True)]
         else:
-            leads = [list(self.lead)] * len(ids)
+            prompts = [list(self.feature_prompt)] * len(ids)
         cut = 0
         if max_tokens is not None:
             cut = sum(len(text) > max_tokens for text in ids)
@@ -255,14 +255,14 @@ class Backbone:
         start, end = self.special_tokens
         owners: list[int] = []
         windows: list[list[int]] = []
-        for owner, (lead, text) in enumerate(zip(leads, ids, strict=True)):
-            room = self.window - len(start) - len(lead) - len(end)
+        for owner, (ahead, text) in enumerate(zip(prompts, ids, strict=True)):
+            room = self.window - len(start) - len(ahead) - len(end)
             if room < 1:
-                raise BackboneError(f"{self.name} has no room for a text behind its prompt of {len(lead)} tokens")
+                raise BackboneError(f"{self.name} has no room for a text behind its prompt of {len(ahead)} tokens")
             for window in split_windows(text, room):
                 owners.append(owner)
-                windows.append([*start, *lead, *window, *end] or [self.pad_id])
-        before = len(start) + (len(asked) if prompt else len(self.lead))
+                windows.append([*start, *ahead, *window, *end] or [self.pad_id])
+        before = len(start) + (len(asked) if prompt else len(self.feature_prompt))
         sums = torch.zeros(len(ids), self.width * len(self.pipeline.modes), dtype=torch.float32)
         groups = length_buckets([len(window) for window in windows], same=not self.trial.pads)
         with passing:

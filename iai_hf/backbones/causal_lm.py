@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import torch
 
 log = logging.getLogger(__name__)
-LEAD = "What is this about?\n"
+FEATURE_PROMPT = "What is this about?\n"
 _KERNELS = Lock()
 
 
@@ -55,9 +55,9 @@ class CausalLM(Backbone):
         )
 
     @cached_property
-    def lead(self) -> tuple[int, ...]:
+    def feature_prompt(self) -> tuple[int, ...]:
         """A question, behind which a text is read with an eye to its topic and tone."""
-        return tuple(self.texts.ids([LEAD])[0])
+        return tuple(self.texts.ids([FEATURE_PROMPT])[0])
 
     @property
     def base(self) -> torch.nn.Module:

@@ -88,7 +88,7 @@ class FrozenFeatures(Learned):
 
     def name_features(self, labels: Sequence[str]) -> torch.Tensor:
         """Features of label names, in each of the ways that they are put, `[templates, labels, feature_size]`."""
-        texts = [template.format(spoken(label)) for template in TEMPLATES for label in labels]
+        texts = [template.format(verbalize(label)) for template in TEMPLATES for label in labels]
         return self.features(texts)[0].unflatten(0, (len(TEMPLATES), len(labels)))
 
     def initial(self, task: TaskSpec) -> Mapping[str, torch.Tensor]:
@@ -154,6 +154,6 @@ class FrozenFeatures(Learned):
         return torch.randn(wide, size, generator=torch.Generator().manual_seed(0), dtype=torch.float32) / size**0.5
 
 
-def spoken(label: str) -> str:
+def verbalize(label: str) -> str:
     """A label's name as words, e.g. "comp sys mac" of "comp.sys.mac"."""
     return label.translate(str.maketrans("_-./", "    ")).strip() or label

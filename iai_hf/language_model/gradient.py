@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple, cast
 
 from iai_hf.backbones.batching import BATCH_TOKENS
 from iai_hf.backbones.packing import packs
-from iai_hf.config import require
+from iai_hf.config import renamed, require
 from iai_hf.errors import DataError
 from iai_hf.language_model.prompted import Prompted
 from iai_hf.language_model.prompting import PromptConfig
@@ -33,7 +33,8 @@ class GradientConfig(PromptConfig):
     """Settings that all gradient methods share.
 
     Attributes:
-        learning_rate, decay: step size before meta-training, in step i times i ** decay; learned weights have theirs.
+        learning_rate, learning_rate_exponent: step size before meta-training, in step i times i ** exponent; learned
+            weights have theirs.
         batch_size: examples a gradient step.
         passes: times that steps are taken on the examples that were read together, before they are let go.
         weights: learned start and step sizes: the name of shipped ones, or a folder; None for the plain method; "auto"
@@ -41,7 +42,7 @@ class GradientConfig(PromptConfig):
     """
 
     learning_rate: float = 1e-3
-    decay: float = 0.0
+    learning_rate_exponent: float = renamed(0.0, former="decay")
     batch_size: int = 8
     passes: int = 1
     weights: str | None = None
@@ -50,7 +51,8 @@ class GradientConfig(PromptConfig):
         super().__post_init__()
         for name in ("learning_rate", "batch_size", "passes"):
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; expected more than 0")
-        require(self.decay <= 0, f"decay is {self.decay}; expected 0 or less")
+        exponent = self.learning_rate_exponent
+        require(exponent <= 0, f"learning_rate_exponent is {exponent}; expected 0 or less")
 
 
 class Retained(NamedTuple):

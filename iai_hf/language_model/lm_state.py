@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from iai_hf.config import renamed
 from iai_hf.language_model.lora import LoRA, LoRAConfig
 from iai_hf.learned import AUTO
 
@@ -19,17 +20,17 @@ class LMStateConfig(LoRAConfig):
     """Settings of `lm-state`: those of `lora`, for a small state in the upper layers, where a gradient is cheap.
 
     Attributes:
-        demonstrations: about four short examples.
+        demonstration_tokens: about four short examples.
     """
 
     rank: int = 16
     alpha: int = 32
     layers: int | None = 12
-    demonstrations: int = 64
+    demonstration_tokens: int = renamed(64, former="demonstrations")
     batch_size: int = 8
     passes: int = 2
     learning_rate: float = 0.012
-    decay: float = -0.3
+    learning_rate_exponent: float = renamed(-0.3, former="decay")
     weights: str | None = AUTO
 
 

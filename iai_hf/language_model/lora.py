@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from iai_hf.config import require
+from iai_hf.config import renamed, require
 from iai_hf.errors import BackboneError
 from iai_hf.language_model.gradient import Gradient, GradientConfig, Retained
 from iai_hf.language_model.prompting import Prompter
@@ -41,7 +41,7 @@ class LoRAConfig(GradientConfig):
         target_modules: linear layers that get them, by the last part of their name; None takes those of the attention
             that are usual in the backbone's family, which are written into the state.
         layers: adapt only so many of the model's last layers; None adapts all.
-        demonstrations: tokens of the first examples that the state keeps as they are; the plain model reads them once,
+        demonstration_tokens: of the first examples that the state keeps as they are; the plain model reads them once,
             as a prefix of everything that is read under the state. No step is taken on them.
         seed: of the random down projections.
     """
@@ -50,7 +50,7 @@ class LoRAConfig(GradientConfig):
     alpha: int = 16
     target_modules: list | None = None
     layers: int | None = None
-    demonstrations: int = 0
+    demonstration_tokens: int = renamed(0, former="demonstrations")
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -58,7 +58,8 @@ class LoRAConfig(GradientConfig):
         require(self.rank > 0, f"rank is {self.rank}; expected 1 or more")
         require(self.alpha > 0, f"alpha is {self.alpha}; expected 1 or more")
         require(self.layers is None or self.layers > 0, f"layers is {self.layers}; expected 1 or more")
-        require(self.demonstrations >= 0, f"demonstrations is {self.demonstrations}; expected 0 or more tokens")
+        tokens = self.demonstration_tokens
+        require(tokens >= 0, f"demonstration_tokens is {tokens}; expected 0 or more")
         names = self.target_modules is None or (
             len(self.target_modules) > 0 and all(isinstance(name, str) for name in self.target_modules)
         )
@@ -96,7 +97,7 @@ class LoRA(Gradient):
             ) / math.sqrt(wide)
             up[f"up_{group}"] = torch.zeros(len(names), out, self.config.rank, dtype=torch.float32)
         start, shared = (up, down) if self.shares_down else (up | down, {})
-        return Learner(start, shared, self.config.learning_rate, self.config.decay, self.rule)
+        return Learner(start, shared, self.config.learning_rate, self.config.learning_rate_exponent, self.rule)
 
     @cached_property
     def groups(self) -> dict[str, list[str]]:
@@ -122,11 +123,11 @@ class LoRA(Gradient):
         }
         if not named:
             raise unknown(self.backbone, self.config.target_modules)
-        again = over_the_cache(self.backbone, self.config.target_modules) if self.config.demonstrations else set()
+        again = over_the_cache(self.backbone, self.config.target_modules) if self.config.demonstration_tokens else set()
         if again:
             raise BackboneError(
                 f"{self.backbone.name} applies {', '.join(sorted(again))} to its cache too, so that weights there "
-                "would change the demonstrations; leave it out of target_modules, or set demonstrations to 0"
+                "would change the demonstrations; leave it out of target_modules, or set demonstration_tokens to 0"
             )
         missing = set(self.config.target_modules) - set(map(last_part, named))
         if missing:
@@ -154,7 +155,7 @@ class LoRA(Gradient):
     def retained(self, tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
         import torch
 
-        if not self.config.demonstrations:
+        if not self.config.demonstration_tokens:
             return {}
         return {RETAINED: tensors.get(RETAINED, torch.zeros(0, dtype=torch.int32))}
 
@@ -164,7 +165,7 @@ class LoRA(Gradient):
 
         if steps or not retained:
             return super().retain(retained, chunk, steps)
-        budget, tokens, taken, lengths = self.config.demonstrations, retained[RETAINED].tolist(), set(), []
+        budget, tokens, taken, lengths = self.config.demonstration_tokens, retained[RETAINED].tolist(), set(), []
         for place, (text, output) in enumerate(zip(chunk.inputs, chunk.outputs, strict=True)):
             more, _ = self.prompter.demonstration(text, output)
             lengths.append(len(more))
@@ -176,7 +177,7 @@ class LoRA(Gradient):
         if not tokens:
             log.warning(
                 "no demonstration is kept: the shortest example of the first chunk has %d tokens, the budget is %d; "
-                "raise demonstrations, or read less of each text with max_tokens",
+                "raise demonstration_tokens, or read less of each text with max_tokens",
                 min(lengths),
                 budget,
             )

@@ -68,7 +68,7 @@ class PromptTuning(Gradient):
             finally:
                 torch.set_default_dtype(usual)
         start = {"prompt": encoder.embedding.weight.detach().float().cpu().clone()}
-        return Learner(start, {}, self.config.learning_rate, self.config.decay, "per_weight")
+        return Learner(start, {}, self.config.learning_rate, self.config.learning_rate_exponent, "per_weight")
 
     def entering(
         self, own: Mapping[str, torch.Tensor], shared: Mapping[str, torch.Tensor], retained: Mapping[str, torch.Tensor]

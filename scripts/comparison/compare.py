@@ -30,7 +30,7 @@ from comparison.tasks import TASKS, Task, chunks
 from iai_hf import Prediction, TaskSpec, load_backbone, score
 from iai_hf.amortizer import Amortizer
 from iai_hf.backbones.cached import CachedBackbone
-from iai_hf.features.frozen_features import spoken
+from iai_hf.features.frozen_features import verbalize
 
 
 def iterative_points(task: Task, row: str, seed: int) -> Iterator[dict[str, Any]]:
@@ -64,7 +64,7 @@ def point(task: Task, amortizer: Amortizer, state: Any, spent: float) -> dict[st
 def baseline_points(task: Task, row: str, seed: int, already: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Metrics at the marks, of one baseline fitted anew at each; with all examples the order does not matter."""
     rows = task.rows(seed)
-    names = task.features([spoken(label) for label in task.labels])
+    names = task.features([verbalize(label) for label in task.labels])
     queries = task.features(task.queries)
     for count in [0, *(mark for mark in MARKS if 0 < mark < len(rows)), len(rows)]:
         same = [old for old in already if old["examples"] == count == len(rows)]

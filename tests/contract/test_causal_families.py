@@ -42,7 +42,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "in-context": {"budget": 80},
     "prompt-tuning": {"num_virtual_tokens": 20, "learning_rate": 0.3},
     "lora": {"rank": 2, "learning_rate": 0.05},
-    "lm-state": {"rank": 2, "layers": 1, "learning_rate": 0.1, "demonstrations": 64, "batch_size": 2},
+    "lm-state": {"rank": 2, "layers": 1, "learning_rate": 0.1, "demonstration_tokens": 64, "batch_size": 2},
 }
 # Found by the self-test; here only so that a family does not become slow unseen.
 PLAIN = {
@@ -222,7 +222,7 @@ def test_low_rank_weights_find_their_layers_by_family(name: str, expected: list[
 
 def test_weights_that_would_change_the_demonstrations_are_refused() -> None:
     settings = {**SETTINGS["lm-state"], "target_modules": ["kv_b_proj"]}
-    with pytest.raises(BackboneError, match=r"kv_b_proj to its cache too.*demonstrations to 0"):
+    with pytest.raises(BackboneError, match=r"kv_b_proj to its cache too.*demonstration_tokens to 0"):
         AutoAmortizer.from_pretrained("lm-state", backbone=backbone_of("deepseek-v3"), config=settings)
 
 
@@ -248,7 +248,7 @@ def test_states_that_are_asked_together_answer_as_each_alone(name: str, method: 
 
 @pytest.mark.parametrize("name", SEVERAL)
 def test_a_language_model_state_without_demonstrations_is_read_from_its_start(name: str) -> None:
-    settings = {**SETTINGS["lm-state"], "demonstrations": 0}
+    settings = {**SETTINGS["lm-state"], "demonstration_tokens": 0}
     if name in NAMED:
         settings["target_modules"] = NAMED[name]
     amortizer = AutoAmortizer.from_pretrained("lm-state", backbone=backbone_of(name), config=settings)
@@ -263,7 +263,7 @@ def test_features_are_those_of_the_middle_layer(family: str) -> None:
         with pytest.raises(BackboneError, match="gives no features; choose"):
             model.features(TEXTS)
         return
-    before = [*model.special_tokens[0], *model.lead]
+    before = [*model.special_tokens[0], *model.feature_prompt]
     expected = []
     for text in TEXTS:
         with torch.no_grad():

@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from iai_hf.backbones import Backbone, load_backbone
-from iai_hf.backbones.causal_lm import LEAD, CausalLM
+from iai_hf.backbones.causal_lm import FEATURE_PROMPT, CausalLM
 from iai_hf.errors import BackboneError
 
 TEXTS = ["the team of the band", "bread", "Is this a concert? (player 7) soup and spice of the oven", ""]
@@ -90,7 +90,7 @@ def test_a_language_models_features_are_the_mean_of_its_middle_layer(tmp_path: P
         return
     model: Any = AutoModelForCausalLM.from_pretrained(folder).eval()
     plain = AutoTokenizer.from_pretrained(folder)
-    lead = ([1] if start else []) + plain(LEAD, add_special_tokens=False)["input_ids"]
+    lead = ([1] if start else []) + plain(FEATURE_PROMPT, add_special_tokens=False)["input_ids"]
     expected = []
     for text in TEXTS:
         ids = plain(text, add_special_tokens=False)["input_ids"]

@@ -55,15 +55,15 @@ def test_a_text_longer_than_the_window_is_read_whole(encoder: Backbone) -> None:
 
 def test_a_language_models_feature_is_of_the_text_alone_behind_a_question(causal: CausalLM) -> None:
     text = causal.tokens("shares fell on monday")
-    before = len(causal.special_tokens[0]) + len(causal.lead)
-    ids = torch.tensor([[*causal.special_tokens[0], *causal.lead, *text]])
+    before = len(causal.special_tokens[0]) + len(causal.feature_prompt)
+    ids = torch.tensor([[*causal.special_tokens[0], *causal.feature_prompt, *text]])
     with torch.no_grad():
         hidden = causal.model.base_model(input_ids=ids, output_hidden_states=True).hidden_states
     expected = hidden[len(hidden) // 2][0, before:].sum(0)
     found = causal.features(["shares fell on monday", "", "rain"]).vectors
     torch.testing.assert_close(found[0], expected / expected.norm(), atol=1e-4, rtol=1e-4)
     assert found.isfinite().all()  # of an empty text too
-    assert causal.lead
+    assert causal.feature_prompt
     assert not torch.allclose(found[1], found[2])
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import examples
-from elsewhere import ELSEWHERE, Elsewhere, moved, second_device
+from fake_device import FAKE_DEVICE, FakeTensor, fake_device, to_fake_device
 
 from iai_hf import AutoAmortizer, Chunk, TaskSpec, TaskState, load_backbone
 from iai_hf.amortizer import Amortizer
@@ -45,7 +45,7 @@ HEADS = {
 
 
 def test_the_device_is_another() -> None:
-    with second_device() as device, pytest.raises(RuntimeError, match="two devices"):
+    with fake_device() as device, pytest.raises(RuntimeError, match="two devices"):
         torch.ones(3, device=device) + torch.ones(3)
 
 
@@ -62,10 +62,10 @@ def test_heads_are_trained_where_the_episode_is(name: str, monkeypatch: pytest.M
         return [torch.zeros(()) if p.grad is None else p.grad.cpu() for p in head.parameters()]
 
     head = HEADS[name]()
-    there = moved(copy.deepcopy(head))
+    there = to_fake_device(copy.deepcopy(head))
     expected = gradients(head, Episode(features, targets, (16, 16, 8), (1, 3), names, queries, answers, "task"))
-    with second_device():
-        parts = map(Elsewhere, (features, targets, names, queries, answers))
+    with fake_device():
+        parts = map(FakeTensor, (features, targets, names, queries, answers))
         features, targets, names, queries, answers = parts
         found = gradients(there, Episode(features, targets, (16, 16, 8), (1, 3), names, queries, answers, "task"))
     torch.testing.assert_close(found, expected)
@@ -81,11 +81,11 @@ def test_heads_are_validated_where_they_are(encoder: Backbone) -> None:
     tasks = [FeatureTask(name, features, targets, amortizer.name_features(labels), labels) for name in ("a", "b")]
     curriculum = FeatureCurriculum(amortizer, tasks, CONFIG)
     expected = curriculum.evaluate()
-    moved(amortizer.head)
-    with second_device() as device:
+    to_fake_device(amortizer.head)
+    with fake_device() as device:
         episode = curriculum.draw(0, device)
         found = curriculum.evaluate()
-    assert isinstance(episode.features, Elsewhere)
+    assert isinstance(episode.features, FakeTensor)
     assert found == pytest.approx(expected, abs=1e-4)
 
 
@@ -121,8 +121,8 @@ def test_solvers_are_trained_where_the_episode_is(name: str) -> None:
         return [torch.zeros(()) if p.grad is None else p.grad.cpu() for p in amortizer.solver.parameters()]
 
     expected, validated = gradients(torch.device("cpu")), curriculum.evaluate()
-    moved(amortizer.solver)
-    with second_device() as device:
+    to_fake_device(amortizer.solver)
+    with fake_device() as device:
         found = gradients(device)
         again = curriculum.evaluate()
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
@@ -153,9 +153,9 @@ def test_methods_adapt_and_answer_where_the_backbone_is(method: str, causal_fold
 
     backbone = load_backbone(str(causal_folder), dtype="float32", device="cpu")
     _, expected = adapted(AutoAmortizer.from_pretrained(method, backbone=backbone, config=IN_WORDS[method]))
-    moved(backbone.model)
-    backbone.device = ELSEWHERE
-    with second_device():
+    to_fake_device(backbone.model)
+    backbone.device = FAKE_DEVICE
+    with fake_device():
         state, found = adapted(AutoAmortizer.from_pretrained(method, backbone=backbone, config=IN_WORDS[method]))
-    assert not any(isinstance(tensor, Elsewhere) for tensor in [*state.tensors.values(), found])
+    assert not any(isinstance(tensor, FakeTensor) for tensor in [*state.tensors.values(), found])
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)

@@ -181,7 +181,7 @@ def test_before_its_first_step_lm_state_is_in_context_learning_on_its_first_exam
     task = TaskSpec("classification", LABELS)
     rows = examples(3)
     chunk = Chunk(tuple(row["input"] for row in rows), tuple(row["output"] for row in rows))
-    config = {**ADAPTED["lm-state"], "demonstrations": 80}
+    config = {**ADAPTED["lm-state"], "demonstration_tokens": 80}
     amortizer = AutoAmortizer.from_pretrained("lm-state", backbone=causal, config=config)
     plain = AutoAmortizer.from_pretrained("in-context", backbone=causal, config={"budget": 80, "input_label": "Input"})
     state = amortizer.update(amortizer.init_state(task), chunk)
@@ -260,7 +260,7 @@ def test_what_is_read_together_is_bounded_and_nothing_is_left_out(length: int) -
 
 
 def test_demonstrations_begin_with_the_first_example_that_fits(causal: Backbone) -> None:
-    config = {**ADAPTED["lm-state"], "demonstrations": 40}
+    config = {**ADAPTED["lm-state"], "demonstration_tokens": 40}
     amortizer: Any = AutoAmortizer.from_pretrained("lm-state", backbone=causal, config=config)
     rows = [("ball " * 60, "sports"), ("song of the band", "music"), ("soup", "food"), ("oven " * 25, "food")]
     state = amortizer.update(amortizer.init_state(), Chunk(*(tuple(column) for column in zip(*rows, strict=True))))
@@ -272,7 +272,7 @@ def test_demonstrations_begin_with_the_first_example_that_fits(causal: Backbone)
 
 def test_that_no_demonstration_fits_is_told(causal: Backbone, caplog: pytest.LogCaptureFixture) -> None:
     amortizer = AutoAmortizer.from_pretrained(
-        "lm-state", backbone=causal, config={**ADAPTED["lm-state"], "demonstrations": 10}
+        "lm-state", backbone=causal, config={**ADAPTED["lm-state"], "demonstration_tokens": 10}
     )
     state = amortizer.update(amortizer.init_state(), Chunk(("ball " * 20, "song " * 30), ("sports", "music")))
     assert len(state.tensors["demonstrations"]) == 0
@@ -282,7 +282,7 @@ def test_that_no_demonstration_fits_is_told(causal: Backbone, caplog: pytest.Log
 
 def test_a_state_without_demonstrations_reads_start_of_text_once(tmp_path: Path) -> None:
     backbone = load_backbone(str(tiny_backbones.make(tmp_path, "llama")), dtype="float32")
-    config = {**ADAPTED["lm-state"], "demonstrations": 0}
+    config = {**ADAPTED["lm-state"], "demonstration_tokens": 0}
     answers = []
     for passes in (1, 2):
         amortizer = AutoAmortizer.from_pretrained("lm-state", backbone=backbone, config={**config, "passes": passes})

@@ -215,10 +215,10 @@ def test_a_model_of_texts_and_images_is_read_by_its_text_part(tmp_path: Path) ->
     backbone = load_backbone(str(tmp_path), dtype="float32")
     assert isinstance(backbone, CausalLM)
     assert backbone.hidden_size == 32
-    ids = [*backbone.special_tokens[0], *backbone.lead, *backbone.tokens("bread")]
+    ids = [*backbone.special_tokens[0], *backbone.feature_prompt, *backbone.tokens("bread")]
     with torch.no_grad():
         states = backbone.model(torch.tensor([ids]), output_hidden_states=True).hidden_states
-    expected = states[len(states) // 2][0, len(backbone.lead) + 1 :].mean(0)
+    expected = states[len(states) // 2][0, len(backbone.feature_prompt) + 1 :].mean(0)
     torch.testing.assert_close(
         backbone.features(["bread"]).vectors[0], expected / expected.norm(), atol=1e-4, rtol=1e-4
     )

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from iai_hf import AutoAmortizer, TaskState
-from iai_hf.backbones import load_backbone
+from iai_hf.backbones import Backbone, load_backbone
+from iai_hf.errors import ConfigError
 
 FORMAT_1 = Path(__file__).parents[1] / "fixtures" / "format-1"
 EXPECTED = json.loads((FORMAT_1 / "expected.json").read_text())
@@ -27,3 +28,30 @@ def test_a_state_of_format_1_answers_as_it_did_and_goes_on(method: str, backbone
         expected = torch.tensor(EXPECTED["log_probs"][method][name])
         answers = amortizer.predict(found, EXPECTED["queries"]).log_probs
         torch.testing.assert_close(answers, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_settings_under_their_former_names_are_the_same_ones() -> None:
+    backbone = load_backbone(str(FORMAT_1 / "causal"), dtype="float32")
+    state = TaskState.from_pretrained(FORMAT_1 / "lm-state")
+    assert {"demonstrations", "decay"} <= set(state.header.config)
+    former = AutoAmortizer.for_state(state, backbone)
+    assert former.config.demonstration_tokens == state.header.config["demonstrations"]
+    assert former.config.learning_rate_exponent == state.header.config["decay"]
+    today = TaskState(state.tensors, former.init_state(state.task).header)
+    assert {"demonstration_tokens", "learning_rate_exponent"} <= set(today.header.config)
+    assert state.header.amortizer == today.header.amortizer == AutoAmortizer.for_state(today, backbone).fingerprint
+
+
+def test_an_amortizer_of_an_older_format_loads_and_a_new_value_counts(causal: Backbone, tmp_path: Path) -> None:
+    settings = {"rank": 2, "layers": 1, "target_modules": ["v_proj"], "demonstrations": 8, "decay": -0.5}
+    older = {"method": "lora", "config": settings, "base_model_name_or_path": causal.name, "format_version": 1}
+    (tmp_path / "config.json").write_text(json.dumps(older))
+    loaded = AutoAmortizer.from_pretrained(tmp_path, backbone=causal).config
+    assert (loaded.demonstration_tokens, loaded.learning_rate_exponent) == (8, -0.5)
+    changed = AutoAmortizer.from_pretrained(tmp_path, backbone=causal, config={"demonstration_tokens": 16}).config
+    assert (changed.demonstration_tokens, changed.learning_rate_exponent) == (16, -0.5)
+
+
+def test_a_former_name_that_a_user_gives_is_refused_with_the_new_one(causal: Backbone) -> None:
+    with pytest.raises(ConfigError, match="demonstrations is now demonstration_tokens"):
+        AutoAmortizer.from_pretrained("lm-state", backbone=causal, config={"demonstrations": 8})

@@ -17,7 +17,7 @@ from torch import nn
 from iai_hf.backbones import Backbone
 from iai_hf.backbones.adapter import FeatureAdapter
 from iai_hf.backbones.low_rank import LowRank, applied
-from iai_hf.features.frozen_features import FrozenFeatures, spoken
+from iai_hf.features.frozen_features import FrozenFeatures, verbalize
 from iai_hf.features.heads import TEMPLATES, Head
 from iai_hf.features.training.adapter_episodes import AdapterEpisode, draw_texts
 from iai_hf.features.training.episodes import whole
@@ -159,6 +159,6 @@ class AdapterCurriculum(Curriculum):
         labels = tuple(sorted({record.output for record in records}))
         numbers = {label: number for number, label in enumerate(labels)}
         features = self.objective.features([record.input for record in records], average=True)
-        names = self.objective.features([spoken(label) for label in labels], average=True)
+        names = self.objective.features([verbalize(label) for label in labels], average=True)
         targets = torch.tensor([numbers[record.output] for record in records])
         return FeatureTask(task.name, features, targets, names.expand(len(TEMPLATES), -1, -1), labels)

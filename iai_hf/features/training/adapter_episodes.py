@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from iai_hf.features.frozen_features import spoken
+from iai_hf.features.frozen_features import verbalize
 from iai_hf.features.heads import TEMPLATES
 from iai_hf.features.training.episodes import log_uniform
 from iai_hf.training.config import TrainingConfig
@@ -78,7 +78,7 @@ def _named(
     labels: Sequence[str], config: TrainingConfig, chance: random.Random
 ) -> tuple[dict[str, int], tuple[str, ...]]:
     """Each label's class, and the classes' names: some merged ("a or b"), meaningless, or within a sentence."""
-    names = [spoken(label) for label in labels]
+    names = [verbalize(label) for label in labels]
     number_of = {label: number for number, label in enumerate(labels)}
     if len(labels) >= 4 and chance.random() < config.merge:
         groups = chance.randint(2, len(labels) // 2)
