@@ -12,7 +12,7 @@ from iai_hf.config import whole_number
 from iai_hf.cursor import Cursor
 from iai_hf.data import Columns, Stream, open_stream
 from iai_hf.errors import DataError, StateError
-from iai_hf.files import claimed
+from iai_hf.files import STATE_FILE, claimed
 from iai_hf.state import TaskState, check_folder
 from iai_hf.task import Chunk, TaskSpec
 
@@ -70,7 +70,7 @@ def adapt(
     Raises:
         DataError: nothing to read, malformed data, or a single class.
         StateError: `resume` without a state, or with one that was in another stream; `task` is not the state's;
-            another run writes to `output`, or it holds something else.
+            another run writes to `output`, or it holds something else, or a state that was not given.
     """
     chunk_size = whole_number("chunk_size", chunk_size, at_least=1)
     checkpointing_steps = whole_number("checkpointing_steps", checkpointing_steps, at_least=1)
@@ -83,6 +83,8 @@ def adapt(
     output = Path(output) if output is not None and first_process else None
     if output is not None:
         check_folder(output)
+        if state is None and (output / STATE_FILE).is_file():
+            raise StateError(f"{output} holds a state already; pass it as `state` to go on, or choose another folder")
     if state is not None:  # a table is read as the state knows it, by the names of its columns
         named = columns or (data.columns if isinstance(data, Stream) else Columns())
         columns = replace(named, numbers=state.task.columns or None)

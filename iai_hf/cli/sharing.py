@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from iai_hf.cli.options import (
+    Dtype,
     Json,
     Quiet,
     StateAdapter,
@@ -33,6 +34,7 @@ def export(
     revision: StateRevision = None,
     weights: StateWeights = None,
     adapter: StateAdapter = None,
+    dtype: Dtype = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -46,7 +48,7 @@ def export(
     if (peft / ADAPTER_CONFIG).is_file():
         raise StateError(f"{peft} holds an adapter already; choose another folder")
     state = TaskState.from_pretrained(state_dir)
-    amortizer = AutoAmortizer.for_state(state, **places(backbone, revision, weights, adapter))
+    amortizer = AutoAmortizer.for_state(state, **places(backbone, revision, weights, adapter), dtype=dtype)
     amortizer.export(state, peft)
     size = sum(path.stat().st_size for path in peft.iterdir())
     report({"output": str(peft), "bytes": size}, as_json, f"PEFT adapter of {size / 1000:,.0f} kB at {peft}")

@@ -188,22 +188,22 @@ def test_none_is_what_a_person_means_by_it(word, encoder_folder, tmp_path, capsy
 
 
 def test_an_interrupted_run_keeps_what_it_read(encoder_folder, tmp_path, capsys) -> None:  # type: ignore[no-untyped-def]
-    data = write(tmp_path / "long.jsonl", examples(4000))
-    options = adapt(encoder_folder, data, tmp_path / "state", "--chunk-size", 4, "--checkpointing-steps", 10)
+    data = write(tmp_path / "long.jsonl", examples(20000))
+    options = adapt(encoder_folder, data, tmp_path / "state", "--chunk-size", 4, "--checkpointing-steps", 25)
     command = [sys.executable, "-m", "iai_hf.cli", *map(str, options)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline and not (tmp_path / "state" / "state.safetensors").exists():
         time.sleep(0.01)
     checkpoint = TaskState.from_pretrained(tmp_path / "state").header.examples
-    time.sleep(0.2)
+    time.sleep(1.5)
     os.kill(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in err
     assert "--resume" in err
     kept = TaskState.from_pretrained(tmp_path / "state").header
-    assert checkpoint < kept.examples < 4000
+    assert checkpoint < kept.examples < 20000
     assert kept.stream is not None
     assert kept.stream.examples == kept.examples
     more = ("--chunk-size", 4, "--max-examples", kept.examples + 8, "--resume")

@@ -148,3 +148,13 @@ def test_runs_of_one_method_are_told_apart(encoder: Backbone, tmp_path: Path) ->
     (tmp_path / "out" / "results.json").write_text("{}")
     with pytest.raises(StateError, match=r"results\.json is not"):
         compare.save(results, tmp_path / "out", "films")
+
+
+def test_a_state_that_stands_is_not_replaced_by_a_new_one(encoder: Backbone, tmp_path: Path) -> None:
+    amortizer = AutoAmortizer.from_pretrained("iterative", backbone=encoder)
+    state = amortizer.adapt(examples(16), output=tmp_path, progress=False)
+    before = (tmp_path / "state.safetensors").read_bytes()
+    with pytest.raises(StateError, match="holds a state already; pass it as `state`"):
+        amortizer.adapt(examples(8), output=tmp_path, progress=False)
+    assert (tmp_path / "state.safetensors").read_bytes() == before
+    assert amortizer.adapt(examples(8), state, output=tmp_path, progress=False).header.examples == 24
