@@ -1,4 +1,4 @@
-"""What every method promises, through the same tests. A new method is added to `METHODS`, nothing else."""
+"""What every method promises, through the same tests. A new method is a line in `matrix.py`, nothing else."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ import pandas
 import pyarrow
 import pytest
 import torch
-from conftest import LABELS, WORDS, examples
+from conftest import LABELS, examples
+from matrix import METHODS, input_of, queries_of, rows_of, task_of
 
 from iai_hf import AutoAmortizer, Chunk, TaskSpec, TaskState
 from iai_hf.amortizer import Amortizer
@@ -26,43 +27,6 @@ from iai_hf.errors import ConfigError, DataError, StateError
 from iai_hf.features.frozen_features import FrozenFeatures
 from iai_hf.language_model.prompted import Prompted
 
-NETWORK = {"kind": "classification", "inputs": 12, "outputs": 3, "hidden": 16, "layers": 1}
-LIMITED = {**NETWORK, "budget": 32}
-METHODS = {
-    "iterative/encoder": ("iterative", "encoder", {}),
-    "iterative/causal": ("iterative", "causal", {}),
-    "iterative/data": ("iterative", "encoder", {"signal": "data", "max_features": 16}),
-    "iterative/gradient": ("iterative", "encoder", {"signal": "gradient"}),
-    "iterative-explicit": ("iterative-explicit", "encoder", {}),
-    "iterative-implicit": ("iterative-implicit", "encoder", {"budget": 32}),
-    "in-context": ("in-context", "causal", {"budget": 200}),
-    "in-context/calibrated": ("in-context", "causal", {"budget": 200, "calibrate": True}),
-    "prompt-tuning": ("prompt-tuning", "causal", {"num_virtual_tokens": 4}),
-    "lora": ("lora", "causal", {"rank": 2}),
-    "lm-state": ("lm-state", "causal", {"rank": 2, "layers": 1}),
-    "numeric-parametric": ("numeric-parametric", "numeric", {}),
-    "numeric-parametric/data": ("numeric-parametric", "numeric", {"signal": "data", "width": 16}),
-    "numeric-parametric/gradient": ("numeric-parametric", "numeric", {"signal": "gradient"}),
-    "numeric-parametric/network": ("numeric-parametric", "numeric", {**NETWORK, "kind": "classification"}),
-    "numeric-parametric/free": ("numeric-parametric", "numeric", {**NETWORK, "free": True, "window": 3}),
-    "numeric-explicit": ("numeric-explicit", "numeric", NETWORK),
-    "numeric-implicit": ("numeric-implicit", "numeric", {"budget": 32}),
-    "numeric-implicit/free": (
-        "numeric-implicit",
-        "numeric",
-        {**NETWORK, "free": True, "carried": "latents", "budget": 32},
-    ),
-    "numeric-implicit/network": ("numeric-implicit", "numeric", LIMITED),
-    "hypernetwork": ("hypernetwork", "numeric", LIMITED),
-    "prior-fitted": ("prior-fitted", "numeric", LIMITED),
-    "sgd": ("sgd", "numeric", {}),
-    "adam": ("adam", "numeric", {"inner_steps": 2}),
-    "maml": ("maml", "numeric", NETWORK),
-    "reptile": ("reptile", "numeric", {}),
-    "learned-optimizer": ("learned-optimizer", "numeric", {}),
-}
-COUNTED = tuple(word for words in WORDS.values() for word in words[:4])
-
 
 @pytest.fixture(params=METHODS)
 def amortizer(request: pytest.FixtureRequest, encoder: Backbone, causal: Backbone) -> Amortizer:
@@ -70,28 +34,6 @@ def amortizer(request: pytest.FixtureRequest, encoder: Backbone, causal: Backbon
     return AutoAmortizer.from_pretrained(
         method, backbone={"encoder": encoder, "causal": causal, "numeric": "numeric/llama"}[backbone], config=config
     )
-
-
-def rows_of(amortizer: Amortizer, count: int, seed: int = 0, labels: tuple[str, ...] = LABELS) -> list[dict[str, Any]]:
-    """Examples as the method reads them: texts, or counts of some words."""
-    found = examples(count, seed, labels)
-    if amortizer.reads == "texts":
-        return found
-    return [
-        {word: float(row["input"].split().count(word)) for word in COUNTED} | {"output": row["output"]} for row in found
-    ]
-
-
-def task_of(amortizer: Amortizer, labels: tuple[str, ...] = LABELS) -> TaskSpec:
-    return TaskSpec("classification", labels, () if amortizer.reads == "texts" else COUNTED)
-
-
-def input_of(row: dict[str, Any]) -> Any:
-    return row["input"] if "input" in row else tuple(row[word] for word in COUNTED)
-
-
-def queries_of(amortizer: Amortizer, count: int = 20) -> list[Any]:
-    return [input_of(row) for row in rows_of(amortizer, count, seed=9)]
 
 
 def adapt(
