@@ -18,7 +18,7 @@ demo: install
 	$(BIN)/python scripts/demo.py
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal  # two processes, a thread each
 
 lint: install
 	$(BIN)/ruff check .

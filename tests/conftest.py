@@ -14,7 +14,7 @@ import torch
 
 from iai_hf.backbones import Backbone, load_backbone
 
-torch.set_num_threads(2)
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 TASKS = Path(__file__).parents[2] / "shared" / "tasks"
 
 LABELS = ("sports", "music", "food")
