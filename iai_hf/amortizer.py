@@ -296,7 +296,7 @@ class Amortizer(ABC):
             raise StateError(
                 f"the state was made by {header.method!r}, not {self.method!r}; load it with its own method"
             )
-        if header.backbone_fingerprint != self.backbone.fingerprint:
+        if not self.backbone.has_fingerprint(header.backbone_fingerprint, earlier=not header.backbone_source):
             made_on = _weights(header.backbone_fingerprint, header.backbone_source)
             this = _weights(self.backbone.fingerprint, self.backbone.source)
             raise StateError(

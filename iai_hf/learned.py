@@ -79,7 +79,10 @@ class Learned(Amortizer):
 
         path = folder / WEIGHTS_FILE
         made, content = shipped.read(folder)
-        if (made["method"], made["backbone_fingerprint"]) != (self.method, self.backbone.plain.fingerprint):
+        known = self.backbone.plain.has_fingerprint(
+            made["backbone_fingerprint"], earlier=made.get("format_version", 1) == 1
+        )
+        if made["method"] != self.method or not known:
             raise ConfigError(
                 f"the weights in {folder} belong to {made['method']!r} on {made['base_model_name_or_path']} "
                 f"({made['backbone_fingerprint'][:8]}), this is {self.method!r} on {self.backbone.name} "

@@ -173,8 +173,21 @@ class Backbone:
         """`digest()`, taken once."""
         return self.digest()
 
+    def has_fingerprint(self, fingerprint: str, *, earlier: bool) -> bool:
+        """Whether it is this backbone's; `earlier` takes that of format 1 too, which told no pooling and no windows."""
+        return fingerprint == self.fingerprint or (earlier and fingerprint == self._earlier_fingerprint)
+
+    @cached_property
+    def _earlier_fingerprint(self) -> str:
+        """Of format 1, where texts are read now as they were then."""
+        return self._digest(b"") if self._plain is None and self.pipeline.is_early else self.fingerprint
+
     def digest(self) -> str:
         """Of architecture, vocabulary, pooling and a sample of every weight, alike for float32 and bfloat16 loading."""
+        windows = _attention_windows(self.model.config.get_text_config().to_dict(), self.context)
+        return self._digest(self.pipeline.described() + (str(windows).encode() if windows else b""))
+
+    def _digest(self, reading: bytes) -> str:
         import torch
 
         config = self.model.config
@@ -186,9 +199,7 @@ class Backbone:
             digest.update(name.encode() + sample.contiguous().view(torch.uint8).numpy().tobytes())
         digest.update(str(self.feature_prompt).encode() if self.feature_prompt else b"")
         digest.update(str(self._probe).encode())
-        digest.update(self.pipeline.described())
-        windows = _attention_windows(config.get_text_config().to_dict(), self.context)
-        digest.update(str(windows).encode() if windows else b"")
+        digest.update(reading)
         return digest.hexdigest()[:32]
 
     @cached_property

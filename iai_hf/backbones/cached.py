@@ -44,6 +44,10 @@ class CachedBackbone(Backbone):
         """The backbone's own: features are what it gives."""
         return self.backbone.fingerprint
 
+    def has_fingerprint(self, fingerprint: str, *, earlier: bool) -> bool:
+        """As the backbone's."""
+        return self.backbone.has_fingerprint(fingerprint, earlier=earlier)
+
     def with_model(self, model: PreTrainedModel, fingerprint: str) -> CachedBackbone:
         """As `Backbone.with_model`, with a cache of its own in the same folder."""
         other = CachedBackbone(self.backbone.with_model(model, fingerprint), self.folder)

@@ -38,6 +38,10 @@ class NumericBackbone(Backbone):
         """Digest of the architecture's name."""
         return hashlib.sha256(self.name.encode()).hexdigest()[:32]
 
+    def has_fingerprint(self, fingerprint: str, *, earlier: bool) -> bool:
+        """As `Backbone.has_fingerprint`; it has been the same in every format."""
+        return fingerprint == self.fingerprint
+
     def build(self, hidden: int, layers: int) -> nn.Module:
         """A Transformer with random weights; see `SetTransformer`.
 

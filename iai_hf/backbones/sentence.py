@@ -66,6 +66,12 @@ class Pipeline:
         dense = [stage for stage in self.stages if stage is not None]
         return len(dense[-1].weight) if dense else hidden * len(self.modes)
 
+    @property
+    def is_early(self) -> bool:
+        """Whether it is one that format 1 had: the mean or the first token, and nothing else."""
+        plain = not (any(self.stages) or self.prompt or self.lowercase)
+        return plain and self.modes in (("mean",), ("cls",))
+
     def described(self) -> bytes:
         """What tells pipelines apart; nothing for a plain mean."""
         import torch

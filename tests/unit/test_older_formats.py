@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from iai_hf import AutoAmortizer, TaskState
 from iai_hf.backbones import Backbone, load_backbone
-from iai_hf.errors import ConfigError
+from iai_hf.errors import ConfigError, StateError
 
 FORMAT_1 = Path(__file__).parents[1] / "fixtures" / "format-1"
 EXPECTED = json.loads((FORMAT_1 / "expected.json").read_text())
@@ -55,3 +56,16 @@ def test_an_amortizer_of_an_older_format_loads_and_a_new_value_counts(causal: Ba
 def test_a_former_name_that_a_user_gives_is_refused_with_the_new_one(causal: Backbone) -> None:
     with pytest.raises(ConfigError, match="demonstrations is now demonstration_tokens"):
         AutoAmortizer.from_pretrained("lm-state", backbone=causal, config={"demonstrations": 8})
+
+
+def test_states_of_format_1_load_where_first_tokens_are_pooled_and_later_ones_only_on_their_own(tmp_path: Path) -> None:
+    folder = shutil.copytree(FORMAT_1 / "encoder", tmp_path / "encoder")
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
+    mean, first = load_backbone(str(FORMAT_1 / "encoder")), load_backbone(str(folder))
+    assert first.fingerprint != mean.fingerprint
+    old = TaskState.from_pretrained(FORMAT_1 / "iterative")  # its fingerprint tells no pooling
+    assert AutoAmortizer.for_state(old, first).predict(old, EXPECTED["queries"]).log_probs is not None
+    new = AutoAmortizer.from_pretrained("iterative", backbone=mean).init_state()
+    with pytest.raises(StateError, match="belongs to backbone"):
+        AutoAmortizer.for_state(new, first)
