@@ -1,4 +1,4 @@
-"""Write the results in README.md from what the other scripts measured; `--check` only says if they are up to date."""
+"""Write the figures of README.md and results/README.md from what was measured; `--check` says if they are current."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from paper.tables import families, findings
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "scripts" / "results"
-START = "<!-- results: written by scripts/update_readme.py from scripts/results -->\n"
+MARKED = "<!-- {}: written by scripts/update_readme.py from scripts/results -->\n"
 ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 SHOWN = (
     "iterative",
@@ -32,9 +32,14 @@ SHOWN = (
     "k-nearest neighbours",
     "label names",
 )
-END = "<!-- end of results -->"
-PAPER_START = "<!-- paper: written by scripts/update_readme.py from scripts/results -->\n"
-PAPER_END = "<!-- end of paper -->"
+BRIEF = {
+    "iterative": "`iterative`",
+    "iterative, untrained": "`iterative`, untrained",
+    "logistic regression": "logistic regression, C by cross-validation",
+    "k-nearest neighbours": "k-nearest neighbours",
+    "label names": "label names alone",
+}
+RIVAL = "LoRA 10x"
 
 
 def curves(records: list[dict[str, Any]]) -> str:
@@ -60,11 +65,35 @@ def curves(records: list[dict[str, Any]]) -> str:
     return f"""
 Test accuracy against examples seen, mean over {tasks}. All rows see the same features of a frozen MiniLM-L6.
 None of these tasks was trained on. Standard errors over stream orders are at most {100 * spread:.1f} points for
-`iterative`; [all figures](scripts/results/compare/results.md) have theirs:
+`iterative`; [all figures](compare/results.md) have theirs:
 
 {markdown(rows)}
 Calibration error of `iterative` after {", ".join(COLUMNS[1:])} examples: {ours}%; of logistic regression with a
 cross-validated C: {theirs}%.
+"""
+
+
+def brief(records: list[dict[str, Any]], inside: list[dict[str, Any]]) -> str:
+    """The one table of README.md, what training brings, and what fine-tuning does."""
+    mine = [record for record in records if record["backbone"] == ENCODER]
+    accuracy = table(mine, "accuracy")
+    means_of = {row: {where: 100 * mean(found) for where, found in accuracy[row].items()} for row in BRIEF}
+    rows = [["accuracy, %, after so many examples", *COLUMNS]]
+    for row, title in BRIEF.items():
+        rows.append([title, *(f"{means_of[row][where]:.1f}" if where in means_of[row] else "" for where in COLUMNS)])
+    gains = (means_of["iterative"][where] - means_of["iterative, untrained"][where] for where in COLUMNS)
+    tasks = ", ".join(sorted({record["task"] for record in mine}))
+    tuned = {record["task"]: 100 * record["answers"]["accuracy"] for record in lab.pick(inside, row=RIVAL)}
+    head = {record["task"]: 100 * record["answers"]["accuracy"] for record in lab.pick(inside, row="iterative")}
+    shared = sorted(tuned.keys() & head.keys())
+    ahead = mean(tuned[task] - head[task] for task in shared)
+    return f"""
+Mean over {tasks}, none of them trained on, all on the same features of a frozen MiniLM-L6:
+
+{markdown(rows)}
+Training the head changes its accuracy by {", ".join(f"{gain:+.1f}" for gain in gains)} points in these columns. On
+a frozen SmolLM2-135M with {inside[0]["examples"]:,} examples, LoRA given ten times the time is {ahead:.1f} points ahead
+of `iterative` (mean over {", ".join(shared)}; one order).
 """
 
 
@@ -81,7 +110,7 @@ def words(records: list[dict[str, Any]], cost: dict[str, Any]) -> str:
     return f"""
 Tasks that are answered in words, none of them trained on, with up to {records[0]["examples"]} examples on a frozen
 SmolLM2-135M: exact match of generated answers, ± standard error over orders. What is called 10x had 10 times the
-seconds of `lm-state` or more ([costs](scripts/results/compare_words/results.md)):
+seconds of `lm-state` or more ([costs](compare_words/results.md)):
 
 {markdown(by_task(records))}
 The state of `lm-state` takes {mean(sizes) / 1000:,.0f} kB, {mean(caches[shown]) / mean(sizes):,.0f} times less than the
@@ -104,12 +133,12 @@ def paper(done: dict[str, Any]) -> str:
     scores = ", ".join(f"{rival} {sum(part)} of {len(part)}" for rival, part in won.items() if rival not in ONE_SHOT)
     return f"""
 {len(cells)} models, {seeds} seeds, {len(families(cells))} families of tasks
-([all tables](scripts/results/paper/results.md)). Cells of regime by signal that do better than a rival after 10 chunks:
+([all tables](paper/results.md)). Cells of regime by signal that do better than a rival after 10 chunks:
 {scores}. The paper's findings, with our forms of its methods:
 
 {lines}
 
-![Loss against chunks read, by family of tasks](scripts/results/paper/curves.png)
+![Loss against chunks read, by family of tasks](paper/curves.png)
 """
 
 
@@ -145,22 +174,34 @@ each query.
 {words(answered, figures["language_model"])}"""
 
 
+def put(text: str, name: str, content: str) -> str:
+    """`text` with `content` in the part of that name."""
+    start, end = MARKED.format(name), f"<!-- end of {name} -->"
+    before, rest = text.split(start)
+    return before + start + content + end + rest.split(end)[1]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
     check: bool = parser.parse_args().check
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    before, rest = text.split(START)
-    files = ("benchmark.json", "compare/results.json", "harm.json", "compare_words/results.json")
-    section = results(*(json.loads((RESULTS / name).read_text()) for name in files))
-    updated = before + START + section + END + rest.split(END)[1]
-    before, rest = updated.split(PAPER_START)
-    done = json.loads((RESULTS / "paper" / "results.json").read_text())
-    updated = before + PAPER_START + paper(done) + PAPER_END + rest.split(PAPER_END)[1]
-    if check and updated != text:
-        raise SystemExit("README.md is not what scripts/update_readme.py writes; run it")
-    write_whole(readme, updated.encode())
+
+    def measured(name: str) -> Any:
+        return json.loads((RESULTS / name).read_text())
+
+    curve = measured("compare/results.json")
+    whole = results(measured("benchmark.json"), curve, measured("harm.json"), measured("compare_words/results.json"))
+    parts = {
+        ROOT / "README.md": {"results": brief(curve, measured("compare_lm/results.json"))},
+        RESULTS / "README.md": {"results": whole, "paper": paper(measured("paper/results.json"))},
+    }
+    for path, sections in parts.items():
+        text = updated = path.read_text(encoding="utf-8")
+        for name, content in sections.items():
+            updated = put(updated, name, content)
+        if check and updated != text:
+            raise SystemExit(f"{path.relative_to(ROOT)} is not what scripts/update_readme.py writes; run it")
+        write_whole(path, updated.encode())
 
 
 if __name__ == "__main__":

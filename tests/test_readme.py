@@ -1,4 +1,4 @@
-"""README's code blocks run, and its figures are those of the results file."""
+"""Code blocks of README and of the pages that it links run, links lead somewhere, and figures are those measured."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [
+    ROOT / "README.md",
+    *sorted(page for folder in ("iai_hf", "scripts") for page in (ROOT / folder).rglob("README.md")),
+]
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+    pages = [page.read_text(encoding="utf-8") for page in PAGES]
+    return [block for page in pages for block in re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)]
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +60,22 @@ def test_commands_run(block: str, workplace: Path) -> None:
 def test_every_make_target_that_is_named_exists() -> None:
     makefile = (ROOT / "Makefile").read_text()
     assert all(f"\n{target}:" in makefile for target in re.findall(r"\bmake (\w+)", "".join(blocks("console"))))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for path, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", page.read_text(encoding="utf-8")):
+        target = page.parent / path if path else page
+        assert target.exists(), path
+        if anchor:
+            titles = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}, anchor
+
+
+def test_the_readme_is_short_and_leads_to_every_page() -> None:
+    text = PAGES[0].read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 170
+    assert all(f"]({page.relative_to(ROOT)}" in text for page in PAGES[1:])
 
 
 def test_the_figures_are_those_of_the_results_file() -> None:
