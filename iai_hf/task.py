@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from iai_hf import values
 from iai_hf.errors import DataError, StateError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import torch
 
 log = logging.getLogger(__name__)
 Kind = Literal["classification", "generation", "regression"]
 KINDS = get_args(Kind)
+Signal = Literal["data", "gradient", "both"]  # what an update takes from a chunk
+Tensors: TypeAlias = "Mapping[str, torch.Tensor]"  # of a state, by name
 MAX_LABELS = 1000  # bounds the state of a classification task; more are most likely free text
 
 

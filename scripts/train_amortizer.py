@@ -42,7 +42,7 @@ from iai_hf.language_model.gradient import Gradient
 from iai_hf.language_model.training import TextCurriculum, load_text_tasks
 from iai_hf.learned import Learned
 from iai_hf.tables.numeric import Numeric
-from iai_hf.tables.training import NumbersCurriculum
+from iai_hf.tables.training import TableCurriculum
 from iai_hf.training import train
 from iai_hf.training.config import TrainingConfig, read_training_config
 from iai_hf.training.curriculum import Curriculum, task_files
@@ -103,7 +103,7 @@ def features(
     return amortizer, FeatureCurriculum(amortizer, load_tasks(files, amortizer, config.max_task_examples), config)
 
 
-def numbers(config: TrainingConfig, cache_dir: Path) -> tuple[Numeric, NumbersCurriculum]:
+def numbers(config: TrainingConfig, cache_dir: Path) -> tuple[Numeric, TableCurriculum]:
     """For tables of numbers `tasks` names one family of scripts/paper/tasks.py; its sizes are the network's."""
     if config.tasks[0] not in (*SYNTHETIC, *POOLS) or len(config.tasks) > 1:
         raise ConfigError(f"tasks is {config.tasks}; on numbers expected one of {', '.join((*SYNTHETIC, *POOLS))}")
@@ -119,7 +119,7 @@ def numbers(config: TrainingConfig, cache_dir: Path) -> tuple[Numeric, NumbersCu
     }
     amortizer = AutoAmortizer.from_pretrained(config.method, backbone=config.backbone, config=settings)
     assert isinstance(amortizer, Numeric)
-    return amortizer, NumbersCurriculum(amortizer, tasks, config)
+    return amortizer, TableCurriculum(amortizer, tasks, config)
 
 
 def save(amortizer: Learned, curriculum: Curriculum, output: Path) -> None:

@@ -16,6 +16,7 @@ from iai_hf.config import ABSENT, require
 from iai_hf.features.heads import TEMPLATES, Head
 from iai_hf.files import ADAPTER_FILE
 from iai_hf.learned import AUTO, Learned
+from iai_hf.posterior import half_life_decay
 from iai_hf.task import Chunk, Prediction, TaskSpec
 
 if TYPE_CHECKING:
@@ -100,11 +101,11 @@ class FrozenFeatures(Learned):
         import torch
 
         features, cut = self.features(chunk.inputs)
-        numbers = {label: number for number, label in enumerate(task.labels)}
-        targets = torch.tensor([numbers[output] for output in chunk.outputs])
+        class_of = {label: place for place, label in enumerate(task.labels)}
+        targets = torch.tensor([class_of[output] for output in chunk.outputs])
         with torch.no_grad():
             if self.config.half_life is not None:
-                tensors = self.head.faded(tensors, 0.5 ** (len(chunk) / self.config.half_life))
+                tensors = self.head.faded(tensors, half_life_decay(len(chunk), self.config.half_life))
             refined = self.head.refine(self._grown(tensors, task), features, targets)
         return refined, {"texts_cut": cut} if self.config.max_tokens else {}
 
@@ -126,9 +127,9 @@ class FrozenFeatures(Learned):
     ) -> Mapping[str, torch.Tensor]:
         import torch
 
-        place = {label: number for number, label in enumerate(task.labels)}
+        class_of = {label: place for place, label in enumerate(task.labels)}
         aligned = [
-            self.head.aligned(tensors, torch.tensor([place[label] for label in part.labels]), len(place))
+            self.head.aligned(tensors, torch.tensor([class_of[label] for label in part.labels]), len(class_of))
             for tensors, part in parts
         ]
         with torch.no_grad():

@@ -7,7 +7,8 @@ from typing import get_args
 
 from iai_hf.config import require
 from iai_hf.features.frozen_features import FrozenFeatures, FrozenFeaturesConfig
-from iai_hf.features.heads import ExplicitHead, Head, ImplicitHead, ParametricHead, Signal
+from iai_hf.features.heads import ExplicitHead, Head, ImplicitHead, ParametricHead
+from iai_hf.task import Signal
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from iai_hf.errors import DataError
 from iai_hf.learned import Learned
 from iai_hf.tables.solvers.network import NetworkSizes
 from iai_hf.tables.solvers.predictor import Predictor
-from iai_hf.tables.solvers.solver import Batch, Solver, Tensors
-from iai_hf.task import Chunk, Prediction, TaskSpec
+from iai_hf.tables.solvers.solver import Batch, Solver
+from iai_hf.task import Chunk, Prediction, TaskSpec, Tensors
 from iai_hf.threads import alone
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class Numeric(Learned):
         """One step of the solver."""
         import torch
 
-        x = self._numbers(chunk.inputs, task)
+        x = self._rows(chunk.inputs, task)
         target = (
             torch.tensor([[_number(text, i)] for i, text in enumerate(chunk.outputs)], dtype=torch.float32)
             if _valued(task)
@@ -133,8 +133,8 @@ class Numeric(Learned):
         x = (x - shift[:-1]) / scale[:-1]
         outputs = self._outputs(task)
         if target is None:
-            numbers = torch.tensor([task.labels.index(label) for label in chunk.outputs])
-            y = torch.nn.functional.one_hot(numbers, outputs).float()
+            classes = torch.tensor([task.labels.index(label) for label in chunk.outputs])
+            y = torch.nn.functional.one_hot(classes, outputs).float()
         else:
             y = (target - shift[-1]) / scale[-1]
         solver = self._solver(task)
@@ -154,7 +154,7 @@ class Numeric(Learned):
         import torch
 
         made = cast("_Prepared", prepared)
-        x = (self._numbers(queries, task) - made.shift[:-1]) / made.scale[:-1]
+        x = (self._rows(queries, task) - made.shift[:-1]) / made.scale[:-1]
         with torch.no_grad():
             found = made.solver.answer(made.tensors, x[None].float())[0]
         if not _valued(task):
@@ -162,7 +162,7 @@ class Numeric(Learned):
         values = found[:, 0] * made.scale[-1] + made.shift[-1]
         return Prediction(tuple(f"{value:.7g}" for value in values.tolist()), values=values)
 
-    def _numbers(self, rows: Sequence[Any], task: TaskSpec) -> torch.Tensor:
+    def _rows(self, rows: Sequence[Any], task: TaskSpec) -> torch.Tensor:
         """float64 `[rows, columns]`.
 
         Raises:

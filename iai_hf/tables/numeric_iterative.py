@@ -7,12 +7,13 @@ from typing import get_args
 
 from iai_hf.config import require
 from iai_hf.tables.numeric import Numeric, NumericConfig
-from iai_hf.tables.solvers.implicit import Carried, Implicit
+from iai_hf.tables.solvers.implicit import Implicit, ImplicitState
 from iai_hf.tables.solvers.network import NetworkSizes
 from iai_hf.tables.solvers.one_shot import OneShot
 from iai_hf.tables.solvers.parametric import Parametric
-from iai_hf.tables.solvers.predictor import Predictor, Signal
+from iai_hf.tables.solvers.predictor import Predictor
 from iai_hf.tables.solvers.solver import Solver
+from iai_hf.task import Signal
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class NumericIterativeConfig(NumericConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.half_life is None or self.half_life > 0, f"half_life is {self.half_life}; expected 1 or more")
-        for name, kind in (("signal", Signal), ("carried", Carried)):
+        for name, kind in (("signal", Signal), ("carried", ImplicitState)):
             value = getattr(self, name)
             require(value in get_args(kind), f"{name} is {value!r}; expected {', '.join(get_args(kind))}")
         require(self.window > 0, f"window is {self.window}; expected 1 or more")
@@ -124,7 +125,10 @@ class Hypernetwork(Numeric):
 
 
 class PriorFitted(Numeric):
-    """Answers in one shot from all observations retained (Mueller et al. 2022); without a network ridge answers."""
+    """Answers in one shot from all observations retained; without a network ridge answers.
+
+    Mueller et al. 2022, arXiv 2112.10510.
+    """
 
     method = "prior-fitted"
     regime = "implicit"

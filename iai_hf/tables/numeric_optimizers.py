@@ -56,7 +56,7 @@ class SGD(_Optimizer):
 
 
 class Adam(_Optimizer):
-    """Adam from zero (Kingma and Ba 2015)."""
+    """Adam from zero (Kingma and Ba 2015, arXiv 1412.6980)."""
 
     method = "adam"
     config_class = AdaptiveConfig
@@ -64,7 +64,7 @@ class Adam(_Optimizer):
 
 
 class LearnedOptimizer(_Optimizer):
-    """A small network a coordinate, near Adam at first (Metz et al. 2022; small_fc_lopt of PyLO)."""
+    """A small network a coordinate, near Adam at first (small_fc_lopt; Metz et al. 2022, arXiv 2203.11860)."""
 
     method = "learned-optimizer"
     config_class = AdaptiveConfig
@@ -81,13 +81,19 @@ class _Started(_Optimizer):
 
 
 class MAML(_Started):
-    """Gradient steps from a learned start with a learned rate (Finn et al. 2017; Li et al. 2017)."""
+    """Gradient steps from a learned start with a learned rate.
+
+    Finn et al. 2017, arXiv 1703.03400; Li et al. 2017, arXiv 1707.09835.
+    """
 
     method = "maml"
 
 
 class ReptileStart(_Started):
-    """Gradient steps from a start that was drawn towards the solutions of tasks (Nichol et al. 2018)."""
+    """Gradient steps from a start that was drawn towards the solutions of tasks.
+
+    Nichol et al. 2018, arXiv 1803.02999.
+    """
 
     method = "reptile"
     kind_of = Reptile

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from iai_hf.tables.solvers.solver import Batch
-from iai_hf.tables.training.families import Episode, Family
+from iai_hf.tables.training.families import Family, TableEpisode
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 SHIFTED_LETTERS = "abdefghkmnpqrty2345679"
@@ -64,14 +64,14 @@ class Flow(Family):
 
     def sample(
         self, generator: torch.Generator, tasks: int, examples: int, queries: int, shifted: bool = False
-    ) -> Episode:
+    ) -> TableEpisode:
         """The exact answer is the true velocity."""
         mixture = self.mixture(generator, tasks, shifted)
         data = mixture.draw(generator, examples + queries)
         noise = torch.randn(data.shape, generator=generator)
         t = torch.rand(tasks, examples + queries, 1, generator=generator)
         x, y = torch.cat([(1 - t) * noise + t * data, t], -1), data - noise
-        return Episode(
+        return TableEpisode(
             Batch(x[:, :examples], y[:, :examples]),
             Batch(x[:, examples:], y[:, examples:]),
             lambda _, asked: mixture.velocity(asked),

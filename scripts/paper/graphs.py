@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from iai_hf.tables.solvers.solver import Batch
-from iai_hf.tables.training.families import Episode, Family
+from iai_hf.tables.training.families import Family, TableEpisode
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class CausalOrder(Family):
 
     def sample(
         self, generator: torch.Generator, tasks: int, examples: int, queries: int, shifted: bool = False
-    ) -> Episode:
+    ) -> TableEpisode:
         """The exact answer needs no labels: with equal noise the next node is the one of least variance given those
         before it (Chen, Drton and Wang 2019)."""
         nodes = self.inputs
@@ -35,7 +35,7 @@ class CausalOrder(Family):
         places = torch.linspace(-1, 1, nodes).expand(tasks, -1)
         answers = torch.zeros(tasks, nodes).scatter(1, order, places)
         asked = torch.eye(nodes).expand(tasks, -1, -1)
-        return Episode(
+        return TableEpisode(
             Batch(x, torch.zeros(tasks, examples, 1)),
             Batch(asked.contiguous(), answers[..., None]),
             lambda seen, _: least_variance_first(seen.x),

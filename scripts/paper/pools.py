@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from iai_hf.tables.solvers.solver import Batch
-from iai_hf.tables.training.families import Episode, Family
+from iai_hf.tables.training.families import Family, TableEpisode
 
 
 class Pool(NamedTuple):
@@ -35,7 +35,7 @@ class PoolFamily(Family):
 
     def sample(
         self, generator: torch.Generator, tasks: int, examples: int, queries: int, shifted: bool = False
-    ) -> Episode:
+    ) -> TableEpisode:
         """Examples are drawn with replacement; no exact answer is known."""
         assert self.source is not None
         train, test = self.source[2:] if shifted else self.source[:2]
@@ -45,7 +45,7 @@ class PoolFamily(Family):
             chosen = classes[torch.randperm(len(classes), generator=generator)[: self.outputs]]
             streams.append(_drawn(train, chosen, examples, generator, self.outputs))
             asked.append(_drawn(test, chosen, queries, generator, self.outputs))
-        return Episode(_stacked(streams), _stacked(asked), None)
+        return TableEpisode(_stacked(streams), _stacked(asked), None)
 
 
 def reduced(pools: list[Pool], size: int) -> list[Pool]:

@@ -32,9 +32,10 @@ from iai_hf.errors import DataError
 from iai_hf.files import write_whole
 from iai_hf.tables.numeric import Numeric
 from iai_hf.tables.solvers.parametric import Parametric
-from iai_hf.tables.solvers.solver import Batch, Solver, Tensors
-from iai_hf.tables.training import NumbersCurriculum
-from iai_hf.tables.training.families import Episode, Family
+from iai_hf.tables.solvers.solver import Batch, Solver
+from iai_hf.tables.training import TableCurriculum
+from iai_hf.tables.training.families import Family, TableEpisode
+from iai_hf.task import Tensors
 from iai_hf.training import train
 from iai_hf.training.config import TrainingConfig
 from paper import report
@@ -164,12 +165,12 @@ def learned(cell: Cell, tasks: Family, preset: Preset, folder: Path) -> tuple[Nu
     began = time.perf_counter()
     if cell.method in RATES:
         tried = {rate: made(cell, tasks, preset, rate) for rate in RATES[cell.method]}
-        losses = {rate: NumbersCurriculum(each, tasks, config).evaluate().loss for rate, each in tried.items()}
+        losses = {rate: TableCurriculum(each, tasks, config).evaluate().loss for rate, each in tried.items()}
         rate = min(losses, key=lambda key: losses[key])
         return tried[rate], {"rate": rate, "train_seconds": time.perf_counter() - began, "parameters": 1}
     amortizer = made(cell, tasks, preset)
     folder.mkdir(parents=True, exist_ok=True)
-    curriculum = NumbersCurriculum(amortizer, tasks, config)
+    curriculum = TableCurriculum(amortizer, tasks, config)
     progress = train(amortizer, curriculum, config, Accelerator(), folder, progress_bar=False)
     for file in folder.iterdir():
         file.unlink()  # a cell is short, and starts anew where it was cut off
@@ -226,7 +227,7 @@ def tested(solver: Solver, tasks: Family, preset: Preset, seed: int, shifted: bo
 
 
 def distances(
-    solver: Solver, tasks: Flow, chunks: list[Batch], drawn: Episode, preset: Preset, generator: torch.Generator
+    solver: Solver, tasks: Flow, chunks: list[Batch], drawn: TableEpisode, preset: Preset, generator: torch.Generator
 ) -> dict[str, float]:
     """Of generated from true points, after the training's number of chunks; of the true velocity's, and of noise."""
     state = read(solver, chunks)

@@ -17,10 +17,10 @@ from iai_hf.backbones import Backbone
 from iai_hf.features.frozen_features import FrozenFeatures
 from iai_hf.features.heads import ExplicitHead, Head, ImplicitHead, ParametricHead
 from iai_hf.features.training import FeatureCurriculum, FeatureTask
-from iai_hf.features.training.episodes import Episode
-from iai_hf.features.training.objective import GreedyObjective
+from iai_hf.features.training.episodes import FeatureEpisode
+from iai_hf.features.training.objective import HeadObjective
 from iai_hf.tables.numeric import Numeric
-from iai_hf.tables.training import NumbersCurriculum
+from iai_hf.tables.training import TableCurriculum
 from iai_hf.tables.training.families import LinearRegression
 from iai_hf.training import TrainingConfig
 
@@ -57,17 +57,19 @@ def test_heads_are_trained_where_the_episode_is(name: str, monkeypatch: pytest.M
     features, names, queries = unit(40, 8), unit(4, 3, 8), unit(10, 8)
     targets, answers = torch.arange(40) % 3, torch.arange(10) % 3
 
-    def gradients(head: Head, episode: Episode) -> list[torch.Tensor]:
-        GreedyObjective(head)(episode).backward()
+    def gradients(head: Head, episode: FeatureEpisode) -> list[torch.Tensor]:
+        HeadObjective(head)(episode).backward()
         return [torch.zeros(()) if p.grad is None else p.grad.cpu() for p in head.parameters()]
 
     head = HEADS[name]()
+    episode = FeatureEpisode(features, targets, (16, 16, 8), (1, 3), names, queries, answers, "task")
     there = to_fake_device(copy.deepcopy(head))
-    expected = gradients(head, Episode(features, targets, (16, 16, 8), (1, 3), names, queries, answers, "task"))
+    expected = gradients(head, episode)
     with fake_device():
         parts = map(FakeTensor, (features, targets, names, queries, answers))
         features, targets, names, queries, answers = parts
-        found = gradients(there, Episode(features, targets, (16, 16, 8), (1, 3), names, queries, answers, "task"))
+        episode = FeatureEpisode(features, targets, (16, 16, 8), (1, 3), names, queries, answers, "task")
+        found = gradients(there, episode)
     torch.testing.assert_close(found, expected)
 
 
@@ -114,7 +116,7 @@ def test_solvers_are_trained_where_the_episode_is(name: str) -> None:
     amortizer = AutoAmortizer.from_pretrained(name.split("/")[0], config=config)
     assert isinstance(amortizer, Numeric)
     amortizer.solver.requires_grad_(True)
-    curriculum = NumbersCurriculum(amortizer, LinearRegression("linear", False, 3, 1), CONFIG)
+    curriculum = TableCurriculum(amortizer, LinearRegression("linear", False, 3, 1), CONFIG)
 
     def gradients(device: torch.device) -> list[torch.Tensor]:
         curriculum.objective(curriculum.draw(0, device)).backward()

@@ -11,11 +11,12 @@ import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from iai_hf.features.heads import TEMPLATES, ExplicitHead, Head, ImplicitHead, ParametricHead, Tensors
+from iai_hf.features.heads import TEMPLATES, ExplicitHead, Head, ImplicitHead, ParametricHead
 from iai_hf.features.heads.experts import EXPERTS, INITIAL, Experts, Summary
-from iai_hf.features.heads.implicit import NUMBERS, newest_balanced
+from iai_hf.features.heads.implicit import HYPERPARAMETERS, newest_balanced
 from iai_hf.features.heads.moments import pack, unpack
 from iai_hf.features.heads.stacking import prior_metric, stack
+from iai_hf.task import Tensors
 
 SIZE, CLASSES = 12, 6
 HEADS: dict[str, Callable[[], Head]] = {
@@ -266,7 +267,7 @@ def test_observations_mend_a_wrong_temperature_of_an_implicit_head() -> None:
     found = []
     for factor in (1 / 3, 3):
         head = ImplicitHead().requires_grad_(False)
-        head.numbers.base[list(NUMBERS).index("temperature")] += math.log(factor)
+        head.hyperparameters.base[list(HYPERPARAMETERS).index("temperature")] += math.log(factor)
         found.append(head.prepare(stream(head, x, y, 16)).inverse_temperature)
     assert found[1] / found[0] < 2
 

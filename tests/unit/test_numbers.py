@@ -11,8 +11,8 @@ from accelerate import Accelerator
 
 from iai_hf import AutoAmortizer
 from iai_hf.tables.solvers.solver import Batch
-from iai_hf.tables.training import NumbersCurriculum
-from iai_hf.tables.training.families import Episode, Family, LinearRegression
+from iai_hf.tables.training import TableCurriculum
+from iai_hf.tables.training.families import Family, LinearRegression, TableEpisode
 from iai_hf.training import train
 from iai_hf.training.config import TrainingConfig
 
@@ -23,10 +23,10 @@ class Leaning(LinearRegression):
 
     def sample(
         self, generator: torch.Generator, tasks: int, examples: int, queries: int, shifted: bool = False
-    ) -> Episode:
+    ) -> TableEpisode:
         drawn = super().sample(generator, tasks, examples, queries, shifted)
         stream, asked = (Batch(part.x, part.y + part.x.sum(-1, keepdim=True)) for part in drawn[:2])
-        return Episode(stream, asked, None)
+        return TableEpisode(stream, asked, None)
 
 
 def trained(tmp_path: Path, method: str, tasks: Family, steps: int = 60, resume: bool = False, **settings) -> float:
@@ -45,7 +45,7 @@ def trained(tmp_path: Path, method: str, tasks: Family, steps: int = 60, resume:
         most_steps=4,
         evaluate_every=max(steps // 2, 1),
     )
-    curriculum = NumbersCurriculum(amortizer, tasks, run)  # type: ignore[arg-type]
+    curriculum = TableCurriculum(amortizer, tasks, run)  # type: ignore[arg-type]
     first = curriculum.evaluate().loss
     progress = train(amortizer, curriculum, run, Accelerator(), tmp_path, resume=resume, progress_bar=False)  # type: ignore[arg-type]
     amortizer.save_pretrained(tmp_path / "saved")
@@ -73,8 +73,8 @@ def test_training_lowers_the_loss_on_tasks_that_it_has_not_seen(tmp_path: Path, 
 def test_the_prior_is_estimated_once_and_is_a_part_of_the_checkpoint(tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     """A run that goes on does not estimate it again, over what was learned since."""
     calls = []
-    begin = NumbersCurriculum.begin
-    monkeypatch.setattr(NumbersCurriculum, "begin", lambda self: (calls.append(self), begin(self)))
+    begin = TableCurriculum.begin
+    monkeypatch.setattr(TableCurriculum, "begin", lambda self: (calls.append(self), begin(self)))
     tasks = Leaning("leaning", False, 2, 1)
     trained(tmp_path, "numeric-parametric", tasks, steps=4)
     first = AutoAmortizer.from_pretrained(tmp_path / "saved").solver.prior  # type: ignore[attr-defined]

@@ -1,15 +1,14 @@
-"""What solvers are made of: online Laplace, the gradient filter, the prior, and proposals."""
+"""What solvers are made of: online Laplace, the gradient filter, the prior, and gated corrections."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from iai_hf.tables.solvers.kalman import SURPRISE, GradientFilter
-from iai_hf.tables.solvers.laplace import absorb
+from iai_hf.tables.solvers.correction import BOUND, GatedCorrection, averaged
+from iai_hf.tables.solvers.kalman import GradientFilter
 from iai_hf.tables.solvers.predictor import Predictor
 from iai_hf.tables.solvers.prior import Prior, shrunk
-from iai_hf.tables.solvers.proposal import BOUND, Proposal, averaged
 from iai_hf.tables.solvers.solver import Batch
 
 CLASSES = Predictor(True)
@@ -44,7 +43,7 @@ def absorbed(batch: Batch, size: int) -> torch.Tensor:
     theta, precision = torch.zeros(2, 5, 3), torch.eye(5).expand(2, -1, -1)
     for x, y in zip(batch.x.split(size, 1), batch.y.split(size, 1), strict=True):
         features = CLASSES.features(x)
-        change, curvature = absorb(CLASSES, features, features @ theta, y, precision)
+        change, curvature = CLASSES.laplace_update(features, features @ theta, y, precision)
         theta, precision = theta + change, precision + curvature
     return theta
 
@@ -72,24 +71,23 @@ def test_no_chunk_makes_the_fit_of_its_own_examples_worse() -> None:
         features = scale * CLASSES.features(batch.x)
         theta = 10 * torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0))
         before = CLASSES.loss(features @ theta, batch.y)
-        change, curvature = absorb(CLASSES, features, features @ theta, batch.y, torch.eye(5).expand(2, -1, -1))
+        change, curvature = CLASSES.laplace_update(features, features @ theta, batch.y, torch.eye(5).expand(2, -1, -1))
         assert bool((CLASSES.loss(features @ (theta + change), batch.y) <= before).all())
         assert torch.linalg.eigvalsh(curvature).min() > -1e-3 * scale**2
 
 
 def test_a_gradient_step_is_no_longer_than_the_longest_that_was_expected() -> None:
     steps = GradientFilter(4)
-    spread = torch.ones(3, 4)
+    variance = torch.ones(3, 4)
     direction = torch.randn(3, 4, 2, generator=torch.Generator().manual_seed(0))
     lengths = []
     for scale in (1.0, 100.0, 10_000.0):
-        change, left = steps(spread, scale * direction, 16)
+        change, left = steps(variance, scale * direction, 16)
         lengths.append(change.detach().norm(dim=(1, 2)))
-        assert bool(((left > 0) & (left < spread)).all())  # what is left of the doubt does not hang on the gradient
+        assert bool(((left > 0) & (left < variance)).all())  # what is left of the doubt does not hang on the gradient
     torch.testing.assert_close(lengths[2], lengths[1])
-    assert SURPRISE > 1
-    quiet, _ = steps(spread, 1e-3 * direction, 16)
-    torch.testing.assert_close(quiet * 2, steps(spread, 2e-3 * direction, 16)[0])
+    quiet, _ = steps(variance, 1e-3 * direction, 16)
+    torch.testing.assert_close(quiet * 2, steps(variance, 2e-3 * direction, 16)[0])
 
 
 def test_the_prior_is_the_mean_and_the_covariance_of_tasks() -> None:
@@ -105,7 +103,7 @@ def test_the_prior_is_the_mean_and_the_covariance_of_tasks() -> None:
     torch.testing.assert_close(prior.mean, mean, atol=0.2, rtol=0.0)
     torch.testing.assert_close(prior.root @ prior.root.mT, torch.diag(scale.square()), atol=0.15, rtol=0.0)
     # In the metric the curvatures of w are independent, and are those that were found.
-    seen = prior.seen(predictor.features(x[:, 256:])).detach().flatten(0, 1)
+    seen = prior.whiten(predictor.features(x[:, 256:])).detach().flatten(0, 1)
     torch.testing.assert_close(seen.mT @ seen / len(seen), torch.diag(found.curvatures), atol=1e-3, rtol=1e-3)
 
 
@@ -127,18 +125,18 @@ def test_where_nothing_can_be_learned_the_prior_stays() -> None:
     features = torch.randn(3, 8, 3)
     for prior, stream in ((Prior(), batch), (Prior(3, 1), Batch(batch.x, torch.zeros(3, 8, 1)))):
         assert prior.estimate(Predictor(False), stream, batch) is None
-        assert torch.equal(prior.seen(features), features)
+        assert torch.equal(prior.whiten(features), features)
         assert not prior.offset(features, 1).any()
 
 
-def test_proposals_are_bounded_and_count_less_where_the_solver_is_sure() -> None:
-    proposal = Proposal()
+def test_corrections_are_bounded_and_count_less_where_the_solver_is_sure() -> None:
+    correction = GatedCorrection()
     proposed = 100 * torch.randn(2, 5, 3)
     sure, unsure = torch.full((2, 5), 0.01), torch.ones(2, 5)
-    assert proposal(proposed, unsure).abs().max() <= BOUND
-    torch.testing.assert_close(proposal(proposed, sure), proposal(proposed, unsure))
-    proposal.be_modest()
-    torch.testing.assert_close(proposal(proposed, sure), 0.1 * proposal(proposed, unsure))
+    assert correction(proposed, unsure).abs().max() <= BOUND
+    torch.testing.assert_close(correction(proposed, sure), correction(proposed, unsure))
+    correction.gate()
+    torch.testing.assert_close(correction(proposed, sure), 0.1 * correction(proposed, unsure))
 
 
 def test_summaries_are_averaged_whatever_their_order() -> None:

@@ -83,7 +83,7 @@ def test_gradient_steps_do_not_run_away_even_where_features_are_all_alike(size: 
 def test_on_independent_features_gradient_steps_come_near_the_ridge_solution() -> None:
     batch, asked = regression(640), regression(200, seed=1)
     solver = Parametric(Predictor(False), "gradient")
-    solver.filter.likeness.set(0.0)
+    solver.filter.feature_correlation.set(0.0)
     loss = solver.predictor.loss(outputs(solver, chunks(batch, 16), asked.x), asked.y)
     assert bool((loss < 1.05 * solver.predictor.loss(ridge(batch, asked.x), asked.y)).all())
 
@@ -203,7 +203,7 @@ def test_however_long_the_stream_answers_are_refined_in_few_batches() -> None:
     with torch.no_grad():
         torch.testing.assert_close(outputs(solver, stream, asked), solver.outputs(batches, asked)[-1])
         torch.testing.assert_close(outputs(solver, stream[:2], asked), solver.outputs(stream[:2], asked)[-1])
-    lengths = {len(solver.lesson(stream, torch.Generator().manual_seed(seed))) for seed in range(30)}
+    lengths = {len(solver.training_chunks(stream, torch.Generator().manual_seed(seed))) for seed in range(30)}
     assert lengths == {1, 2, 3}
 
 

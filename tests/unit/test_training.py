@@ -18,7 +18,7 @@ from iai_hf.features.frozen_features import FrozenFeatures
 from iai_hf.features.heads import ParametricHead
 from iai_hf.features.training import AdapterCurriculum, FeatureCurriculum, FeatureTask, load_tasks
 from iai_hf.features.training.episodes import draw, whole
-from iai_hf.features.training.objective import GreedyObjective
+from iai_hf.features.training.objective import HeadObjective
 from iai_hf.language_model.training import load_text_tasks
 from iai_hf.training import TrainingConfig, train
 from iai_hf.training.checkpoint import CHECKPOINT_FILE
@@ -70,19 +70,19 @@ def test_tasks_are_read_as_features(tasks: list[FeatureTask]) -> None:
 
 
 def test_an_episode_follows_from_its_number_alone(tasks: list[FeatureTask]) -> None:
-    hidden = torch.randn(4, 10, 32)
-    first, again, other = (draw(tasks, hidden, CONFIG, number) for number in (7, 7, 8))
+    meaningless = torch.randn(4, 10, 32)
+    first, again, other = (draw(tasks, meaningless, CONFIG, number) for number in (7, 7, 8))
     assert torch.equal(first.features, again.features)
-    assert (first.sizes, first.paid) == (again.sizes, again.paid)
+    assert (first.sizes, first.loss_steps) == (again.sizes, again.loss_steps)
     assert first.features.shape != other.features.shape or not torch.equal(first.features, other.features)
 
 
 def test_episodes_are_sound_and_varied(tasks: list[FeatureTask]) -> None:
-    hidden = torch.randn(4, 10, 32)
-    drawn = [draw(tasks, hidden, CONFIG, number) for number in range(60)]
+    meaningless = torch.randn(4, 10, 32)
+    drawn = [draw(tasks, meaningless, CONFIG, number) for number in range(60)]
     for episode in drawn:
         assert sum(episode.sizes) == len(episode.targets)
-        assert episode.paid[-1] == len(episode.sizes)
+        assert episode.loss_steps[-1] == len(episode.sizes)
         assert len(episode.answers) > 0
         assert {*episode.targets.tolist(), *episode.answers.tolist()} <= set(range(episode.classes))
         held_out = {tuple(row) for row in episode.queries[:, :4].tolist()}
@@ -94,7 +94,7 @@ def test_episodes_are_sound_and_varied(tasks: list[FeatureTask]) -> None:
 
 def test_evaluation_streams_pay_at_powers_of_four(tasks: list[FeatureTask]) -> None:
     episode = whole(tasks[0], dataclasses.replace(CONFIG, queries=8), 0)
-    seen = [sum(episode.sizes[:step]) for step in episode.paid]
+    seen = [sum(episode.sizes[:step]) for step in episode.loss_steps]
     assert seen == [16, 64]
 
 
@@ -103,7 +103,7 @@ def test_the_gradient_reaches_every_learned_part_and_stops_before_the_unrolled_s
     assert len(episode.sizes) > 4
     gradients = []
     for unroll in (1, 1, 3):
-        objective = GreedyObjective(ParametricHead(), unroll)
+        objective = HeadObjective(ParametricHead(), unroll)
         objective(episode).backward()
         gradients.append([parameter.grad for parameter in objective.parameters()])
     assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients[0])

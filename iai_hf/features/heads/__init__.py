@@ -4,8 +4,8 @@
 """
 
 from iai_hf.features.heads.explicit import ExplicitHead
-from iai_hf.features.heads.head import TEMPLATES, Head, Tensors
+from iai_hf.features.heads.head import TEMPLATES, Head
 from iai_hf.features.heads.implicit import ImplicitHead
-from iai_hf.features.heads.parametric import ParametricHead, Signal
+from iai_hf.features.heads.parametric import ParametricHead
 
-__all__ = ["TEMPLATES", "ExplicitHead", "Head", "ImplicitHead", "ParametricHead", "Signal", "Tensors"]
+__all__ = ["TEMPLATES", "ExplicitHead", "Head", "ImplicitHead", "ParametricHead"]

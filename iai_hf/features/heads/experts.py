@@ -1,11 +1,10 @@
 """Experts: known classifiers, each a closed form in the moments of what was seen, all linear in the features.
 
-With counts n_c, sums S_c, the second moment G and names' features L_c, in this order:
-
 * name: similarity to the label's name;          * centred: the same about the mean text and the mean name;
 * lda, lda_shrunk: linear discriminant analysis (class means as a posterior around a prior mean that is made from the
   name, one covariance shrunk towards a sphere, little and much);
-* centroid: nearest class mean;                  * ridge: regression to one-hot targets;
+* centroid: nearest class mean (Snell et al. 2017, arXiv 1703.05175);
+* ridge: regression to one-hot targets (as in R2-D2, Bertinetto et al. 2019, arXiv 1805.08136);
 * frequency: log of the class's share.
 
 Each also gives its scores for examples that it has absorbed *as if it had not* (leave one out, in closed form by the
@@ -14,10 +13,11 @@ Sherman-Morrison identity): so every example, the first chunk's too, tells hones
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+
+from iai_hf.features.heads.moments import ClassMeans, Values, class_means, log_shares, pooled_variance
 
 EXPERTS = ("name", "centred", "lda", "lda_shrunk", "centroid", "ridge", "frequency")
 INITIAL = {
@@ -30,7 +30,8 @@ INITIAL = {
     "ridge": 1000.0,  # penalty of `ridge`, in units of the variance
     "share_count": 1.0,  # examples that each class has in advance in `frequency`
 }
-Values = Mapping[str, torch.Tensor]
+# Scores of very different kinds are brought to about one size.
+SIMILARITY, NAME, DISCRIMINANT, RIDGE = 0.1, 0.3, 0.3, 10.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,99 +43,105 @@ class Summary:
     second: torch.Tensor
     names: torch.Tensor
 
+    @property
+    def total(self) -> torch.Tensor:
+        """Examples, `[]`."""
+        return self.counts.sum()
 
-class Experts:
-    """All experts that a summary gives.
 
-    Attributes:
-        weight, bias: `[K, C, d]` and `[K, C]`: scores are weight . x + bias.
-        variance: of a feature within a class, mean over features, `[]`.
-    """
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Absorbed examples: features `[n, d]`, targets `[n]`, and where a score is of the own class, bool `[n, C]`."""
 
-    def __init__(self, summary: Summary, values: Values) -> None:
-        counts, sums, names = summary.counts, summary.sums, summary.names
-        size = sums.shape[1]
-        self.summary, self.values = summary, values
-        self.total = counts.sum()
-        sphere = torch.eye(size).to(sums)
-        mean_name = names.mean(0)
-        self.centre = (sums.sum(0) + values["centre_count"] * mean_name) / (self.total + values["centre_count"])
-        prior_means = self.centre + values["name_reach"] * (names - mean_name)
-        name_count = values["name_count"]
-        self.means = (sums + name_count * prior_means) / (counts + name_count)[:, None]
-        # sum over examples of (x - mean)(x - mean)^T, from moments alone
-        crossed = self.means.T @ sums
-        scatter = summary.second - crossed - crossed.T + (self.means.T * counts) @ self.means
-        spread_of_names = (names - mean_name).square().mean() + 1e-6
-        self.variance = variance = (scatter.diagonal().mean() + 4 * spread_of_names) / (self.total + 4)
-        self.unit = 0.1 / variance  # brings similarities to the size of the discriminants' scores
-        self.factors = [
-            torch.linalg.cholesky(scatter + values[strength] * variance * sphere)
-            for strength in ("sphere", "sphere_shrunk")
-        ]
-        self.precisions = [0.3 * (self.total + values[strength]) for strength in ("sphere", "sphere_shrunk")]
-        self.centroids = (sums + values["centroid_count"] * self.centre) / (counts + values["centroid_count"])[:, None]
+    features: torch.Tensor
+    targets: torch.Tensor
+    own: torch.Tensor
+
+
+class Expert:
+    """Scores weight . x + bias; `weight` `[C, d]`, `bias` `[C]`."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
+        self.weight, self.bias = weight, bias
+
+    def held_out(self, scores: torch.Tensor, examples: Examples) -> torch.Tensor:
+        """Scores `[n, C]` as if each example alone were left out, of those with it; here it never counted."""
+        return scores
+
+
+class Frequency(Expert):
+    """Log of the class's share."""
+
+    def __init__(self, summary: Summary, prior: torch.Tensor) -> None:
+        self.summary, self.prior = summary, prior
+        super().__init__(torch.zeros_like(summary.names), self._log_shares(summary.counts))
+
+    def held_out(self, scores: torch.Tensor, examples: Examples) -> torch.Tensor:
+        without = self._log_shares(self.summary.counts[examples.targets] - 1)
+        return torch.where(examples.own, without[:, None], scores)
+
+    def _log_shares(self, counts: torch.Tensor) -> torch.Tensor:
+        return log_shares(counts, self.summary.total, len(self.summary.counts), self.prior)
+
+
+class Centroid(Expert):
+    """Nearest class mean; the overall mean counts for `count` examples of each class."""
+
+    def __init__(self, summary: Summary, centre: torch.Tensor, unit: torch.Tensor, count: torch.Tensor) -> None:
+        self.counts, self.centre, self.unit, self.count = summary.counts, centre, unit, count
+        self.centroids = (summary.sums + count * centre) / (summary.counts + count)[:, None]
+        super().__init__(unit * (self.centroids - centre), -0.5 * unit * self.centroids.square().sum(1))
+
+    def held_out(self, scores: torch.Tensor, examples: Examples) -> torch.Tensor:
+        """The mean of the own class moves away from the example."""
+        features, centroids = examples.features, self.centroids[examples.targets]
+        left = (self.counts[examples.targets] - 1 + self.count).clamp(min=0.3)
+        moved = centroids - (features - centroids) / left[:, None]
+        without = (features * (moved - self.centre)).sum(1) - 0.5 * moved.square().sum(1)
+        return torch.where(examples.own, self.unit * without[:, None], scores)
+
+
+class Ridge(Expert):
+    """Ridge regression to one-hot targets, about the mean text."""
+
+    def __init__(self, summary: Summary, penalty: torch.Tensor) -> None:
+        self.total = summary.total
         seen = self.total.clamp(min=1)
-        self.mean, self.shares = sums.sum(0) / seen, counts / seen
-        total_scatter = summary.second - self.total * torch.outer(self.mean, self.mean)
-        self.ridge_factor = torch.linalg.cholesky(total_scatter + values["ridge"] * variance * sphere)
-        regression = torch.cholesky_solve((sums - counts[:, None] * self.mean).T, self.ridge_factor).T
-        self.frequency = self._log_share(counts)
+        self.mean, shares = summary.sums.sum(0) / seen, summary.counts / seen
+        scatter = summary.second - self.total * torch.outer(self.mean, self.mean)
+        self.factor = torch.linalg.cholesky(scatter + penalty * torch.eye(len(scatter)).to(scatter))
+        crossed = summary.sums - summary.counts[:, None] * self.mean
+        weight = torch.cholesky_solve(crossed.T, self.factor).T
+        super().__init__(RIDGE * weight, RIDGE * (shares - weight @ self.mean))
 
-        weights = [0.3 * self.unit * names, self.unit * (names - mean_name)]
-        biases = [torch.zeros_like(counts), -weights[1] @ self.centre]
-        for factor, precision in zip(self.factors, self.precisions, strict=True):
-            weights.append(precision * torch.cholesky_solve(self.means.T, factor).T)
-            biases.append(-0.5 * (weights[-1] * self.means).sum(1))
-        weights += [self.unit * (self.centroids - self.centre), 10 * regression, torch.zeros_like(names)]
-        biases += [
-            -0.5 * self.unit * self.centroids.square().sum(1),
-            10 * (self.shares - regression @ self.mean),
-            self.frequency,
-        ]
-        self.weight, self.bias = torch.stack(weights), torch.stack(biases)
-
-    def scores(self, features: torch.Tensor) -> torch.Tensor:
-        """`[n, C, K]` of features `[n, d]` that the experts have not absorbed."""
-        return torch.einsum("nd,kcd->nck", features, self.weight) + self.bias.T
-
-    def held_out(self, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """`[n, C, K]` of absorbed examples, each as if it alone were left out."""
-        scores = self.scores(features)
-        own = torch.nn.functional.one_hot(targets, scores.shape[1]).bool()
-        count = self.summary.counts[targets]
-        columns = list(scores.unbind(-1))
-        for place, factor, precision in zip((2, 3), self.factors, self.precisions, strict=True):
-            columns[place] = self._discriminant_held_out(features, targets, own, count, factor, precision)
-        # centroid: the mean of the own class moves away from the example
-        left = (count - 1 + self.values["centroid_count"]).clamp(min=0.3)
-        centroid = self.centroids[targets] - (features - self.centroids[targets]) / left[:, None]
-        moved = (features * (centroid - self.centre)).sum(1) - 0.5 * centroid.square().sum(1)
-        columns[4] = torch.where(own, self.unit * moved[:, None], columns[4])
-        # ridge: the residual grows by 1 / (1 - leverage)
-        offset = features - self.mean
-        leverage = (offset * torch.cholesky_solve(offset.T, self.ridge_factor).T).sum(1)
+    def held_out(self, scores: torch.Tensor, examples: Examples) -> torch.Tensor:
+        """The residual grows by 1 / (1 - leverage)."""
+        offset = examples.features - self.mean
+        leverage = (offset * torch.cholesky_solve(offset.T, self.factor).T).sum(1)
         room = (1 - leverage - 1 / self.total.clamp(min=2)).clamp(min=0.05)
-        hits = own.to(scores)
-        columns[5] = 10 * (hits - (hits - columns[5] / 10) / room[:, None])
-        without = self._log_share(self.summary.counts[targets] - 1)
-        columns[6] = torch.where(own, without[:, None], columns[6])
-        return torch.stack(columns, -1)
+        hits = examples.own.to(scores)
+        return RIDGE * (hits - (hits - scores / RIDGE) / room[:, None])
 
-    def _discriminant_held_out(
-        self,
-        features: torch.Tensor,
-        targets: torch.Tensor,
-        own: torch.Tensor,
-        count: torch.Tensor,
-        factor: torch.Tensor,
-        precision: torch.Tensor,
-    ) -> torch.Tensor:
-        """Scores `[n, C]` with the example's part taken out of its class mean and of the covariance."""
-        strength = count - 1 + self.values["name_count"]
+
+class Discriminant(Expert):
+    """Linear discriminant analysis; the shared covariance has a sphere that counts for `sphere` examples."""
+
+    def __init__(
+        self, summary: Summary, means: torch.Tensor, covariance: torch.Tensor, sphere: torch.Tensor, count: torch.Tensor
+    ) -> None:
+        self.counts, self.means, self.count = summary.counts, means, count
+        self.factor = torch.linalg.cholesky(covariance)
+        self.precision = DISCRIMINANT * (summary.total + sphere)
+        weight = self.precision * torch.cholesky_solve(means.T, self.factor).T
+        super().__init__(weight, -0.5 * (weight * means).sum(1))
+
+    def held_out(self, scores: torch.Tensor, examples: Examples) -> torch.Tensor:
+        """The example's part is taken out of its class mean and of the covariance."""
+        features, targets, own = examples.features, examples.targets, examples.own
+        strength = self.counts[targets] - 1 + self.count
         residual = features - self.means[targets]
         part = ((strength + 1) / strength.clamp(min=1e-3)).clamp(max=3)
-        solved = torch.cholesky_solve(torch.cat([residual, self.means]).T, factor).T
+        solved = torch.cholesky_solve(torch.cat([residual, self.means]).T, self.factor).T
         by_residual, by_mean = solved[: len(features)], solved[len(features) :]
         leverage = (residual * by_residual).sum(1)
         gain = part / (1 - part * leverage).clamp(min=0.1)
@@ -146,15 +153,59 @@ class Experts:
         def score(straight: torch.Tensor, across: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
             return straight + gain[:, None] * along[:, None] * across - 0.5 * (norms + gain[:, None] * across.square())
 
-        others = score(straight, across, norms)
         to_own = across[own][:, None]
         moved = score(
             straight[own][:, None] - (move * along)[:, None],
             to_own - (move * leverage)[:, None],
             (norms[targets] - 2 * move * to_own[:, 0] + move.square() * leverage)[:, None],
         )
-        return precision * torch.where(own, moved, others)
+        return self.precision * torch.where(own, moved, score(straight, across, norms))
 
-    def _log_share(self, counts: torch.Tensor) -> torch.Tensor:
-        prior = self.values["share_count"]
-        return ((counts + prior) / (self.total + len(self.summary.counts) * prior)).log()
+
+class Experts:
+    """All experts that a summary gives.
+
+    Attributes:
+        by_name: each of `EXPERTS`.
+        weight, bias: theirs, `[K, C, d]` and `[K, C]`.
+        variance: of a feature within a class, mean over features, `[]`.
+    """
+
+    def __init__(self, summary: Summary, values: Values) -> None:
+        found = class_means(summary.counts, summary.sums, summary.names, values)
+        scatter = _within_classes(summary, found)
+        self.variance = pooled_variance(scatter.diagonal().mean(), found.names, summary.total)
+        unit = SIMILARITY / self.variance
+
+        def discriminant(sphere: torch.Tensor) -> Expert:
+            covariance = scatter + sphere * self.variance * torch.eye(len(scatter)).to(scatter)
+            return Discriminant(summary, found.means, covariance, sphere, values["name_count"])
+
+        self.by_name: dict[str, Expert] = {
+            "name": Expert(NAME * unit * summary.names, torch.zeros_like(summary.counts)),
+            "centred": Expert(unit * found.names, -unit * found.names @ found.centre),
+            "lda": discriminant(values["sphere"]),
+            "lda_shrunk": discriminant(values["sphere_shrunk"]),
+            "centroid": Centroid(summary, found.centre, unit, values["centroid_count"]),
+            "ridge": Ridge(summary, values["ridge"] * self.variance),
+            "frequency": Frequency(summary, values["share_count"]),
+        }
+        self.weight = torch.stack([self.by_name[name].weight for name in EXPERTS])
+        self.bias = torch.stack([self.by_name[name].bias for name in EXPERTS])
+
+    def scores(self, features: torch.Tensor) -> torch.Tensor:
+        """`[n, C, K]` of features `[n, d]` that the experts have not absorbed."""
+        return torch.einsum("nd,kcd->nck", features, self.weight) + self.bias.T
+
+    def held_out(self, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """`[n, C, K]` of absorbed examples, each as if it alone were left out."""
+        scores = dict(zip(EXPERTS, self.scores(features).unbind(-1), strict=True))
+        own = torch.nn.functional.one_hot(targets, len(self.by_name["name"].bias)).bool()
+        examples = Examples(features, targets, own)
+        return torch.stack([self.by_name[name].held_out(scores[name], examples) for name in EXPERTS], -1)
+
+
+def _within_classes(summary: Summary, found: ClassMeans) -> torch.Tensor:
+    """Sum over examples of (x - mean)(x - mean)^T, `[d, d]`, from moments alone."""
+    crossed = found.means.T @ summary.sums
+    return summary.second - crossed - crossed.T + (found.means.T * summary.counts) @ found.means

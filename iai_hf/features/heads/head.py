@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-Tensors = Mapping[str, torch.Tensor]
+from iai_hf.hyperparameters import Hyperparameters, saved_as
+from iai_hf.task import Tensors
 
 TEMPLATES = ("{}", "This is about {}.", "{} news", "This expresses {}.")  # ways in which a label's name is put
 
@@ -22,23 +23,22 @@ class Head(nn.Module, ABC):
     Attributes:
         per_class: tensors of the state whose rows are classes.
         additive: tensors that are sums over examples: they are added in a merge, and fade.
+        hyperparameters: at first those that are given.
     """
 
     per_class: ClassVar[tuple[str, ...]]
     additive: ClassVar[tuple[str, ...]]
 
-    def __init__(self) -> None:
+    def __init__(self, hyperparameters: Mapping[str, float]) -> None:
         super().__init__()
         # The plain name alone, at first.
         self.template_weights = nn.Parameter(torch.tensor([1.0] + [0.0] * (len(TEMPLATES) - 1), dtype=torch.float32))
+        self.hyperparameters = Hyperparameters(hyperparameters)
+        saved_as(self, {"hyperparameters": "numbers"})
 
     @abstractmethod
     def initial(self, size: int) -> Tensors:
         """The state of no example and no class; `size` is d."""
-
-    @abstractmethod
-    def grow(self, tensors: Tensors, names: torch.Tensor) -> Tensors:
-        """The state with new classes, whose names have the features `[templates, new, d]`."""
 
     @abstractmethod
     def refine(self, tensors: Tensors, features: torch.Tensor, targets: torch.Tensor) -> Tensors:
@@ -51,6 +51,12 @@ class Head(nn.Module, ABC):
     @abstractmethod
     def logits(self, prepared: Any, features: torch.Tensor) -> torch.Tensor:
         """`[n, C]` of queries `[n, d]`."""
+
+    def grow(self, tensors: Tensors, names: torch.Tensor) -> Tensors:
+        """The state with new classes, whose names have the features `[templates, new, d]`."""
+        more = {name: grown(tensors[name], names.shape[1]) for name in self.per_class}
+        mixed = self.mixed_names(names).to(torch.float16)
+        return {**tensors, **more, "names": torch.cat([tensors["names"], mixed])}
 
     def merge(self, parts: Sequence[Tensors]) -> Tensors:
         """The state of all examples from the states of disjoint parts of them, whose classes are in the same order.

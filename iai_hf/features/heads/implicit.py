@@ -21,11 +21,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from iai_hf.features.heads.head import Head, Tensors, grown
-from iai_hf.features.heads.numbers import Numbers
-from iai_hf.features.heads.temperature import inverse_temperature
+from iai_hf.features.heads.head import Head
+from iai_hf.features.heads.stacking import inverse_temperature
+from iai_hf.posterior import BOUND, residual
+from iai_hf.task import Tensors
 
-NUMBERS = {
+HYPERPARAMETERS = {
     "sharpness": 1.0,
     "scale": 20.0,
     "penalty": 0.5,
@@ -35,7 +36,7 @@ NUMBERS = {
 }
 BATCH = 256  # kept examples that refine logits at once
 ROUNDS = 5
-SAME = 0.999  # likeness of two features, unit vectors, from which on they are of the same text
+SAME = 0.999  # similarity of two features, unit vectors, from which on they are of the same text
 BUDGET = 1024
 CURVATURE = 0.25  # of an observation, p (1 - p), at most
 
@@ -80,7 +81,9 @@ class Prepared:
 
 
 class ImplicitHead(Head):
-    """See the module's text.
+    """logits[i + 1] = logits[i] + sum over (x_j, c_j) in B[i] of K(x, x_j) move_j: kernel logistic regression.
+
+    The implicit regime of Mittal et al. 2025, arXiv 2510.11471: yhat[i+1] = r_gamma([x, yhat[i]], B[i]).
 
     Args:
         budget: examples that the state may keep.
@@ -90,9 +93,8 @@ class ImplicitHead(Head):
     additive = ("counts",)
 
     def __init__(self, budget: int = BUDGET) -> None:
-        super().__init__()
+        super().__init__(HYPERPARAMETERS)
         self.budget = budget
-        self.numbers = Numbers(NUMBERS)
 
     def initial(self, size: int) -> Tensors:
         return vars(
@@ -103,11 +105,6 @@ class ImplicitHead(Head):
                 names=torch.zeros(0, size, dtype=torch.float16),
             )
         )
-
-    def grow(self, tensors: Tensors, names: torch.Tensor) -> Tensors:
-        state = Observations(**tensors)
-        mixed = torch.cat([state.names, self.mixed_names(names).to(torch.float16)])
-        return vars(replace(state, counts=grown(state.counts, names.shape[1]), names=mixed))
 
     def refine(self, tensors: Tensors, features: torch.Tensor, targets: torch.Tensor) -> Tensors:
         state = Observations(**tensors)
@@ -144,7 +141,7 @@ class ImplicitHead(Head):
         state = Observations(**tensors)
         features, targets = state.features.float(), state.targets.long()
         classes = len(state.counts)
-        values = self.numbers(state.counts.sum(), classes)
+        values = self.hyperparameters(state.counts.sum(), classes)
         names = nn.functional.normalize(state.names.float(), dim=1)
         here = torch.bincount(targets, minlength=classes).clamp(min=1)
         weight = values["frequency"] * (state.counts.clamp(min=1) / here).log()
@@ -154,8 +151,8 @@ class ImplicitHead(Head):
         onehot = nn.functional.one_hot(targets, classes).to(features)
         prepared = replace(prepared, moves=self._moves(prepared, onehot))
         scores = values["temperature"] * self._held_out(prepared)
-        told = inverse_temperature(scores, weight, targets)
-        return replace(prepared, inverse_temperature=values["temperature"] * told)
+        observed = inverse_temperature(scores, weight, targets)
+        return replace(prepared, inverse_temperature=values["temperature"] * observed)
 
     def logits(self, prepared: Prepared, features: torch.Tensor) -> torch.Tensor:
         return prepared.inverse_temperature * self._refined(prepared, features) + prepared.weight
@@ -187,16 +184,15 @@ class ImplicitHead(Head):
         """What each observation moves the logits of like texts by, `[kept, C]`."""
         penalty, steps = prepared.values["penalty"], []
         for batch in batches(onehot):
-            spread = prepared.kernel(prepared.features, prepared.features[batch])
-            bound = 0.5 * spread[batch] + penalty * torch.eye(spread.shape[1]).to(spread)
-            steps.append((batch, spread, torch.linalg.cholesky(bound)))
+            kernel = prepared.kernel(prepared.features, prepared.features[batch])
+            bound = BOUND * kernel[batch] + penalty * torch.eye(kernel.shape[1]).to(kernel)
+            steps.append((batch, kernel, torch.linalg.cholesky(bound)))
         moves, logits = prepared.moves, prepared.by_name(prepared.features)
         for _ in range(ROUNDS):
-            for batch, spread, factor in steps:
-                residual = onehot[batch] - logits[batch].softmax(1) - penalty * moves[batch]
-                move = torch.cholesky_solve(residual, factor)
+            for batch, kernel, factor in steps:
+                move = torch.cholesky_solve(residual(logits[batch], onehot[batch]) - penalty * moves[batch], factor)
                 moves = moves.index_add(0, batch, move)
-                logits = logits + spread @ move
+                logits = logits + kernel @ move
         return moves
 
 

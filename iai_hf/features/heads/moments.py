@@ -2,7 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import torch
+
+Values = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class ClassMeans:
+    """Posterior means of classes, around prior means that are made from their names.
+
+    Attributes:
+        centre: the mean text, `[d]`.
+        names: of the classes, about their mean, `[C, d]`.
+        means: `[C, d]`.
+    """
+
+    centre: torch.Tensor
+    names: torch.Tensor
+    means: torch.Tensor
+
+
+def class_means(counts: torch.Tensor, sums: torch.Tensor, names: torch.Tensor, values: Values) -> ClassMeans:
+    """From counts `[C]`, sums `[C, d]` and names, unit vectors `[C, d]`."""
+    mean_name = names.mean(0)
+    centre = (sums.sum(0) + values["centre_count"] * mean_name) / (counts.sum() + values["centre_count"])
+    prior = centre + values["name_reach"] * (names - mean_name)
+    means = (sums + values["name_count"] * prior) / (counts + values["name_count"])[:, None]
+    return ClassMeans(centre, names - mean_name, means)
+
+
+def pooled_variance(within: torch.Tensor, names: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
+    """Of a feature within a class, `[]`: from the sum of squares, and centred names that count for four examples."""
+    return (within + 4 * (names.square().mean() + 1e-6)) / (total + 4)
+
+
+def log_shares(counts: torch.Tensor, total: torch.Tensor, classes: int, prior: torch.Tensor) -> torch.Tensor:
+    """Log of classes' shares, each class having `prior` examples in advance."""
+    return ((counts + prior) / (total + classes * prior)).log()
 
 
 def class_sums(features: torch.Tensor, targets: torch.Tensor, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -25,7 +64,7 @@ def unpack(triangle: torch.Tensor, size: int) -> torch.Tensor:
     return matrix + matrix.tril(-1).T
 
 
-def mixture(counts: torch.Tensor, present: torch.Tensor, chunk: float) -> torch.Tensor:
+def class_coverage(counts: torch.Tensor, present: torch.Tensor, chunk: float) -> torch.Tensor:
     """How far a chunk looks drawn at random: distinct classes in it over those expected, 0 for one class, at most 1.
 
     A stream sorted by class has chunks of a single class. On them the moments are as good as ever, but a logistic

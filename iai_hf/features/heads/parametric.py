@@ -7,31 +7,34 @@
   Boehning's (1992) bound, made as tight as the stream allows, so a step can't overshoot by much on any chunk, and the
   steps shrink as 1/n. This is what many classes need, where closed forms fall behind logistic regression.
 
-A chunk moves weights and correction only as far as its classes are mixed (`moments.mixture`). logits = sum of
-weight * expert + D^T [x, 1], a single linear map. At their initial value the learned numbers
-weigh all experts alike, the frequency apart.
+A chunk moves weights and correction only as far as its classes are mixed (`moments.class_coverage`). At their initial
+value the learned numbers weigh all experts alike, the frequency apart.
+
+Why seven experts and no single posterior: a name prior with online Laplace (shared curvature, 8 inner steps; the best
+of prior scale 10 or 20 and precision .03, .1 or .3, chosen on the very tasks) on 10 held-out tasks x 2 orders, accuracy
+in % / negative log-likelihood after 16, 64, 256, 1,024 and all examples:
+    experts  54.4 / 1.217, 61.1 / 1.000, 67.5 / .836, 73.2 / .730, 72.4 / .717
+    Laplace  54.0 / 1.287, 60.1 / 1.097, 66.6 / .937, 72.3 / .784, 72.6 / .753
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import nn
 
 from iai_hf.features.heads.experts import EXPERTS, INITIAL, Experts, Summary
-from iai_hf.features.heads.head import Head, Tensors, grown
-from iai_hf.features.heads.moments import class_sums, mixture, pack, unpack
-from iai_hf.features.heads.numbers import Numbers
+from iai_hf.features.heads.head import Head
+from iai_hf.features.heads.moments import Values, class_coverage, class_sums, pack, unpack
 from iai_hf.features.heads.stacking import stack
+from iai_hf.posterior import own_curvature, residual, solve
+from iai_hf.task import Signal, Tensors
 
-Signal = Literal["data", "gradient", "both"]
-NUMBERS = {
+HYPERPARAMETERS = {
     **INITIAL,
-    **{f"weight_{name}": 0.05 for name in EXPERTS[:-1]},
-    "weight_frequency": 0.3,
+    **{f"weight_{name}": 0.3 if name == "frequency" else 0.05 for name in EXPERTS},
     **{f"precision_{name}": 30.0 for name in EXPERTS},
     "penalty": 40.0,  # precision of the correction D, in units of the features' total variance
     "share": 2.0,  # safety factor on a class's share of the curvature
@@ -67,7 +70,10 @@ class Parameters:
 
 
 class ParametricHead(Head):
-    """See the module's text.
+    """logits = sum over k of exp(prior_k + deviation_k) (W_k x + b_k) + D^T [x, 1], a single linear map.
+
+    Stacking (Yao et al. 2018, arXiv 1704.02030) of closed forms, and the parametric regime of Mittal et al. 2025, arXiv
+    2510.11471: theta[i+1] = h_phi(theta[i], B[i]).
 
     Args:
         signal: "data" keeps the closed forms alone, "gradient" the label names' experts and the correction alone.
@@ -77,9 +83,8 @@ class ParametricHead(Head):
     additive = ("counts", "sums", "gram", "curvature", "mixed", "evidence")
 
     def __init__(self, signal: Signal = "both") -> None:
-        super().__init__()
+        super().__init__(HYPERPARAMETERS)
         self.signal = signal
-        self.numbers = Numbers(NUMBERS)
 
     def initial(self, size: int) -> Tensors:
         kinds = len(EXPERTS)
@@ -97,46 +102,27 @@ class ParametricHead(Head):
             )
         )
 
-    def grow(self, tensors: Tensors, names: torch.Tensor) -> Tensors:
-        state, new = Parameters(**tensors), names.shape[1]
-        return vars(
-            replace(
-                state,
-                counts=grown(state.counts, new),
-                sums=grown(state.sums, new),
-                correction=grown(state.correction, new),
-                curvature=grown(state.curvature, new),
-                names=torch.cat([state.names, self.mixed_names(names).to(torch.float16)]),
-            )
-        )
-
     def refine(self, tensors: Tensors, features: torch.Tensor, targets: torch.Tensor) -> Tensors:
         before = Parameters(**tensors)
-        classes, chunk = len(before.counts), len(features)
-        seen = before.counts.sum()
-        counts, sums = class_sums(features, targets, classes)
-        ones = torch.cat([features, features.new_ones(chunk, 1)], dim=1)
-        state = replace(
-            before,
-            counts=before.counts + counts,
-            sums=before.sums + sums,
-            gram=before.gram + pack(ones.T @ ones),
-        )
+        ones = torch.cat([features, features.new_ones(len(features), 1)], dim=1)
+        counts, sums = class_sums(features, targets, len(before.counts))
+        gram = before.gram + pack(ones.T @ ones)
+        state = replace(before, counts=before.counts + counts, sums=before.sums + sums, gram=gram)
         if self.signal == "data":
             return vars(state)
-        values = self.numbers(state.counts.sum(), classes)
+        values = self.hyperparameters(state.counts.sum(), len(counts))
         experts = self._experts(state, values)
         absorbed = self.signal == "both"
         scores = experts.held_out(features, targets) if absorbed else experts.scores(features)
         offset = ones @ before.correction.T
-        trust = mixture(before.counts, counts, float(chunk))
+        trust = class_coverage(before.counts, counts, float(len(features)))
+        prior, precision = _prior(values)
         deviation, evidence = stack(
-            before.deviation, before.evidence, scores, offset, targets, *_prior(values), trust, seen
+            before.deviation, before.evidence, scores, offset, targets, prior, precision, trust, before.counts.sum()
         )
-        weights = (_prior(values)[0] + deviation).exp()
-        probabilities = (scores @ weights + offset).softmax(1)
         state = replace(state, deviation=deviation, evidence=evidence)
-        return vars(self._correct(state, ones, targets, probabilities, trust, experts.variance, values))
+        logits = scores @ (prior + deviation).exp() + offset
+        return vars(self._correct(state, ones, targets, logits, trust, experts.variance, values))
 
     def merge(self, parts: Sequence[Tensors]) -> Tensors:
         """As `Head.merge`; corrections are averaged by the examples that made them, deviations by their evidence."""
@@ -158,7 +144,7 @@ class ParametricHead(Head):
     def prepare(self, tensors: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
         """The linear map that the state stands for: weight `[C, d]`, bias `[C]`."""
         state = Parameters(**tensors)
-        values = self.numbers(state.counts.sum(), len(state.counts))
+        values = self.hyperparameters(state.counts.sum(), len(state.counts))
         experts = self._experts(state, values)
         weights = (_prior(values)[0] + state.deviation).exp()
         weight = torch.einsum("k,kcd->cd", weights, experts.weight) + state.correction[:, :-1]
@@ -167,7 +153,7 @@ class ParametricHead(Head):
     def logits(self, prepared: tuple[torch.Tensor, torch.Tensor], features: torch.Tensor) -> torch.Tensor:
         return nn.functional.linear(features, *prepared)
 
-    def _experts(self, state: Parameters, values: dict[str, torch.Tensor]) -> Experts:
+    def _experts(self, state: Parameters, values: Values) -> Experts:
         size = state.sums.shape[1]
         names = nn.functional.normalize(state.names.float(), dim=1)
         if self.signal == "gradient":
@@ -180,29 +166,28 @@ class ParametricHead(Head):
         state: Parameters,
         ones: torch.Tensor,
         targets: torch.Tensor,
-        probabilities: torch.Tensor,
+        logits: torch.Tensor,
         trust: torch.Tensor,
         variance: torch.Tensor,
-        values: dict[str, torch.Tensor],
+        values: Values,
     ) -> Parameters:
-        """One step of D on a chunk `[n, d + 1]` with its class `probabilities` `[n, C]`."""
+        """One step of D on a chunk `[n, d + 1]` with its `logits` `[n, C]`."""
         size, classes = ones.shape[1], len(state.counts)
-        curvature = state.curvature + trust * (probabilities * (1 - probabilities)).sum(0)
+        curvature = state.curvature + trust * own_curvature(logits.softmax(1)).sum(0)
         mixed = state.mixed + trust * len(ones)
         second = unpack(state.gram, size)
         # Before much is known, the curvature is taken for the largest that it can be.
         mean_curvature = (curvature.sum() + values["warmup"] * (1 - 1 / classes)) / (mixed + values["warmup"])
-        metric = second * mean_curvature + values["penalty"] * size * variance * torch.eye(
-            size, dtype=torch.float32
-        ).to(second)
-        residual = nn.functional.one_hot(targets, classes).to(probabilities) - probabilities
+        identity = torch.eye(size, dtype=torch.float32).to(second)
+        metric = second * mean_curvature + values["penalty"] * size * variance * identity
         share = (values["share"] * (curvature + 1) / (curvature.sum() + classes)).clamp(max=1.0)
-        step = torch.cholesky_solve(ones.T @ residual, torch.linalg.cholesky(metric)).T / share[:, None]
+        onehot = nn.functional.one_hot(targets, classes).to(logits)
+        step = solve(metric, ones.T @ residual(logits, onehot)).T / share[:, None]
         size_of_step = trust * state.mixed / (state.mixed + values["warmup"])
         return replace(state, correction=state.correction + size_of_step * step, curvature=curvature, mixed=mixed)
 
 
-def _prior(values: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+def _prior(values: Values) -> tuple[torch.Tensor, torch.Tensor]:
     """Log weights of the experts before any evidence, and how firmly they are held, `[K]` each."""
     weights = torch.stack([values[f"weight_{name}"] for name in EXPERTS]).log()
     return weights, torch.stack([values[f"precision_{name}"] for name in EXPERTS])

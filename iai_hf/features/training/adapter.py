@@ -1,4 +1,4 @@
-"""Meta-training of a feature adapter: the paper's greedy objective, paid through the streaming head itself.
+"""Meta-training of a feature adapter: the paper's greedy objective, through the streaming head itself.
 
 The head refines its state over an episode's chunks in closed form; the loss of held-out queries after each goes through
 that closed form, as in R2-D2 (Bertinetto et al. 2019, arXiv 1805.08136) and MetaOptNet (Lee et al. 2019, arXiv
@@ -21,7 +21,7 @@ from iai_hf.features.frozen_features import FrozenFeatures, verbalize
 from iai_hf.features.heads import TEMPLATES, Head
 from iai_hf.features.training.adapter_episodes import AdapterEpisode, draw_texts
 from iai_hf.features.training.episodes import whole
-from iai_hf.features.training.objective import GreedyObjective
+from iai_hf.features.training.objective import HeadObjective
 from iai_hf.features.training.tasks import FeatureTask
 from iai_hf.training.config import TrainingConfig
 from iai_hf.training.curriculum import Curriculum, Evaluation, split
@@ -88,7 +88,7 @@ class AdapterObjective(nn.Module):
             return backbone.differentiable_features(texts, self.max_tokens)
 
     def forward(self, episode: AdapterEpisode) -> torch.Tensor:
-        """Mean over the paid steps of the queries' negative log-likelihood in units of log C, and the penalty."""
+        """Mean over the loss steps of the queries' negative log-likelihood in units of log C, and the penalty."""
         backbone, head = self._frozen
         features = self.features([*episode.texts, *episode.names])
         stream, rest = features[: episode.length], features[episode.length :]
@@ -126,7 +126,7 @@ class AdapterCurriculum(Curriculum):
         self.learned = AdapterModule(backbone.linear_layers, config.adapter_rank)
         limit = amortizer.config.max_tokens or backbone.window
         self.objective = AdapterObjective(self.learned, backbone, amortizer.head, config.moved_weight, limit)
-        self._scores = GreedyObjective(amortizer.head)
+        self._scores = HeadObjective(amortizer.head)
 
     def stepped(self, step: int) -> None:
         self.learned.stepped(min(self.config.averaging, step / (step + 10)))
@@ -138,17 +138,10 @@ class AdapterCurriculum(Curriculum):
         return f"task {episode.task!r} ({episode.length} examples, {len(episode.names)} classes)"
 
     def evaluate(self) -> Evaluation | None:
-        losses, hits = [], []
         with torch.no_grad():
-            for task in self.validation:
-                known = self._as_features(task)
-                for seed in range(VALIDATION_ORDERS):
-                    episode = whole(known, self.config, seed)
-                    for logits in self._scores.paid_logits(episode):
-                        loss = nn.functional.cross_entropy(logits, episode.answers)
-                        losses.append(float(loss) / math.log(max(episode.classes, 2)))
-                        hits.append(float((logits.argmax(1) == episode.answers).float().mean()))
-        return Evaluation(sum(losses) / len(losses), sum(hits) / len(hits)) if losses else None
+            known = [self._as_features(task) for task in self.validation]
+        orders = ((task, seed) for task in known for seed in range(VALIDATION_ORDERS))
+        return self._scores.evaluate(whole(task, self.config, seed) for task, seed in orders)
 
     def adapter(self) -> FeatureAdapter:
         """What was learned."""
@@ -157,8 +150,8 @@ class AdapterCurriculum(Curriculum):
     def _as_features(self, task: TextTask) -> FeatureTask:
         records = task.records[:: max(len(task) // VALIDATION_TEXTS, 1)][:VALIDATION_TEXTS]
         labels = tuple(sorted({record.output for record in records}))
-        numbers = {label: number for number, label in enumerate(labels)}
+        class_of = {label: place for place, label in enumerate(labels)}
         features = self.objective.features([record.input for record in records], average=True)
         names = self.objective.features([verbalize(label) for label in labels], average=True)
-        targets = torch.tensor([numbers[record.output] for record in records])
+        targets = torch.tensor([class_of[record.output] for record in records])
         return FeatureTask(task.name, features, targets, names.expand(len(TEMPLATES), -1, -1), labels)

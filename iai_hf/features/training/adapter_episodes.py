@@ -42,7 +42,7 @@ class AdapterEpisode:
 
     @property
     def parts(self) -> tuple[int, ...]:
-        """Sizes of the chunks after which the loss is paid: about an eighth and a third of the stream, and all."""
+        """Sizes of the chunks after which the loss is taken: about an eighth and a third of the stream, and all."""
         ends = sorted({max(2, self.length // 8), max(3, self.length // 3), self.length})
         return tuple(end - start for start, end in zip([0, *ends], ends, strict=False))
 
@@ -58,7 +58,7 @@ def draw_texts(tasks: Sequence[TextTask], config: TrainingConfig, number: int) -
     if len(labels) > 3 and chance.random() < config.subset:
         labels = labels[: log_uniform(chance, 2, len(labels))]
     labels = labels[:MOST_CLASSES]
-    number_of, names = _named(labels, config, chance)
+    class_of, names = _named(labels, config, chance)
     wanted = log_uniform(chance, config.shortest, config.longest) + config.queries
     pool = [(text, label) for label in labels for text in of_label[label]]
     if chance.random() < BALANCED:
@@ -70,7 +70,7 @@ def draw_texts(tasks: Sequence[TextTask], config: TrainingConfig, number: int) -
     else:
         drawn = chance.sample(pool, min(wanted, len(pool)))
     length = len(drawn) - min(config.queries, len(drawn) // 2)
-    targets = torch.tensor([number_of[label] for _, label in drawn])
+    targets = torch.tensor([class_of[label] for _, label in drawn])
     return AdapterEpisode(tuple(text for text, _ in drawn), targets, length, names, task.name)
 
 
@@ -79,11 +79,11 @@ def _named(
 ) -> tuple[dict[str, int], tuple[str, ...]]:
     """Each label's class, and the classes' names: some merged ("a or b"), meaningless, or within a sentence."""
     names = [verbalize(label) for label in labels]
-    number_of = {label: number for number, label in enumerate(labels)}
+    class_of = {label: number for number, label in enumerate(labels)}
     if len(labels) >= 4 and chance.random() < config.merge:
         groups = chance.randint(2, len(labels) // 2)
         group = [*range(groups), *(chance.randrange(groups) for _ in range(len(labels) - groups))]
-        number_of = dict(zip(labels, group, strict=True))
+        class_of = dict(zip(labels, group, strict=True))
         names = [
             " or ".join(name for name, g in zip(names, group, strict=True) if g == number) for number in range(groups)
         ]
@@ -93,4 +93,4 @@ def _named(
     elif kind < config.hidden_names + TEMPLATED:
         template = chance.choice(TEMPLATES)
         names = [template.format(name) for name in names]
-    return number_of, tuple(names)
+    return class_of, tuple(names)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import TYPE_CHECKING
 
 import torch
 
-from iai_hf.features.training.episodes import Episode, draw, whole
-from iai_hf.features.training.objective import GreedyObjective
+from iai_hf.features.training.episodes import FeatureEpisode, draw, whole
+from iai_hf.features.training.objective import HeadObjective
 from iai_hf.features.training.tasks import FeatureTask
 from iai_hf.training.config import TrainingConfig
 from iai_hf.training.curriculum import Curriculum, Evaluation, split
@@ -17,7 +16,7 @@ from iai_hf.training.curriculum import Curriculum, Evaluation, split
 if TYPE_CHECKING:
     from iai_hf.features.frozen_features import FrozenFeatures
 
-HIDDEN_NAMES = tuple("abcdefghijklmnopqrstuvwxyz") + tuple(str(number) for number in range(40))
+MEANINGLESS = tuple("abcdefghijklmnopqrstuvwxyz") + tuple(str(number) for number in range(40))
 VALIDATION_ORDERS = 2
 
 
@@ -28,33 +27,27 @@ class FeatureCurriculum(Curriculum):
         DataError: no task is left to train on, or a validation task is unknown.
     """
 
+    objective: HeadObjective
+
     def __init__(self, amortizer: FrozenFeatures, tasks: list[FeatureTask], config: TrainingConfig) -> None:
         self.training, self.validation = split(tasks, config)
-        self.config, self.hidden = config, amortizer.name_features(HIDDEN_NAMES)
+        self.config, self.meaningless = config, amortizer.name_features(MEANINGLESS)
         self.learned = amortizer.module
-        self.objective: GreedyObjective = GreedyObjective(amortizer.head, config.unroll)
+        self.objective = HeadObjective(amortizer.head, config.unroll)
 
-    def draw(self, number: int, device: torch.device) -> Episode:
-        return _on(draw(self.training, self.hidden, self.config, number), device)
+    def draw(self, number: int, device: torch.device) -> FeatureEpisode:
+        return _on(draw(self.training, self.meaningless, self.config, number), device)
 
-    def describe(self, episode: Episode) -> str:
+    def describe(self, episode: FeatureEpisode) -> str:
         return f"task {episode.task!r} ({len(episode.targets)} examples, {episode.classes} classes)"
 
     def evaluate(self) -> Evaluation | None:
-        losses, hits = [], []
         device = next(self.objective.parameters()).device
-        with torch.no_grad():
-            for task in self.validation:
-                for seed in range(VALIDATION_ORDERS):
-                    episode = _on(whole(task, self.config, seed), device)
-                    for logits in self.objective.paid_logits(episode):
-                        loss = torch.nn.functional.cross_entropy(logits, episode.answers)
-                        losses.append(float(loss) / math.log(max(episode.classes, 2)))
-                        hits.append(float((logits.argmax(1) == episode.answers).float().mean()))
-        return Evaluation(sum(losses) / len(losses), sum(hits) / len(hits)) if losses else None
+        orders = ((task, seed) for task in self.validation for seed in range(VALIDATION_ORDERS))
+        return self.objective.evaluate(_on(whole(task, self.config, seed), device) for task, seed in orders)
 
 
-def _on(episode: Episode, device: torch.device) -> Episode:
+def _on(episode: FeatureEpisode, device: torch.device) -> FeatureEpisode:
     moved = {
         field.name: getattr(episode, field.name).to(device)
         for field in dataclasses.fields(episode)

@@ -22,13 +22,13 @@ FREQUENCY_SPREAD = 1.0  # standard deviation of log class frequencies, in episod
 
 
 @dataclass(frozen=True, eq=False)
-class Episode:
+class FeatureEpisode:
     """A stream and its queries.
 
     Attributes:
         features, targets: of the stream, `[n, d]` and `[n]`.
         sizes: of its chunks, their sum is n.
-        paid: numbers of the chunks after which the loss is paid, ascending.
+        loss_steps: numbers of the chunks after which the loss is taken, ascending.
         names: `[templates, C, d]`.
         queries, answers: held out, `[q, d]` and `[q]`.
         task: where it comes from.
@@ -37,7 +37,7 @@ class Episode:
     features: torch.Tensor
     targets: torch.Tensor
     sizes: tuple[int, ...]
-    paid: tuple[int, ...]
+    loss_steps: tuple[int, ...]
     names: torch.Tensor
     queries: torch.Tensor
     answers: torch.Tensor
@@ -49,31 +49,33 @@ class Episode:
         return self.names.shape[1]
 
 
-def draw(tasks: Sequence[FeatureTask], hidden: torch.Tensor, config: TrainingConfig, number: int) -> Episode:
-    """Episode `number` of the run; `hidden` holds features of meaningless names, `[templates, many, d]`."""
+def draw(
+    tasks: Sequence[FeatureTask], meaningless: torch.Tensor, config: TrainingConfig, number: int
+) -> FeatureEpisode:
+    """Episode `number` of the run; `meaningless` holds features of meaningless names, `[templates, many, d]`."""
     chance = random.Random(f"{config.seed} {number}")
     generator = torch.Generator().manual_seed(chance.randrange(2**31))
     task = tasks[chance.randrange(len(tasks))]
-    mapping, names = _classes(task, hidden, config, chance, generator)
+    mapping, names = _classes(task, meaningless, config, chance, generator)
     targets = mapping[task.targets]
     usable = (targets >= 0).nonzero()[:, 0]
     usable = usable[torch.randperm(len(usable), generator=generator)]
     if chance.random() < config.imbalance:
         usable = _uneven(usable, targets, names.shape[1], generator)
     if len(usable) < FEWEST_EXAMPLES:
-        return draw(tasks, hidden, config, number + 10**9)
+        return draw(tasks, meaningless, config, number + 10**9)
     length = log_uniform(chance, config.shortest, config.longest)
     length = min(length, len(usable) - min(config.queries, len(usable) // 2))
     chunk_size = max(log_uniform(chance, *config.chunk_sizes), -(-length // config.most_steps))
     sizes = [chunk_size] * (length // chunk_size) + [length % chunk_size] * (length % chunk_size > 0)
     steps = len(sizes)
-    paid = {steps} | {log_uniform(chance, 1, steps) for _ in range(config.losses_per_episode - 1)}
+    loss_steps = {steps} | {log_uniform(chance, 1, steps) for _ in range(config.losses_per_episode - 1)}
     stream, held_out = usable[:length], usable[length : length + config.queries]
-    return Episode(
+    return FeatureEpisode(
         task.features[stream],
         targets[stream],
         tuple(sizes),
-        tuple(sorted(paid)),
+        tuple(sorted(loss_steps)),
         names,
         task.features[held_out],
         targets[held_out],
@@ -81,23 +83,23 @@ def draw(tasks: Sequence[FeatureTask], hidden: torch.Tensor, config: TrainingCon
     )
 
 
-def whole(task: FeatureTask, config: TrainingConfig, seed: int) -> Episode:
-    """An unchanged task in an order of its own, for evaluation: paid after 16, 64, 256, 1,024, ... examples."""
+def whole(task: FeatureTask, config: TrainingConfig, seed: int) -> FeatureEpisode:
+    """An unchanged task in an order of its own, for evaluation: with a loss after 16, 64, 256, 1,024, ... examples."""
     order = torch.randperm(len(task), generator=torch.Generator().manual_seed(seed))
     held_out = min(4 * config.queries, len(task) // 3)
     stream, queries = order[held_out:][: config.longest], order[:held_out]
-    sizes, paid = [min(16, len(stream))], [1]
+    sizes, loss_steps = [min(16, len(stream))], [1]
     while (seen := sum(sizes)) < len(stream):
-        mark = 4 * 16 * 4 ** (len(paid) - 1)
+        mark = 4 * 16 * 4 ** (len(loss_steps) - 1)
         size = min(max(mark // 4, 48), mark - seen, len(stream) - seen)
         sizes.append(size)
         if seen + size == mark:
-            paid.append(len(sizes))
-    return Episode(
+            loss_steps.append(len(sizes))
+    return FeatureEpisode(
         task.features[stream],
         task.targets[stream],
         tuple(sizes),
-        tuple(paid),
+        tuple(loss_steps),
         task.names,
         task.features[queries],
         task.targets[queries],
@@ -106,7 +108,11 @@ def whole(task: FeatureTask, config: TrainingConfig, seed: int) -> Episode:
 
 
 def _classes(
-    task: FeatureTask, hidden: torch.Tensor, config: TrainingConfig, chance: random.Random, generator: torch.Generator
+    task: FeatureTask,
+    meaningless: torch.Tensor,
+    config: TrainingConfig,
+    chance: random.Random,
+    generator: torch.Generator,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """From the task's class numbers to the episode's, int64 `[labels]`, -1 for none; and names `[templates, C, d]`."""
     count = len(task.labels)
@@ -121,8 +127,9 @@ def _classes(
         group = torch.cat([torch.arange(groups), torch.randint(groups, (len(chosen) - groups,), generator=generator)])
         mapping[chosen] = group
         names = torch.stack([names[:, group == number].mean(1) for number in range(groups)], dim=1)
-    if names.shape[1] <= hidden.shape[1] and chance.random() < config.hidden_names:
-        names = hidden[:, torch.randperm(hidden.shape[1], generator=generator)[: names.shape[1]]]
+    if names.shape[1] <= meaningless.shape[1] and chance.random() < config.hidden_names:
+        chosen = torch.randperm(meaningless.shape[1], generator=generator)
+        names = meaningless[:, chosen[: names.shape[1]]]
     return mapping, names
 
 

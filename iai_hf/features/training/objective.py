@@ -1,18 +1,21 @@
-"""The paper's greedy objective: roll the state to step i without gradient, go on with it, pay on held-out queries."""
+"""The paper's greedy objective: roll the state to step i without gradient, go on with it, ask held-out queries."""
 
 from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Iterable
 
 import torch
 from torch import nn
 
-from iai_hf.features.heads import Head, Tensors
-from iai_hf.features.training.episodes import Episode
+from iai_hf.features.heads import Head
+from iai_hf.features.training.episodes import FeatureEpisode
+from iai_hf.task import Tensors
+from iai_hf.training.curriculum import Evaluation
 
 
-class GreedyObjective(nn.Module):
+class HeadObjective(nn.Module):
     """Loss of a head on an episode.
 
     Args:
@@ -23,16 +26,27 @@ class GreedyObjective(nn.Module):
         super().__init__()
         self.head, self.unroll = head, unroll
 
-    def forward(self, episode: Episode) -> torch.Tensor:
-        """Mean over the paid steps of the negative log-likelihood of the queries, in units of log C."""
+    def forward(self, episode: FeatureEpisode) -> torch.Tensor:
+        """Mean over the loss steps of the negative log-likelihood of the queries, in units of log C."""
         unit = math.log(max(episode.classes, 2))
         # Covariances can't be factored in half precision, whatever the run's mixed precision is.
         with torch.autocast(episode.features.device.type, enabled=False):
-            paid = self.paid_logits(episode)
-            return torch.stack([nn.functional.cross_entropy(logits, episode.answers) / unit for logits in paid]).mean()
+            found = self.logits(episode)
+            return torch.stack([nn.functional.cross_entropy(logits, episode.answers) / unit for logits in found]).mean()
 
-    def paid_logits(self, episode: Episode) -> list[torch.Tensor]:
-        """Logits of the queries, `[q, C]`, after each paid step."""
+    def evaluate(self, episodes: Iterable[FeatureEpisode]) -> Evaluation | None:
+        """Mean over the loss steps of whole tasks; None without a task."""
+        losses, hits = [], []
+        with torch.no_grad():
+            for episode in episodes:
+                for logits in self.logits(episode):
+                    loss = nn.functional.cross_entropy(logits, episode.answers)
+                    losses.append(float(loss) / math.log(max(episode.classes, 2)))
+                    hits.append(float((logits.argmax(1) == episode.answers).float().mean()))
+        return Evaluation(sum(losses) / len(losses), sum(hits) / len(hits)) if losses else None
+
+    def logits(self, episode: FeatureEpisode) -> list[torch.Tensor]:
+        """Logits of the queries, `[q, C]`, after each loss step."""
         head, size = self.head, episode.features.shape[1]
         with torch.no_grad():
             empty = {name: tensor.to(episode.names.device) for name, tensor in head.initial(size).items()}
@@ -43,7 +57,7 @@ class GreedyObjective(nn.Module):
         found = []
         for step, (features, targets) in enumerate(chunks, start=1):
             recent.append((tensors, features, targets))
-            if step in episode.paid:
+            if step in episode.loss_steps:
                 # Names are part of theta[0], which no update changes: their gradient need not be stopped.
                 state = {**recent[0][0], "names": head.mixed_names(episode.names).to(torch.float16)}
                 for _, past_features, past_targets in recent:
@@ -53,6 +67,6 @@ class GreedyObjective(nn.Module):
             else:
                 with torch.no_grad():
                     tensors = head.refine(tensors, features, targets)
-            if step == episode.paid[-1]:
+            if step == episode.loss_steps[-1]:
                 break
         return found

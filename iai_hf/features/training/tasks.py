@@ -53,12 +53,12 @@ def load_tasks(files: Sequence[Path], amortizer: FrozenFeatures, max_examples: i
         labels = tuple(sorted({record.output for record in records}))
         stride = max(len(records) / max_examples, 1.0)
         records = [records[int(i * stride)] for i in range(int(len(records) / stride))]
-        numbers = {label: number for number, label in enumerate(labels)}
+        class_of = {label: place for place, label in enumerate(labels)}
         tasks.append(
             FeatureTask(
                 task_name(path),
                 amortizer.features([record.input for record in records])[0],
-                torch.tensor([numbers[record.output] for record in records]),
+                torch.tensor([class_of[record.output] for record in records]),
                 amortizer.name_features(labels),
                 labels,
             )

@@ -9,7 +9,9 @@ from collections.abc import Callable
 
 import torch
 
-MEAN_DECAY, SQUARE_DECAY = 0.9, 0.99
+from iai_hf.adam import running_mean
+
+MEAN_KEPT, SQUARE_KEPT = 0.9, 0.99  # shares of the running means that a step keeps (betas)
 FLOOR = 1e-10
 Moments = tuple[torch.Tensor, torch.Tensor]
 Rule = Callable[[torch.Tensor, Moments, int], tuple[torch.Tensor, Moments]]
@@ -21,7 +23,7 @@ def group_shape(tensor: torch.Tensor) -> list[int]:
 
 
 def per_weight(gradient: torch.Tensor, moments: Moments, step: int) -> tuple[torch.Tensor, Moments]:
-    """Adam (Kingma and Ba 2015): running mean over the root of the running square, weight by weight."""
+    """Adam (`iai_hf.adam`): running mean over the root of the running square, weight by weight."""
     return _direction(gradient, moments, step, gradient.square())
 
 
@@ -33,10 +35,9 @@ def per_group(gradient: torch.Tensor, moments: Moments, step: int) -> tuple[torc
 def _direction(
     gradient: torch.Tensor, moments: Moments, step: int, square: torch.Tensor
 ) -> tuple[torch.Tensor, Moments]:
-    mean = MEAN_DECAY * moments[0] + (1 - MEAN_DECAY) * gradient
-    squares = SQUARE_DECAY * moments[1] + (1 - SQUARE_DECAY) * square
-    unbiased = (squares / (1 - SQUARE_DECAY**step)).sqrt() + FLOOR
-    return mean / (1 - MEAN_DECAY**step) / unbiased, (mean, squares)
+    mean, unbiased_mean = running_mean(moments[0], gradient, MEAN_KEPT, step)
+    squares, unbiased_square = running_mean(moments[1], square, SQUARE_KEPT, step)
+    return unbiased_mean / (unbiased_square.sqrt() + FLOOR), (mean, squares)
 
 
 RULES: dict[str, Rule] = {"per_weight": per_weight, "per_group": per_group}

@@ -1,30 +1,30 @@
 """Implicit: yhat[i+1] = r_gamma([x, yhat[i]], B[i]); each query has a state of its own, refined batch by batch.
 
-Safe form: the answers of a solver (online Laplace; `laplace`) from a learned start and in a learned metric (`Prior`),
-plus what a network proposes from its averaged summaries of the batches, as in `parametric`. Observations tell the
-network their answer (data), what the state leaves unexplained of it (gradient), or both. For that gradient the state is
-also rolled for each batch's own inputs, which no batch before has seen. What is retained is read in a few batches,
-which grow with the stream. Free form, as in the paper: the network alone, chunk by chunk.
+Safe form: the answers of a solver (online Laplace; `iai_hf.posterior`) from a learned start and in a learned metric
+(`Prior`), plus what a network proposes from its averaged summaries of the batches, as in `parametric`. Observations
+tell the network their answer (data), what the state leaves unexplained of it (gradient), or both. For that gradient the
+state is also rolled for each batch's own inputs, which no batch before has seen. What is retained is read in a few
+batches, which grow with the stream. Free form, as in the paper: the network alone, chunk by chunk.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
 
-from iai_hf.tables.solvers.laplace import absorb
+from iai_hf.hyperparameters import Hyperparameter, saved_as
+from iai_hf.tables.solvers.correction import GatedCorrection, averaged
 from iai_hf.tables.solvers.network import NetworkSizes, UpdateNetwork
-from iai_hf.tables.solvers.predictor import Predictor, Signal
+from iai_hf.tables.solvers.predictor import Predictor
 from iai_hf.tables.solvers.prior import Prior
-from iai_hf.tables.solvers.proposal import Proposal, averaged
 from iai_hf.tables.solvers.retained import Retained
-from iai_hf.tables.solvers.solver import Batch, Scalar
+from iai_hf.tables.solvers.solver import Batch
+from iai_hf.task import Signal
 
-Carried = Literal["logits", "probabilities", "latents"]
+ImplicitState = Literal["logits", "probabilities", "latents"]
 
 
 class _Points(NamedTuple):
@@ -32,13 +32,30 @@ class _Points(NamedTuple):
 
     x: torch.Tensor
     offset: torch.Tensor
-    seen: torch.Tensor
+    whitened: torch.Tensor
     state: torch.Tensor  # free: the state; otherwise the network's correction
     summary: torch.Tensor
 
+    def part(self, first: int, last: int) -> _Points:
+        """Some of them."""
+        return _Points(*(tensor[:, first:last] for tensor in self))
+
+    def without(self, first: int, last: int) -> _Points:
+        """The others."""
+        return _Points(*(torch.cat([tensor[:, :first], tensor[:, last:]], 1) for tensor in self))
+
+
+class _Solution(NamedTuple):
+    """The solver's weights `[tasks, features, outputs]` and their precision `[tasks, features, features]`."""
+
+    theta: torch.Tensor
+    precision: torch.Tensor
+
 
 class Implicit(Retained):
-    """Refines the answers themselves.
+    """yhat[i+1] = phi(x) theta[i+1] + correction[i+1](x); free: yhat[i+1] = yhat[i] + network([x, yhat[i]], B[i]).
+
+    The implicit regime of Mittal et al. 2025, arXiv 2510.11471.
 
     Args:
         sizes: of the network; None for the bare solver.
@@ -54,7 +71,7 @@ class Implicit(Retained):
         sizes: NetworkSizes | None = None,
         *,
         free: bool = False,
-        carried: Carried = "logits",
+        carried: ImplicitState = "logits",
         budget: int = 4096,
         batches: int = 5,
     ) -> None:
@@ -62,15 +79,16 @@ class Implicit(Retained):
         self.predictor, self.signal, self.free, self.carried = predictor, signal, free, carried
         size, outputs = (predictor.size(sizes.inputs), sizes.outputs) if sizes and not free else (0, 0)
         self.prior = Prior(size, outputs)
-        self.log_prior = Scalar(0.0)  # precision, in units of an example
-        self.proposal = Proposal()
+        self.prior_precision = Hyperparameter(1.0)  # in units of an example
+        self.correction = GatedCorrection()
+        saved_as(self, {"prior_precision": "log_prior", "correction": "proposal"})
         self.network: UpdateNetwork | None = None
         self.decode: nn.Linear | None = None
         if sizes is not None:
             state = sizes.hidden if carried == "latents" else sizes.outputs
-            told = {"data": 1, "gradient": 1, "both": 2}[signal] * sizes.outputs
+            signals = {"data": 1, "gradient": 1, "both": 2}[signal] * sizes.outputs
             known = state if free else 2 * state
-            self.network = UpdateNetwork(sizes, sizes.inputs + told, sizes.inputs + known, state, 0, counts=free)
+            self.network = UpdateNetwork(sizes, sizes.inputs + signals, sizes.inputs + known, state, 0, counts=free)
             if carried == "latents":
                 nn.init.normal_(self.network.propose.weight, std=0.02)  # it is the decoder that starts at zero
                 self.decode = nn.Linear(sizes.hidden, sizes.outputs, dtype=torch.float32)
@@ -81,8 +99,8 @@ class Implicit(Retained):
         """The prior's estimate from some tasks."""
         found = self.prior.estimate(self.predictor, stream, queries)
         if found is not None:
-            self.proposal.be_modest()
-            self.log_prior.set(0.0 if self.predictor.classification else math.log(found.noise))
+            self.correction.gate()
+            self.prior_precision.set(1.0 if self.predictor.classification else found.noise)
 
     def read(self, chunks: Sequence[Batch], x: torch.Tensor) -> torch.Tensor:
         """Refine the answers batch by batch."""
@@ -94,59 +112,66 @@ class Implicit(Retained):
         # Where the signal has a gradient, the inputs of later batches are queries too, behind the real ones.
         later = [] if self.signal == "data" else [chunk.x for chunk in chunks]
         points = self._points(torch.cat([x, *later], 1), width)
-        size = points.seen.shape[-1]
-        theta = points.state.new_zeros(x.shape[0], size, width)
-        precision = self.log_prior().exp() * torch.eye(size, device=x.device, dtype=torch.float32).expand(
-            x.shape[0], -1, -1
-        )
+        solution = self._start(points)
         found = []
         for step, chunk in enumerate(chunks):
             if greedy:
                 points = points._replace(state=points.state.detach())
-                theta = theta.detach()
+                solution = solution._replace(theta=solution.theta.detach())
             own = self._points(chunk.x, width)
-            told = chunk.y
-            if self.signal != "data":
-                size = chunk.x.shape[1]
-                own = own._replace(state=points.state[:, queries : queries + size])
-                unexplained = -self.predictor.residuals(self._outputs(own, theta), chunk.y)
-                told = unexplained if self.signal == "gradient" else torch.cat([chunk.y, unexplained], -1)
-                # This batch's own inputs are not asked again.
-                points = _Points(*(_without(part, queries, size) for part in points))
+            if later:  # this batch's own inputs have a state by now, and are not asked again
+                end = queries + chunk.x.shape[1]
+                own = own._replace(state=points.part(queries, end).state)
+                points = points.without(queries, end)
+            signal = self._signal(own, chunk.y, solution)
             if not self.free:
-                outputs = own.offset + own.seen @ theta
-                change, curvature = absorb(self.predictor, own.seen, outputs, chunk.y, precision)
-                theta, precision = theta + change, precision + curvature
+                solution = self._solved(own, chunk.y, solution)
             if self.network is not None:
-                points = self._moved(self.network, points, torch.cat([chunk.x, told], -1), theta, precision, step)
-            found.append(self._outputs(_Points(*(part[:, :queries] for part in points)), theta))
+                observed = torch.cat([chunk.x, signal], -1)
+                points = self._refined(self.network, points, observed, solution, step)
+            found.append(self._outputs(points.part(0, queries), solution))
         return found
 
     def _points(self, x: torch.Tensor, outputs: int) -> _Points:
         features = self.predictor.features(x)
-        state = x.new_zeros(*x.shape[:2], self._state_size(outputs))
+        size = outputs if self.decode is None else self.decode.in_features
+        state = x.new_zeros(*x.shape[:2], size)
         summary = x.new_zeros(*x.shape[:2], self.network.hidden if self.network and not self.free else 0)
-        return _Points(x, self.prior.offset(features, outputs), self.prior.seen(features), state, summary)
+        return _Points(x, self.prior.offset(features, outputs), self.prior.whiten(features), state, summary)
 
-    def _moved(
-        self,
-        network: UpdateNetwork,
-        points: _Points,
-        observed: torch.Tensor,
-        theta: torch.Tensor,
-        precision: torch.Tensor,
-        step: int,
+    def _start(self, points: _Points) -> _Solution:
+        """The solver's before any batch."""
+        tasks, _, size = points.whitened.shape
+        identity = torch.eye(size, device=points.x.device, dtype=torch.float32)
+        theta = points.state.new_zeros(tasks, size, points.offset.shape[-1])
+        return _Solution(theta, self.prior_precision() * identity.expand(tasks, -1, -1))
+
+    def _signal(self, own: _Points, y: torch.Tensor, solution: _Solution) -> torch.Tensor:
+        """What a batch's observations tell the network beside their inputs."""
+        if self.signal == "data":
+            return y
+        unexplained = self.predictor.residual(self._outputs(own, solution), y)
+        return unexplained if self.signal == "gradient" else torch.cat([y, unexplained], -1)
+
+    def _solved(self, own: _Points, y: torch.Tensor, solution: _Solution) -> _Solution:
+        """The solver's step on a batch."""
+        outputs = own.offset + own.whitened @ solution.theta
+        change, curvature = self.predictor.laplace_update(own.whitened, outputs, y, solution.precision)
+        return _Solution(solution.theta + change, solution.precision + curvature)
+
+    def _refined(
+        self, network: UpdateNetwork, points: _Points, observed: torch.Tensor, solution: _Solution, step: int
     ) -> _Points:
-        """The points with the network's move."""
+        """The points with the network's step."""
         known = [self._known(points.state)]
         if not self.free:
-            known.append(self._known(points.offset + points.seen @ theta))
+            known.append(self._known(points.offset + points.whitened @ solution.theta))
         steps = torch.full((points.x.shape[0],), float(step), device=points.x.device, dtype=torch.float32)
         summary = network(observed, torch.cat([points.x, *known], -1), steps)
         if self.free:
             return points._replace(state=points.state + network.propose(summary))
         summary = averaged(points.summary, summary, step)
-        state = self.proposal(network.propose(summary), self._variance(points.seen, precision))
+        state = self.correction(network.propose(summary), self._variance(points.whitened, solution.precision))
         return points._replace(summary=summary, state=state)
 
     def _known(self, outputs: torch.Tensor) -> torch.Tensor:
@@ -154,19 +179,13 @@ class Implicit(Retained):
         probabilities = self.carried == "probabilities" and self.predictor.classification
         return outputs.softmax(-1) if probabilities else outputs
 
-    def _variance(self, seen: torch.Tensor, precision: torch.Tensor) -> torch.Tensor:
+    def _variance(self, whitened: torch.Tensor, precision: torch.Tensor) -> torch.Tensor:
         """The solver's, of its answers, relative to that before the first batch, `[tasks, points]`."""
-        half = torch.linalg.solve_triangular(torch.linalg.cholesky(precision.detach()), seen.detach().mT, upper=False)
-        return self.log_prior().exp() * half.square().sum(1) / seen.square().sum(-1)
+        factor = torch.linalg.cholesky(precision.detach())
+        half = torch.linalg.solve_triangular(factor, whitened.detach().mT, upper=False)
+        return self.prior_precision() * half.square().sum(1) / whitened.square().sum(-1)
 
-    def _state_size(self, outputs: int) -> int:
-        return outputs if self.decode is None else self.decode.in_features
-
-    def _outputs(self, points: _Points, theta: torch.Tensor) -> torch.Tensor:
+    def _outputs(self, points: _Points, solution: _Solution) -> torch.Tensor:
         if self.free:
             return points.state if self.decode is None else self.decode(points.state)
-        return points.offset + points.seen @ theta + points.state
-
-
-def _without(tensor: torch.Tensor, start: int, size: int) -> torch.Tensor:
-    return torch.cat([tensor[:, :start], tensor[:, start + size :]], 1)
+        return points.offset + points.whitened @ solution.theta + points.state

@@ -1,23 +1,33 @@
-"""Optimizers of the predictor's weights: SGD, Adam, gradient steps from a learned start, and a learned optimizer."""
+"""Optimizers of the predictor's weights: SGD, Adam, gradient steps from a learned start, and a learned optimizer.
+
+theta[i+1] = theta[i] - rate * direction(gradient of the loss on B[i] at theta[i])
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import nn
 
+from iai_hf.adam import running_mean
+from iai_hf.hyperparameters import Hyperparameter, saved_as
 from iai_hf.tables.solvers.predictor import Predictor
-from iai_hf.tables.solvers.solver import Batch, Scalar, Solver, Tensors, stopped
+from iai_hf.tables.solvers.solver import Batch, Solver, stopped
+from iai_hf.task import Tensors
 
 Rule = Literal["sgd", "adam", "learned"]
-DECAYS = (0.5, 0.9, 0.99)  # of the momenta that a learned optimizer sees
+KEPT = 0.9  # share of the running mean of gradients that a step of Adam keeps (beta 1)
+LEARNED_KEPT = (0.5, 0.9, 0.99)  # of those that a learned optimizer sees, Adam's among them
+SQUARE_KEPT = 0.999  # of the running mean of squares (beta 2)
 
 
 class GradientOptimizer(Solver):
-    """`inner_steps` steps on each chunk.
+    """theta[i+1] = theta[i] - rate * direction(gradient), `inner_steps` times on each chunk.
+
+    With a start and a rate that are learned it is MAML (Finn et al. 2017, arXiv 1703.03400) and Meta-SGD (Li et al.
+    2017, arXiv 1707.09835). A learned direction is that of small_fc_lopt (Metz et al. 2022, arXiv 2203.11860).
 
     Args:
         rate: of a step at first; a parameter, so it may be meta-learned. Of SGD in units of 1 / features, where 1 can't
@@ -35,13 +45,16 @@ class GradientOptimizer(Solver):
     ) -> None:
         super().__init__()
         self.predictor, self.rule, self.inner_steps = predictor, rule, inner_steps
-        self.log_rate = Scalar(math.log(rate))
+        self.rate = Hyperparameter(rate)
+        saved_as(self, {"rate": "log_rate"})
         self.start = nn.Parameter(torch.zeros(*start, dtype=torch.float32)) if start else None
         self.step: nn.Sequential | None = None
         if rule == "learned":
-            # As small_fc_lopt of PyLO: a small network a coordinate, which proposes a direction and a length.
+            # A small network a coordinate, which proposes a direction and a length.
             self.step = nn.Sequential(
-                nn.Linear(len(DECAYS) + 4, 16, dtype=torch.float32), nn.ReLU(), nn.Linear(16, 2, dtype=torch.float32)
+                nn.Linear(len(LEARNED_KEPT) + 4, 16, dtype=torch.float32),
+                nn.ReLU(),
+                nn.Linear(16, 2, dtype=torch.float32),
             )
 
     @property
@@ -52,14 +65,14 @@ class GradientOptimizer(Solver):
     def initial(self, tasks: int, inputs: int, outputs: int) -> Tensors:
         """theta[0], and no momentum."""
         zero = torch.zeros(
-            tasks, self.predictor.size(inputs), outputs, device=self.log_rate.slow.device, dtype=torch.float32
+            tasks, self.predictor.size(inputs), outputs, device=self.rate.slow.device, dtype=torch.float32
         )
         tensors = {
             "theta": zero if self.start is None else zero + self.start,
             "steps": torch.zeros(tasks, device=zero.device, dtype=torch.float32),
         }
         if self.rule != "sgd":
-            momenta = len(DECAYS) if self.rule == "learned" else 1
+            momenta = len(LEARNED_KEPT) if self.rule == "learned" else 1
             tensors |= {"momenta": zero[:, None].repeat(1, momenta, 1, 1), "squares": zero}
         return tensors
 
@@ -76,32 +89,34 @@ class GradientOptimizer(Solver):
         return self.predictor.features(x) @ tensors["theta"]
 
     def _stepped(self, tensors: Tensors, gradient: torch.Tensor) -> Tensors:
-        rate, steps = self.log_rate().exp(), tensors["steps"] + 1
+        rate, steps = self.rate(), tensors["steps"] + 1
         moved = {**tensors, "steps": steps}
         if self.rule == "sgd":
             return moved | {"theta": tensors["theta"] - rate / gradient.shape[1] * gradient}
         late = steps[:, None, None]
-        square = 0.999 * tensors["squares"] + 0.001 * gradient.square()
-        scale = (square / (1 - 0.999**late) + 1e-12).sqrt()
-        decays = torch.tensor(
-            DECAYS if self.rule == "learned" else (0.9,), device=gradient.device, dtype=torch.float32
+        square, unbiased_square = running_mean(tensors["squares"], gradient.square(), SQUARE_KEPT, late)
+        scale = (unbiased_square + 1e-12).sqrt()
+        kept = torch.tensor(
+            LEARNED_KEPT if self.rule == "learned" else (KEPT,), device=gradient.device, dtype=torch.float32
         )[:, None, None]
-        momenta = decays * tensors["momenta"] + (1 - decays) * gradient[:, None]
-        unbiased = momenta / (1 - decays ** late[:, None])
+        momenta, unbiased = running_mean(tensors["momenta"], gradient[:, None], kept, late[:, None])
         if self.step is None:
             change = -rate * unbiased[:, 0] / scale
         else:
             known = [*(unbiased / scale[:, None]).unbind(1), gradient / scale, tensors["theta"], scale.log()]
             known.append(late.log1p().expand_as(gradient))
-            # What it sees is taken as given (Metz et al. 2019): gradients through it explode.
+            # What it sees is taken as given (Metz et al. 2019, arXiv 1810.10180): gradients through it explode.
             direction, length = self.step(torch.stack(known, -1).detach()).unbind(-1)
             # Starts near a plain Adam step: the network's first layer is random, its effect small.
-            change = -rate * (unbiased[:, 1] / scale + 0.1 * direction) * torch.exp(0.1 * length)
+            change = -rate * (unbiased[:, LEARNED_KEPT.index(KEPT)] / scale + 0.1 * direction) * torch.exp(0.1 * length)
         return moved | {"theta": tensors["theta"] + change, "momenta": momenta, "squares": square}
 
 
 class Reptile(GradientOptimizer):
-    """Gradient steps from a learned start that is drawn towards where they end (Nichol et al. 2018)."""
+    """start <- start - epsilon (start - theta[k]), theta[k] where gradient steps end.
+
+    Nichol et al. 2018, arXiv 1803.02999.
+    """
 
     def pull(self, chunks: Sequence[Batch]) -> torch.Tensor:
         """A loss whose gradient in the start is `start - theta[k]`, mean over tasks."""

@@ -1,30 +1,33 @@
 """Parametric and explicit: theta[i+1] = h_phi(theta[i], B[i]), theta the weights of the predictor.
 
 Safe form: a solver that can't collapse, from a learned start and in a learned metric (`Prior`), plus what a network
-proposes (`Proposal`). The solver, by signal: online Laplace (data, both; `laplace`), or gradient steps as long as a
-Kalman filter of theta would take them (gradient). It goes its own way beneath the network's correction. Free form, as
-in the paper: theta[i+1] = theta[i] + network(theta[i], B[i]).
+proposes (`GatedCorrection`). The solver, by signal: online Laplace (data, both; `iai_hf.posterior`), or gradient steps
+as long as a Kalman filter of theta would take them (gradient; `GradientFilter`). It goes its own way beneath the
+network's correction. Free form, as in the paper: theta[i+1] = theta[i] + network(theta[i], B[i]).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 
+from iai_hf.hyperparameters import Hyperparameter, saved_as
+from iai_hf.posterior import half_life_decay
+from iai_hf.tables.solvers.correction import GatedCorrection, averaged
 from iai_hf.tables.solvers.kalman import GradientFilter
-from iai_hf.tables.solvers.laplace import absorb
 from iai_hf.tables.solvers.network import NetworkSizes, UpdateNetwork
-from iai_hf.tables.solvers.predictor import Predictor, Signal
+from iai_hf.tables.solvers.predictor import Predictor
 from iai_hf.tables.solvers.prior import Prior
-from iai_hf.tables.solvers.proposal import Proposal, averaged
-from iai_hf.tables.solvers.solver import SUMMARY, Batch, Scalar, Solver, Tensors
+from iai_hf.tables.solvers.solver import SUMMARY, Batch, Solver
 from iai_hf.tables.solvers.tokens import ThetaTokens
+from iai_hf.task import Signal, Tensors
 
 
 class Parametric(Solver):
-    """Refines theta.
+    """theta[i+1] = solver(theta[i], B[i]) + correction[i+1]; free: theta[i+1] = theta[i] + network(theta[i], B[i]).
+
+    The parametric and the explicit regime of Mittal et al. 2025, arXiv 2510.11471.
 
     Args:
         sizes: of the network; None for the bare solver, which works at any size.
@@ -48,9 +51,10 @@ class Parametric(Solver):
         self.half_life = half_life
         size, outputs = (predictor.size(sizes.inputs), sizes.outputs) if sizes and not free else (0, 0)
         self.prior = Prior(size, outputs)
-        self.log_prior = Scalar(0.0)  # precision, in units of an example
+        self.prior_precision = Hyperparameter(1.0)  # in units of an example
         self.filter = GradientFilter(size if signal == "gradient" else 0)
-        self.proposal = Proposal()
+        self.correction = GatedCorrection()
+        saved_as(self, {"prior_precision": "log_prior", "correction": "proposal"})
         self.network: UpdateNetwork | None = None
         if sizes is not None:
             self.tokens = ThetaTokens(predictor.size(sizes.inputs), sizes.outputs)
@@ -70,14 +74,14 @@ class Parametric(Solver):
         found = self.prior.estimate(self.predictor, stream, queries)
         if found is None:
             return
-        self.proposal.be_modest()
-        self.log_prior.set(0.0 if self.predictor.classification else math.log(found.noise))
+        self.correction.gate()
+        self.prior_precision.set(1.0 if self.predictor.classification else found.noise)
         self.filter.set(found.curvatures, found.noise)
 
     def initial(self, tasks: int, inputs: int, outputs: int) -> Tensors:
         """theta[0] is zero, from the prior's start."""
         size = self.predictor.size(inputs)
-        device = self.log_prior.slow.device
+        device = self.prior_precision.slow.device
         theta = torch.zeros(tasks, size, outputs, device=device, dtype=torch.float32)
         tensors = {"theta": theta, "steps": torch.zeros(tasks, device=device, dtype=torch.float32)}
         if self.window > 1:
@@ -98,30 +102,30 @@ class Parametric(Solver):
     def refine(self, tensors: Tensors, batch: Batch) -> Tensors:
         """One step."""
         features = self.predictor.features(batch.x)
-        seen, offset = self.prior.seen(features), self.prior.offset(features, batch.y.shape[-1])
+        whitened, offset = self.prior.whiten(features), self.prior.offset(features, batch.y.shape[-1])
         theta = tensors["theta"] - tensors.get("correction", 0.0)  # the solver's own
-        outputs = offset + seen @ theta
-        n = seen.shape[-2]
-        gradient = seen.mT @ self.predictor.residuals(outputs, batch.y) / n
+        outputs = offset + whitened @ theta
+        n = whitened.shape[-2]
+        gradient = -whitened.mT @ self.predictor.residual(outputs, batch.y) / n
         refined = dict(tensors)
-        kept = 0.5 ** (n / self.half_life) if self.half_life else 1.0
+        kept = half_life_decay(n, self.half_life)
         if not self.free and self.signal == "gradient":
             change, refined["spread"] = self.filter((tensors["spread"] / kept).clamp(max=1.0), gradient, n)
             theta = theta + change
         elif not self.free:
             gram = tensors["gram"] * kept
-            change, curvature = absorb(self.predictor, seen, outputs, batch.y, self._precision(gram))
+            change, curvature = self.predictor.laplace_update(whitened, outputs, batch.y, self._precision(gram))
             theta, refined["gram"] = theta + change, gram + curvature
         if self.window > 1:
             refined["history"] = torch.cat([tensors["theta"][:, None], tensors["history"][:, :-1]], 1)
         if self.network is not None:
-            summary = self._summed_up(self.network, tensors, batch, theta, gradient)
+            summary = self._summary(self.network, tensors, batch, theta, gradient)
             if self.free:
                 theta = theta + self.tokens.join(self.network.propose(summary))
             else:
                 refined[SUMMARY] = averaged(tensors[SUMMARY], summary, tensors["steps"] * kept)
                 proposed = self.tokens.join(self.network.propose(refined[SUMMARY]))
-                refined["correction"] = self.proposal(proposed, self._variance(refined))
+                refined["correction"] = self.correction(proposed, self._variance(refined))
                 theta = theta + refined["correction"]
         refined["theta"] = theta
         refined["steps"] = tensors["steps"] * kept + 1
@@ -130,19 +134,19 @@ class Parametric(Solver):
     def answer(self, tensors: Tensors, x: torch.Tensor) -> torch.Tensor:
         """phi(x) theta."""
         features = self.predictor.features(x)
-        return self.prior.offset(features, tensors["theta"].shape[-1]) + self.prior.seen(features) @ tensors["theta"]
+        return self.prior.offset(features, tensors["theta"].shape[-1]) + self.prior.whiten(features) @ tensors["theta"]
 
     def _precision(self, gram: torch.Tensor) -> torch.Tensor:
-        return gram + self.log_prior().exp() * torch.eye(gram.shape[-1], device=gram.device, dtype=torch.float32)
+        return gram + self.prior_precision() * torch.eye(gram.shape[-1], device=gram.device, dtype=torch.float32)
 
     def _variance(self, tensors: Tensors) -> torch.Tensor:
         """The solver's, of each feature's weights, relative to the prior's, `[tasks, features]`."""
         if self.signal == "gradient":
             return tensors["spread"]
         factor = torch.linalg.cholesky(self._precision(tensors["gram"]).detach())
-        return self.log_prior().exp() * torch.cholesky_inverse(factor).diagonal(dim1=-2, dim2=-1)
+        return self.prior_precision() * torch.cholesky_inverse(factor).diagonal(dim1=-2, dim2=-1)
 
-    def _summed_up(
+    def _summary(
         self, network: UpdateNetwork, tensors: Tensors, batch: Batch, theta: torch.Tensor, gradient: torch.Tensor
     ) -> torch.Tensor:
         known = [theta]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Literal
 
 import torch
 from torch import nn
 
-Signal = Literal["data", "gradient", "both"]
+from iai_hf import posterior
+from iai_hf.hyperparameters import saved_as
+
 FIXED_SEED = 20251011  # of the fixed random features: part of the predictor's form
 
 
@@ -24,14 +25,15 @@ class Predictor(nn.Module):
     def __init__(self, classification: bool, width: int = 0, learned_inputs: int = 0) -> None:
         super().__init__()
         self.classification, self.width = classification, width
-        self.residual: nn.Sequential | None = None
+        saved_as(self, {"learned": "residual"})
+        self.learned: nn.Sequential | None = None
         if learned_inputs:
             size = self.size(learned_inputs)
-            self.residual = nn.Sequential(
+            self.learned = nn.Sequential(
                 nn.Linear(learned_inputs, 64, dtype=torch.float32), nn.GELU(), nn.Linear(64, size, dtype=torch.float32)
             )
-            nn.init.zeros_(self.residual[2].weight)  # type: ignore[arg-type]
-            nn.init.zeros_(self.residual[2].bias)  # type: ignore[arg-type]
+            nn.init.zeros_(self.learned[2].weight)  # type: ignore[arg-type]
+            nn.init.zeros_(self.learned[2].bias)  # type: ignore[arg-type]
 
     def size(self, inputs: int) -> int:
         """Number of features."""
@@ -45,15 +47,25 @@ class Predictor(nn.Module):
         else:
             found = x
         found = torch.cat([torch.ones_like(found[..., :1]), found], -1)
-        return found if self.residual is None else found + self.residual(x)
+        return found if self.learned is None else found + self.learned(x)
 
-    def residuals(self, outputs: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Derivative of the loss of each example in its outputs, `[..., outputs]`."""
-        return (outputs.softmax(-1) if self.classification else outputs) - y
+    def residual(self, outputs: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """What outputs leave unexplained: minus the derivative of each example's loss in them, `[..., outputs]`."""
+        return posterior.residual(outputs, y) if self.classification else y - outputs
+
+    def curvature(self, outputs: torch.Tensor) -> torch.Tensor:
+        """Of each example's loss in its outputs `[..., outputs]`, mean over those that differ, `[..., 1]`."""
+        return posterior.shared_curvature(outputs) if self.classification else torch.ones_like(outputs[..., :1])
+
+    def laplace_update(
+        self, features: torch.Tensor, outputs: torch.Tensor, y: torch.Tensor, precision: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `iai_hf.posterior.laplace_update`, under the predictor's loss."""
+        return posterior.laplace_update(features, outputs, y, precision, classification=self.classification)
 
     def gradient(self, features: torch.Tensor, theta: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Of the mean loss over examples `[tasks, n, ...]`, in theta."""
-        return features.mT @ self.residuals(features @ theta, y) / features.shape[-2]
+        return -features.mT @ self.residual(features @ theta, y) / features.shape[-2]
 
     def loss(self, outputs: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Mean over examples: `[tasks, n, outputs]` to `[tasks]`; nats, or half the squared error a target."""

@@ -1,7 +1,8 @@
 """Prior: what tasks have in common: theta = start + metric w, where every w is of order one.
 
-A learned start is theta[0] (as in MAML), a learned metric preconditions all steps (Park and Oliva 2019); solvers work
-on w. Both begin as the empirical Bayes estimate from some tasks, and are trained on from there.
+A learned start is theta[0] (as in MAML, Finn et al. 2017, arXiv 1703.03400), a learned metric preconditions all steps
+(Park and Oliva 2019, arXiv 1902.03356); solvers work on w. Both begin as the empirical Bayes estimate from some tasks,
+and are trained on from there.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from iai_hf.tables.solvers.laplace import absorb, curvature_weights
 from iai_hf.tables.solvers.predictor import Predictor
 from iai_hf.tables.solvers.solver import Batch
 
@@ -27,7 +27,7 @@ class Estimate(NamedTuple):
 
 
 class Prior(nn.Module):
-    """Zero and identity at first.
+    """theta = (mean + root move) + root factor w; zero and identity at first.
 
     Args:
         features, outputs: sizes of theta to learn for; 0 for a prior with nothing to learn, which fits any size.
@@ -45,7 +45,7 @@ class Prior(nn.Module):
             self.move = nn.Parameter(torch.zeros(features, outputs, dtype=torch.float32))
             self.factor = nn.Parameter(torch.eye(features, dtype=torch.float32))
 
-    def seen(self, features: torch.Tensor) -> torch.Tensor:
+    def whiten(self, features: torch.Tensor) -> torch.Tensor:
         """What w is multiplied with: `[..., features]` to the same shape."""
         return features @ (self.root @ self.factor) if self.learned else features
 
@@ -69,23 +69,26 @@ class Prior(nn.Module):
         precision = torch.eye(size, device=theta.device, dtype=torch.float32).expand(theta.shape[0], -1, -1)
         for x, y in zip(stream.x.split(PIECE, 1), stream.y.split(PIECE, 1), strict=True):
             features = predictor.features(x)
-            change, curvature = absorb(predictor, features, features @ theta, y, precision)
+            change, curvature = predictor.laplace_update(features, features @ theta, y, precision)
             theta, precision = theta + change, precision + curvature
         start = theta.mean(0)
-        spread = (theta - start).mT.flatten(0, 1)
-        root = torch.linalg.cholesky(shrunk(spread.mT @ spread / len(spread), len(spread)))
+        apart = (theta - start).mT.flatten(0, 1)
+        root = torch.linalg.cholesky(shrunk(apart.mT @ apart / len(apart), len(apart)))
         asked = predictor.features(queries.x)
-        weighted = curvature_weights(predictor, asked @ theta) * asked
+        weighted = predictor.curvature(asked @ theta) * asked
         moments = (weighted.mT @ asked).mean(0) / asked.shape[1]
         curvatures, turn = torch.linalg.eigh(root.mT @ moments @ root)
         self.mean.copy_(start)
         self.root.copy_(root @ turn)
-        noise = predictor.residuals(asked @ theta, queries.y).square().mean()
+        noise = predictor.residual(asked @ theta, queries.y).square().mean()
         return Estimate(curvatures.clamp(min=1e-6), float(noise))
 
 
 def shrunk(covariance: torch.Tensor, samples: int) -> torch.Tensor:
-    """An estimate nearer to a multiple of the identity, the more so the fewer samples (Chen et al. 2010, OAS)."""
+    """An estimate nearer to a multiple of the identity, the more so the fewer samples.
+
+    OAS (Chen et al. 2010, arXiv 0907.4698).
+    """
     size = len(covariance)
     total, squares = covariance.trace(), covariance.square().sum()
     apart = (squares - total**2 / size).clamp(min=1e-12)

@@ -8,7 +8,8 @@ from itertools import pairwise
 
 import torch
 
-from iai_hf.tables.solvers.solver import Batch, Solver, Tensors
+from iai_hf.tables.solvers.solver import Batch, Solver
+from iai_hf.task import Tensors
 
 
 class Retained(Solver):
@@ -59,7 +60,7 @@ class Retained(Solver):
         chunks = list(map(Batch, tensors["x"].split(sizes, 1), tensors["y"].split(sizes, 1)))
         return self.read(merged(chunks, min(self.batches or len(chunks), len(chunks))), x)
 
-    def lesson(self, chunks: Sequence[Batch], generator: torch.Generator) -> Sequence[Batch]:
+    def training_chunks(self, chunks: Sequence[Batch], generator: torch.Generator) -> Sequence[Batch]:
         """The chunks merged into a random number of batches, as many as may be read."""
         if self.batches is None:
             return chunks

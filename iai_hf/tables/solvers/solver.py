@@ -3,33 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from iai_hf.tables.solvers.predictor import Predictor
+from iai_hf.task import Tensors
 
-Tensors = Mapping[str, torch.Tensor]
 SUMMARY = "summary"
-SPEED = 10.0  # single numbers are learned this much faster than a network's weights, under one learning rate
-
-
-class Scalar(nn.Module):
-    """A learned number that starts at `value`."""
-
-    def __init__(self, value: float) -> None:
-        super().__init__()
-        self.slow = nn.Parameter(torch.tensor(value / SPEED, dtype=torch.float32))
-
-    def forward(self) -> torch.Tensor:
-        """The number."""
-        return SPEED * self.slow
-
-    def set(self, value: float) -> None:
-        """Let the number be `value`."""
-        self.slow.data.fill_(value / SPEED)
 
 
 class Batch(NamedTuple):
@@ -91,12 +74,12 @@ class Solver(nn.Module, ABC):
             found.append(self.answer(tensors, x))
         return found
 
-    def lesson(self, chunks: Sequence[Batch], generator: torch.Generator) -> Sequence[Batch]:
+    def training_chunks(self, chunks: Sequence[Batch], generator: torch.Generator) -> Sequence[Batch]:
         """The steps to train on, of an episode's chunks; by default these."""
         return chunks
 
     def outputs(self, chunks: Sequence[Batch], x: torch.Tensor, *, greedy: bool = True) -> list[torch.Tensor]:
-        """Outputs for the queries `x` after each step of a lesson, all of which training pays for; as `rollout`."""
+        """Outputs for the queries `x` after each of the training chunks, all of which enter the loss; as `rollout`."""
         return self.rollout(chunks, x, greedy=greedy)
 
 

@@ -1,5 +1,5 @@
 """Training on numbers: families of tasks, drawn without end, and the paper's greedy objective on them."""
 
-from iai_hf.tables.training.curriculum import NumbersCurriculum
+from iai_hf.tables.training.curriculum import TableCurriculum
 
-__all__ = ["NumbersCurriculum"]
+__all__ = ["TableCurriculum"]

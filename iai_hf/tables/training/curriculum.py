@@ -1,4 +1,4 @@
-"""NumbersCurriculum: episodes of a family, the loss after every chunk, and held-out tasks that choose the weights."""
+"""TableCurriculum: episodes of a family, the loss after every chunk, and held-out tasks that choose the weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 from iai_hf.tables.solvers.optimizers import Reptile
 from iai_hf.tables.solvers.solver import Batch, Solver
-from iai_hf.tables.training.families import Episode, Family
+from iai_hf.tables.training.families import Family, TableEpisode
 from iai_hf.training.config import TrainingConfig
 from iai_hf.training.curriculum import Curriculum, Evaluation
 
@@ -20,7 +20,7 @@ VALIDATION_SEED, VALIDATION_EPISODES = 10**9, 4
 PRIOR_SEED, PRIOR_TASKS, PRIOR_LENGTH = 6 * 10**9, 256, 4  # length: in longest streams of an episode
 
 
-class GreedyObjective(nn.Module):
+class SolverObjective(nn.Module):
     """Mean loss of the queries over all steps; by default the gradient is stopped between them (greedy)."""
 
     def __init__(self, solver: Solver, greedy: bool) -> None:
@@ -36,7 +36,7 @@ class GreedyObjective(nn.Module):
         return torch.stack([self.solver.predictor.loss(outputs, queries.y).mean() for outputs in found]).mean()
 
 
-class NumbersCurriculum(Curriculum):
+class TableCurriculum(Curriculum):
     """Tasks of one family, new ones in every episode.
 
     Args:
@@ -49,7 +49,7 @@ class NumbersCurriculum(Curriculum):
         self.family, self.config = family, config
         self.solver = amortizer.solver
         self.learned = amortizer.module
-        self.objective = GreedyObjective(self.solver, amortizer.greedy)
+        self.objective = SolverObjective(self.solver, amortizer.greedy)
 
     def begin(self) -> None:
         """Let the solver learn from some whole tasks, longer than those of episodes."""
@@ -66,7 +66,7 @@ class NumbersCurriculum(Curriculum):
         size = _log_uniform(generator, *self.config.chunk_sizes)
         drawn = self.family.sample(generator, self.config.tasks_per_episode, steps * size, self.config.queries)
         chunks, queries = _on(drawn, size, device)
-        return list(self.solver.lesson(chunks, generator)), queries
+        return list(self.solver.training_chunks(chunks, generator)), queries
 
     def describe(self, episode: Any) -> str:
         """Where an episode comes from."""
@@ -92,7 +92,7 @@ class NumbersCurriculum(Curriculum):
         return Evaluation(sum(losses) / len(losses), right if self.family.classification else -losses[-1])
 
 
-def _on(episode: Episode, size: int, device: torch.device) -> tuple[list[Batch], Batch]:
+def _on(episode: TableEpisode, size: int, device: torch.device) -> tuple[list[Batch], Batch]:
     return [_moved(chunk, device) for chunk in episode.chunks(size)], _moved(episode.queries, device)
 
 

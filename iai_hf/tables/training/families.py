@@ -12,13 +12,13 @@ from typing import NamedTuple
 
 import torch
 
-from iai_hf.tables.solvers.laplace import solve
+from iai_hf.posterior import solve
 from iai_hf.tables.solvers.solver import Batch
 
 Exact = Callable[[Batch, torch.Tensor], torch.Tensor]  # of the stream so far and the queries
 
 
-class Episode(NamedTuple):
+class TableEpisode(NamedTuple):
     """Streams and queries of some tasks.
 
     Attributes:
@@ -58,7 +58,7 @@ class Family(ABC):
     @abstractmethod
     def sample(
         self, generator: torch.Generator, tasks: int, examples: int, queries: int, shifted: bool = False
-    ) -> Episode:
+    ) -> TableEpisode:
         """Tasks drawn with the generator; `shifted` out of the training distribution."""
 
 
@@ -70,7 +70,7 @@ class LinearRegression(Family):
 
     def sample(
         self, generator: torch.Generator, tasks: int, examples: int, queries: int, shifted: bool = False
-    ) -> Episode:
+    ) -> TableEpisode:
         """The exact answer is the Bayes-optimal ridge regression with the true noise."""
         weight = torch.randn(tasks, self.inputs, 1, generator=generator)
         x = torch.randn(tasks, examples + queries, self.inputs, generator=generator)
@@ -91,7 +91,7 @@ class LinearClassification(Family):
 
     def sample(
         self, generator: torch.Generator, tasks: int, examples: int, queries: int, shifted: bool = False
-    ) -> Episode:
+    ) -> TableEpisode:
         """The exact answer is the classifier that generates the labels."""
         weight = 2 * torch.randn(tasks, self.inputs, self.outputs, generator=generator) / self.inputs**0.5
         x = torch.randn(tasks, examples + queries, self.inputs, generator=generator)
@@ -107,7 +107,7 @@ class NonlinearClassification(Family):
 
     def sample(
         self, generator: torch.Generator, tasks: int, examples: int, queries: int, shifted: bool = False
-    ) -> Episode:
+    ) -> TableEpisode:
         """The exact answer is the network that generates the labels."""
         units = 8 if shifted else 16
         first = 1.5 * torch.randn(tasks, self.inputs, units, generator=generator)
@@ -128,9 +128,9 @@ def drawn(logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return torch.nn.functional.one_hot(best, logits.shape[-1]).float()
 
 
-def _cut(x: torch.Tensor, y: torch.Tensor, examples: int, exact: Exact | None) -> Episode:
+def _cut(x: torch.Tensor, y: torch.Tensor, examples: int, exact: Exact | None) -> TableEpisode:
     stream, queries = Batch(x[:, :examples], y[:, :examples]), Batch(x[:, examples:], y[:, examples:])
-    return Episode(stream, queries, exact)
+    return TableEpisode(stream, queries, exact)
 
 
 def _heavy(generator: torch.Generator, tasks: int) -> torch.Tensor:
