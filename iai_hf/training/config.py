@@ -31,7 +31,7 @@ class TrainingConfig:
         tasks_per_episode: on numbers: tasks that are read side by side; elsewhere an episode is one task.
         learning_rate: peak, with cosine decay.
         unroll: updates that the gradient goes through before it is stopped.
-        losses_per_episode: steps of a stream after which the loss is paid.
+        losses_per_episode: steps of a stream after which the loss is taken.
         queries: per loss.
         shortest, longest: stream lengths, drawn log-uniformly.
         chunk_sizes: drawn log-uniformly between the two.

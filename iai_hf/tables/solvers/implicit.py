@@ -175,7 +175,7 @@ class Implicit(Retained):
         return points._replace(summary=summary, state=state)
 
     def _known(self, outputs: torch.Tensor) -> torch.Tensor:
-        """What the network is told of a state."""
+        """What the network sees of a state."""
         probabilities = self.carried == "probabilities" and self.predictor.classification
         return outputs.softmax(-1) if probabilities else outputs
 
