@@ -9,6 +9,7 @@ network's correction. Free form, as in the paper: theta[i+1] = theta[i] + networ
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -22,6 +23,15 @@ from iai_hf.tables.solvers.prior import Prior
 from iai_hf.tables.solvers.solver import SUMMARY, Batch, Solver
 from iai_hf.tables.solvers.tokens import ThetaTokens
 from iai_hf.task import Signal, Tensors
+
+
+class _Chunk(NamedTuple):
+    """As the solver sees it: features, outputs and targets `[tasks, n, ...]`, and the mean loss's gradient in theta."""
+
+    whitened: torch.Tensor
+    outputs: torch.Tensor
+    y: torch.Tensor
+    gradient: torch.Tensor
 
 
 class Parametric(Solver):
@@ -100,26 +110,18 @@ class Parametric(Solver):
         return tensors
 
     def refine(self, tensors: Tensors, batch: Batch) -> Tensors:
-        """One step."""
-        features = self.predictor.features(batch.x)
-        whitened, offset = self.prior.whiten(features), self.prior.offset(features, batch.y.shape[-1])
+        """The solver's step, and the network's correction of where it leads; free: the network's step."""
+        kept = half_life_decay(batch.x.shape[1], self.half_life)
         theta = tensors["theta"] - tensors.get("correction", 0.0)  # the solver's own
-        outputs = offset + whitened @ theta
-        n = whitened.shape[-2]
-        gradient = -whitened.mT @ self.predictor.residual(outputs, batch.y) / n
-        refined = dict(tensors)
-        kept = half_life_decay(n, self.half_life)
-        if not self.free and self.signal == "gradient":
-            change, refined["spread"] = self.filter((tensors["spread"] / kept).clamp(max=1.0), gradient, n)
-            theta = theta + change
-        elif not self.free:
-            gram = tensors["gram"] * kept
-            change, curvature = self.predictor.laplace_update(whitened, outputs, batch.y, self._precision(gram))
-            theta, refined["gram"] = theta + change, gram + curvature
+        chunk = self._chunk(theta, batch)
+        refined = {**tensors, "steps": tensors["steps"] * kept + 1}
         if self.window > 1:
             refined["history"] = torch.cat([tensors["theta"][:, None], tensors["history"][:, :-1]], 1)
+        if not self.free:
+            change, memory = self._solver_step(tensors, chunk, kept)
+            theta, refined = theta + change, refined | memory
         if self.network is not None:
-            summary = self._summary(self.network, tensors, batch, theta, gradient)
+            summary = self._summary(self.network, tensors, batch, theta, chunk.gradient)
             if self.free:
                 theta = theta + self.tokens.join(self.network.propose(summary))
             else:
@@ -127,14 +129,31 @@ class Parametric(Solver):
                 proposed = self.tokens.join(self.network.propose(refined[SUMMARY]))
                 refined["correction"] = self.correction(proposed, self._variance(refined))
                 theta = theta + refined["correction"]
-        refined["theta"] = theta
-        refined["steps"] = tensors["steps"] * kept + 1
-        return refined
+        return refined | {"theta": theta}
 
     def answer(self, tensors: Tensors, x: torch.Tensor) -> torch.Tensor:
         """phi(x) theta."""
         features = self.predictor.features(x)
         return self.prior.offset(features, tensors["theta"].shape[-1]) + self.prior.whiten(features) @ tensors["theta"]
+
+    def _chunk(self, theta: torch.Tensor, batch: Batch) -> _Chunk:
+        features = self.predictor.features(batch.x)
+        whitened = self.prior.whiten(features)
+        outputs = self.prior.offset(features, batch.y.shape[-1]) + whitened @ theta
+        gradient = -whitened.mT @ self.predictor.residual(outputs, batch.y) / batch.x.shape[1]
+        return _Chunk(whitened, outputs, batch.y, gradient)
+
+    def _solver_step(
+        self, tensors: Tensors, chunk: _Chunk, kept: float
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The change of theta, and what the solver knows then; `kept` of what it knew counts still."""
+        if self.signal == "gradient":
+            variance = (tensors["spread"] / kept).clamp(max=1.0)
+            change, variance = self.filter(variance, chunk.gradient, chunk.y.shape[1])
+            return change, {"spread": variance}
+        gram = tensors["gram"] * kept
+        change, curvature = self.predictor.laplace_update(chunk.whitened, chunk.outputs, chunk.y, self._precision(gram))
+        return change, {"gram": gram + curvature}
 
     def _precision(self, gram: torch.Tensor) -> torch.Tensor:
         return gram + self.prior_precision() * torch.eye(gram.shape[-1], device=gram.device, dtype=torch.float32)
