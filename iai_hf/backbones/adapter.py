@@ -107,7 +107,8 @@ class FeatureAdapter:
                 f"the feature adapter belongs to a backbone with fingerprint {self.backbone_fingerprint[:8]}, this is "
                 f"{backbone.name} ({backbone.fingerprint[:8]}); use that one, or adapter=None"
             )
-        model = copy.deepcopy(backbone.model, {id(part): part for part in _tensors(backbone.model)})
+        with backbone.lock:  # no pass is under way, whose hooks would be copied
+            model = copy.deepcopy(backbone.model, {id(part): part for part in _tensors(backbone.model)})
         with torch.no_grad():
             for name, up in self.low_rank.up.items():
                 layer = model.get_submodule(name)

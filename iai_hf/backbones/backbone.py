@@ -5,15 +5,15 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from iai_hf.backbones.batching import length_buckets, split_windows
-from iai_hf.backbones.sentence import Pipeline
+from iai_hf.backbones.self_test import Traits, attention_windows, last_hidden_state, traits
+from iai_hf.backbones.sentence_transformers import Pipeline
 from iai_hf.backbones.tokenizing import TextTokenizer
-from iai_hf.backbones.trial import Trial, last_hidden_state, trial
 from iai_hf.errors import BackboneError
 from iai_hf.processes import Group
 from iai_hf.threads import Lock, one_at_a_time
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-SENTENCE = "The quick brown fox, 12.5% of Zürich!"  # tells tokenizers apart
+SAMPLE = "The quick brown fox, 12.5% of Zürich!"  # tells tokenizers apart
 MAX_WINDOW = 1024  # attention costs the square of a window, so longer contexts are read in several
 
 
@@ -100,7 +100,7 @@ class Backbone:
     @property
     def width(self) -> int:
         """Size of the hidden states that features are pooled from."""
-        return self.trial.hidden_size
+        return self.traits.hidden_size
 
     @property
     def hidden_size(self) -> int:
@@ -108,14 +108,14 @@ class Backbone:
         return self.pipeline.size(self.width)
 
     @cached_property
-    def trial(self) -> Trial:
+    def traits(self) -> Traits:
         """What the model does with a few tokens.
 
         Raises:
             BackboneError: it reads no text by itself.
         """
         try:
-            return trial(self.base, sorted(set(self._probe))[-2:])
+            return traits(self.base, sorted(set(self._sample_ids))[-2:])
         except Exception as error:  # whatever a model raises that wants images, sound or a decoder's input
             reason = (str(error).splitlines() or [""])[0]
             raise BackboneError(
@@ -146,7 +146,7 @@ class Backbone:
         config = self.model.config.get_text_config()
         # Biases in the place of positions are made up to `max_seq_len`.
         limits = [getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len")]
-        limits += [self.trial.positions, self.tokenizer.model_max_length]
+        limits += [self.traits.positions, self.tokenizer.model_max_length]
         known = [int(limit) for limit in limits if limit and 0 < limit < 10**9]  # XLNet says -1
         return min(known, default=MAX_WINDOW)
 
@@ -184,7 +184,7 @@ class Backbone:
 
     def digest(self) -> str:
         """Of architecture, vocabulary, pooling and a sample of every weight, alike for float32 and bfloat16 loading."""
-        windows = _attention_windows(self.model.config.get_text_config().to_dict(), self.context)
+        windows = attention_windows(self.model.config.get_text_config().to_dict(), self.context)
         return self._digest(self.pipeline.described() + (str(windows).encode() if windows else b""))
 
     def _digest(self, reading: bytes) -> str:
@@ -198,14 +198,14 @@ class Backbone:
             sample = flat[:: max(flat.numel() // 16, 1)].to("cpu", torch.bfloat16)
             digest.update(name.encode() + sample.contiguous().view(torch.uint8).numpy().tobytes())
         digest.update(str(self.feature_prompt).encode() if self.feature_prompt else b"")
-        digest.update(str(self._probe).encode())
+        digest.update(str(self._sample_ids).encode())
         digest.update(reading)
         return digest.hexdigest()[:32]
 
     @cached_property
-    def _probe(self) -> list[int]:
+    def _sample_ids(self) -> list[int]:
         """How the tokenizer reads an English sentence."""
-        ids: list[int] = self.tokenizer(SENTENCE, split_special_tokens=True)["input_ids"]
+        ids: list[int] = self.tokenizer(SAMPLE, split_special_tokens=True)["input_ids"]
         return ids
 
     @one_at_a_time
@@ -237,7 +237,7 @@ class Backbone:
         called: list[nn.Module] = []
         hooks = [part.register_forward_hook(lambda part, *_: called.append(part)) for part in layers.values()]
         try:
-            self.features([SENTENCE])
+            self.features([SAMPLE])
         finally:
             for hook in hooks:
                 hook.remove()
@@ -275,7 +275,7 @@ class Backbone:
                 windows.append([*start, *ahead, *window, *end] or [self.pad_id])
         before = len(start) + (len(asked) if prompt else len(self.feature_prompt))
         sums = torch.zeros(len(ids), self.width * len(self.pipeline.modes), dtype=torch.float32)
-        groups = length_buckets([len(window) for window in windows], same=not self.trial.pads)
+        groups = length_buckets([len(window) for window in windows], same=not self.traits.pads)
         with passing:
             for group in groups[self.group.index :: self.group.count]:
                 batch, mask = self._pad([windows[i] for i in group])
@@ -342,14 +342,3 @@ def _shared(prompt: Sequence[int], text: Sequence[int]) -> int:
     """How many ids both begin with."""
     pairs = enumerate(zip(prompt, text, strict=False))
     return next((i for i, (a, b) in pairs if a != b), min(len(prompt), len(text)))
-
-
-def _attention_windows(config: Mapping[str, Any], context: int) -> dict[str, Any]:
-    """What a configuration says of windows narrower than the context, which no weight tells."""
-    found = {}
-    for key, value in sorted(config.items()):
-        named = any(word in key for word in ("window", "chunk", "local_attention")) and "layers" not in key
-        sizes = value if isinstance(value, list) else [value]
-        if named and any(type(size) is int and 0 < size < context for size in sizes):
-            found[key] = value
-    return found

@@ -4,7 +4,7 @@ A prefix (demonstrations, or a soft prompt) is encoded once into keys and values
 their candidate answers, into one row: a block mask lets each query see the prefix and itself, each answer its own
 query besides. So nothing is padded, nothing of the prefix is copied or read again, and only the positions that
 count go through the language-model head. Which models allow that a self-test finds at first use; of all others each
-answer is read in a plain pass of its own, prefix and all, which is slower and says the same.
+answer is read in a plain pass of its own, prefix and all, which is slower and gives the same.
 """
 
 from __future__ import annotations
@@ -15,14 +15,12 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from iai_hf.backbones import halfway, packed_pass, plain
+from iai_hf.backbones import packed_pass, partial_pass, plain_pass, self_test
 from iai_hf.backbones.backbone import Backbone
 from iai_hf.backbones.batching import length_buckets
-from iai_hf.backbones.conditions import NO_PREFIX, Condition, Entering, Prefix, Sampling
+from iai_hf.backbones.conditions import NO_PREFIX, Condition, Prefix, Sampling
 from iai_hf.backbones.low_rank import applied
-from iai_hf.backbones.middle import Middle
 from iai_hf.backbones.packing import Packed, Row, packs
-from iai_hf.backbones.probe import Abilities, enters, probe
 from iai_hf.errors import BackboneError, DataError
 from iai_hf.threads import Lock, one_at_a_time
 
@@ -74,14 +72,18 @@ class CausalLM(Backbone):
         return int(self.model.config.get_text_config().hidden_size)
 
     @cached_property
-    def _middle(self) -> Middle:
-        return Middle(self.base, int(self.model.config.get_text_config().num_hidden_layers), self._probe)
+    def _middle_layer(self) -> torch.nn.Module | None:
+        depth = int(self.model.config.get_text_config().num_hidden_layers)
+        return partial_pass.middle_layer(self.base, depth, self._sample_ids)
 
     def _pool(self, batch: torch.Tensor, mask: torch.Tensor | None, before: int) -> torch.Tensor:
         # The middle layers are the most linearly readable (measured: clinc150 0.64 with the last layer, 0.78 so), and
         # more so behind a question (0.83; mpqa 0.77 to 0.85): the first position is an attention sink whose huge
         # activation says nothing, so it should not be a text's first word.
-        hidden = self._middle(batch, mask)
+        if self._middle_layer is None:
+            hidden = partial_pass.middle_of_whole(self.base, batch, mask)
+        else:
+            hidden = partial_pass.entrance(self.base, self._middle_layer, batch, mask)
         if hidden.shape != (*batch.shape, self.width):
             raise BackboneError(
                 f"the middle layer of {self.name} has shape {tuple(hidden.shape)}, not one vector of {self.width} a "
@@ -99,13 +101,13 @@ class CausalLM(Backbone):
         return self.texts.piece(text)
 
     @cached_property
-    def abilities(self) -> Abilities:
+    def abilities(self) -> self_test.Abilities:
         """How the model can be read, by a self-test of a few short passes.
 
         Raises:
             BackboneError: not at all.
         """
-        found = probe(self.model, self.context)
+        found = self_test.abilities(self.model, self.context)
         if not found.packed:
             log.warning(
                 "%s can't be read packed: every answer is read with its whole prefix, exact but slower", self.name
@@ -117,7 +119,7 @@ class CausalLM(Backbone):
         import torch
 
         with torch.no_grad():
-            return plain.embeddings(self.model, plain.source(self.model, ids, None))
+            return plain_pass.embeddings(self.model, plain_pass.source(self.model, ids, None))
 
     @one_at_a_time
     def encode_prefix(self, ids: Sequence[int] = (), embeddings: torch.Tensor | None = None) -> Prefix:
@@ -136,7 +138,7 @@ class CausalLM(Backbone):
             raise DataError(f"the prefix has {len(source)} tokens; the context of {self.name} is {self.context}")
         if not self.abilities.packed:
             return Prefix((), (len(source),), (source,))
-        return packed_pass.encoded(self.model, source)
+        return packed_pass.encode(self.model, source)
 
     @one_at_a_time
     def score(self, condition: Condition, rows: Sequence[Row]) -> list[torch.Tensor]:
@@ -149,93 +151,88 @@ class CausalLM(Backbone):
 
         rows = self._started(condition, rows)
         for row in rows:
-            self.check_room(condition.prefix.part(row.member)[1], len(row.query) + max(map(len, row.answers)))
+            self.check_room(condition.prefix.part(row.adapter_index)[1], len(row.query) + max(map(len, row.answers)))
         scores: list[torch.Tensor] = []
         with torch.inference_mode():
             if not self.abilities.packed:
-                return plain.scores(self.model, condition, rows)
+                return plain_pass.scores(self.model, condition, rows)
             for first, last in packs([len(row) for row in rows]):
                 packed = Packed.of(rows[first:last], self.device)
-                with applied(self.model, condition.weights, packed.members[None]):
+                with applied(self.model, condition.weights, packed.adapter_indices[None]):
                     scores += packed.scores(packed_pass.logits(self.model, packed, condition.prefix))
         return scores
 
     @one_at_a_time
-    def losses(self, rows: Sequence[Row], entering: Entering) -> Losses:
-        """Losses of the first answers, in one forward pass, differentiable in what enters.
+    def losses(self, rows: Sequence[Row], condition: Condition) -> Losses:
+        """Losses of the first answers, in one forward pass, differentiable in the condition's weights or prompt.
 
-        Of rows that have a `reading` only the positions that are scored go through the model, from `entering.layer` on;
-        the keys and values of all others are taken from it as given.
+        Of prefilled rows only the positions that are scored go through the model, from `condition.first_layer` on; the
+        keys and values of all others are taken as given.
 
         Raises:
             DataError: a row that does not fit the context.
         """
         from torch.nn.attention import SDPBackend, sdpa_kernel
 
-        readings = [row.reading for row in rows if row.reading is not None]
-        if not readings:
-            rows = rows if entering.prompt is not None else self._started(Condition(entering.prefix), rows)
-        before = entering.prefix if entering.prompt is None else self._source((), entering.prompt)
+        caches = [row.hidden_cache for row in rows if row.hidden_cache is not None]
+        if not caches and condition.prompt is None:
+            rows = self._started(condition, rows)
+        before = self._before(condition)
         for row in rows:
             self.check_room(before.length if isinstance(before, Prefix) else len(before), len(row))
         if not self.abilities.packed:
             source = before.source(0) if isinstance(before, Prefix) else before
-            return Losses(*plain.losses(self.model, source, rows, entering.low_rank))
+            return Losses(*plain_pass.losses(self.model, source, rows, condition.weights))
         packed = Packed.of(rows, self.device)
-        with applied(self.model, entering.low_rank):
-            if readings:
-                return Losses(*packed.losses(halfway.logits(self.model, packed, readings, entering)))
+        with applied(self.model, condition.weights):
+            if caches:
+                return Losses(*packed.losses(partial_pass.logits(self.model, packed, caches, condition)))
             # The fused attention kernel's backward pass is slow on short rows: a sixth of all the time.
             with _KERNELS, sdpa_kernel(SDPBackend.MATH):  # a switch that the whole process shares
                 return Losses(*packed.losses(packed_pass.logits(self.model, packed, before)))
 
     @one_at_a_time
-    def read(self, rows: Sequence[Row], entering: Entering) -> Sequence[Row]:
-        """The rows with their `reading` from `entering.layer` on, under what enters; one forward pass, no gradient.
+    def prefill(self, rows: Sequence[Row], condition: Condition) -> Sequence[Row]:
+        """The rows with their `hidden_cache` from `condition.first_layer` on; one forward pass, no gradient.
 
-        Rows are left without, to be read whole, where the model can't be entered half-way.
+        Rows are left without, to be read whole, where the model can't be entered at that layer.
 
         Raises:
             DataError: a row that does not fit the context.
         """
-        if entering.layer not in self._enters:
-            self._enters[entering.layer] = self.abilities.packed and enters(self.model, self.context, entering.layer)
-        if not self._enters[entering.layer]:
+        layer = condition.first_layer
+        if layer not in self._prefills:
+            self._prefills[layer] = self.abilities.packed and self_test.can_prefill(self.model, self.context, layer)
+        if not self._prefills[layer]:
             return rows
-        started = self._started(Condition(entering.prefix), rows)
+        started = self._started(condition, rows)
         for row in started:
-            self.check_room(entering.prefix.length, len(row))
-        return halfway.read(self.model, started, entering)
+            self.check_room(condition.prefix.length, len(row))
+        return partial_pass.prefill(self.model, started, condition)
 
     @cached_property
-    def _enters(self) -> dict[int, bool]:
+    def _prefills(self) -> dict[int, bool]:
+        """Whether rows can be prefilled up to a layer, of those that were asked for."""
         return {}
 
     @one_at_a_time
-    def next_tokens(self, texts: Sequence[Sequence[int]], entering: Entering | None = None) -> torch.Tensor:
+    def next_tokens(self, texts: Sequence[Sequence[int]], condition: Condition) -> torch.Tensor:
         """Log-probabilities of the token behind each one of the texts, float32 `[tokens, vocabulary]`."""
         import torch
 
-        entering = entering or Entering()
-        prefix = entering.prefix
-        before = prefix.source(0) if entering.prompt is None else self._source((), entering.prompt)
-        if not self.abilities.packed:
-            lines = [plain.Line(before, ids, len(ids)) for ids in texts]
-            return torch.cat(plain.logits(self.model, lines, entering.low_rank)).float().log_softmax(-1)
-        batch, mask = self._pad(texts)
-        mask = torch.ones_like(batch) if mask is None else mask
-        inputs, length, read = {"input_ids": batch}, 0, prefix.length
-        if entering.prompt is not None:
-            length = len(before)
-            words = self.model.get_input_embeddings()(batch)
-            inputs = {"inputs_embeds": torch.cat([before.expand(len(batch), -1, -1), words], dim=1)}
-        whole = torch.cat([torch.ones(len(batch), read + length, dtype=mask.dtype, device=mask.device), mask], dim=1)
-        cache = prefix.cache_of([0] * len(batch))
-        with applied(self.model, entering.low_rank):
-            logits = self.model(
-                **inputs, attention_mask=whole, past_key_values=cache, use_cache=cache is not None
-            ).logits
-        return logits[:, length:][mask.bool()].float().log_softmax(-1)
+        before = self._before(condition)
+        if self.abilities.packed:
+            packed = Packed.of([Row(tuple(ids)) for ids in texts], self.device)
+            everywhere = dataclasses.replace(packed, scored=torch.arange(len(packed.ids), device=self.device))
+            with applied(self.model, condition.weights):
+                return packed_pass.logits(self.model, everywhere, before).float().log_softmax(-1)
+        source = before.source(0) if isinstance(before, Prefix) else before
+        lines = [plain_pass.Line(source, ids, len(ids)) for ids in texts]
+        return torch.cat(plain_pass.logits(self.model, lines, condition.weights)).float().log_softmax(-1)
+
+    def _before(self, condition: Condition) -> Prefix | torch.Tensor:
+        """What is read before every row: a cached prefix, or a soft prompt with start-of-text before it."""
+        return condition.prefix if condition.prompt is None else self._source((), condition.prompt)
 
     @one_at_a_time
     def generate(
@@ -253,13 +250,13 @@ class CausalLM(Backbone):
 
         rows, prefix = self._started(condition, rows), condition.prefix
         for row in rows:
-            self.check_room(prefix.part(row.member)[1], len(row.query) + max_new_tokens)
+            self.check_room(prefix.part(row.adapter_index)[1], len(row.query) + max_new_tokens)
         steps = processors(sampling)
         answers, ends, cut = [""] * len(rows), self._ends(stop), 0
         with torch.inference_mode():
             for group in self._answered_together(prefix, rows, max_new_tokens):
-                inputs, members, read = self._prompts(prefix, [rows[i] for i in group])
-                with applied(self.model, condition.weights, members):
+                inputs, adapter_indices, read = self._prompts(prefix, [rows[i] for i in group])
+                with applied(self.model, condition.weights, adapter_indices):
                     output = self.model.generate(
                         **inputs,
                         max_new_tokens=max_new_tokens,
@@ -281,7 +278,7 @@ class CausalLM(Backbone):
             return length_buckets([len(row.query) + new for row in rows])
         alike: dict[int, list[int]] = {}
         for i, row in enumerate(rows):
-            alike.setdefault(len(row.query) + (0 if packed else prefix.part(row.member)[1]), []).append(i)
+            alike.setdefault(len(row.query) + (0 if packed else prefix.part(row.adapter_index)[1]), []).append(i)
         return [
             [places[i] for i in group]
             for length, places in alike.items()
@@ -289,21 +286,17 @@ class CausalLM(Backbone):
         ]
 
     def _prompts(self, prefix: Prefix, rows: Sequence[Row]) -> tuple[dict[str, Any], torch.Tensor, int]:
-        """What transformers generates from, the members of its tokens, and how many ids come before what is new."""
+        """What transformers generates from, its tokens' adapter indices, and how many ids come before what is new."""
         import torch
 
         if not self.abilities.packed:
-            lines = [plain.Line(prefix.source(row.member), row.query, 0, row.member) for row in rows]
-            inputs, members = plain.padded(self.model, lines)
-            # Of a prompt of embeddings nothing comes back.
-            return (
-                inputs | {"attention_mask": torch.ones_like(members)},
-                members,
-                (len(members[0]) if "input_ids" in inputs else 0),
-            )
+            lines = [plain_pass.Line(prefix.source(row.adapter_index), row.query, 0, row.adapter_index) for row in rows]
+            inputs, adapter_indices = plain_pass.padded(self.model, lines)
+            known = adapter_indices.shape[1] if "input_ids" in inputs else 0  # of embeddings nothing comes back
+            return inputs | {"attention_mask": torch.ones_like(adapter_indices)}, adapter_indices, known
         longest = max(len(row.query) for row in rows)
-        numbers = [row.member for row in rows]
-        read = [prefix.part(number)[1] for number in numbers]
+        indices = [row.adapter_index for row in rows]
+        read = [prefix.part(index)[1] for index in indices]
         # Positions of the prefix are in the cache; the ids there only fill the place.
         ids = [[self.pad_id] * (max(read) + longest - len(row.query)) + list(row.query) for row in rows]
         mask = [
@@ -313,9 +306,9 @@ class CausalLM(Backbone):
         prompts: dict[str, Any] = {
             "input_ids": torch.tensor(ids, device=self.device),
             "attention_mask": torch.tensor(mask, device=self.device),
-            "past_key_values": prefix.cache_of(numbers),
+            "past_key_values": prefix.cache_of(indices),
         }
-        return prompts, torch.tensor(numbers, device=self.device)[:, None], max(read) + longest
+        return prompts, torch.tensor(indices, device=self.device)[:, None], max(read) + longest
 
     def _source(self, ids: Sequence[int], prompt: torch.Tensor | None) -> torch.Tensor:
         """Start-of-text, then token ids, int64 `[length]`, or a soft prompt: embeddings `[length, width]`."""
@@ -324,7 +317,7 @@ class CausalLM(Backbone):
                 f"{self.name} reads more of a token than its embedding, so it takes no soft prompt; choose "
                 "'in-context', 'lora' or 'lm-state'"
             )
-        return plain.source(self.model, [*self.special_tokens[0], *ids], prompt)
+        return plain_pass.source(self.model, [*self.special_tokens[0], *ids], prompt)
 
     def _started(self, condition: Condition, rows: Sequence[Row]) -> Sequence[Row]:
         """The rows behind start-of-text, unless a prefix has it already."""

@@ -1,4 +1,4 @@
-"""Conditions: what a frozen language model answers or is trained under: prefixes, low-rank weights, soft prompts."""
+"""Conditions: what a frozen language model answers and is trained under: prefixes, low-rank weights, soft prompts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Prefix:
 
     Attributes:
         layers: keys and values, `[1, heads, length, head size]` a layer; none where nothing comes before.
-        parts: tokens of each member's own prefix, laid one behind the other; a single part is every member's.
+        parts: tokens of the prefix of each `Row.adapter_index`, laid one behind the other; a single part is all rows'.
         sources: of each part, ids int64 `[length]` or embeddings `[length, width]`, in the place of `layers`.
     """
 
@@ -42,19 +42,19 @@ class Prefix:
         kept = sum(keys.nbytes + values.nbytes for keys, values in self.layers)
         return kept + sum(source.nbytes for source in self.sources)
 
-    def part(self, member: int) -> tuple[int, int]:
-        """Where a member's part begins, and its length."""
-        place = self._place(member)
+    def part(self, adapter_index: int) -> tuple[int, int]:
+        """Where the part of an adapter begins, and its length."""
+        place = self._place(adapter_index)
         return sum(self.parts[:place]), self.parts[place]
 
-    def source(self, member: int) -> torch.Tensor:
-        """What is read again for a member, empty where nothing comes before."""
+    def source(self, adapter_index: int) -> torch.Tensor:
+        """What is read again for an adapter, empty where nothing comes before."""
         import torch
 
-        return self.sources[self._place(member)] if self.sources else torch.zeros(0, dtype=torch.long)
+        return self.sources[self._place(adapter_index)] if self.sources else torch.zeros(0, dtype=torch.long)
 
-    def _place(self, member: int) -> int:
-        return member if len(self.parts) > 1 else 0
+    def _place(self, adapter_index: int) -> int:
+        return adapter_index if len(self.parts) > 1 else 0
 
     def cache(self) -> DynamicCache:
         """All parts, for one packed row; the cache may be appended to, the prefix itself stays as it is."""
@@ -62,25 +62,27 @@ class Prefix:
 
         return DynamicCache(self.layers)
 
-    def cache_of(self, members: Sequence[int]) -> DynamicCache | None:
-        """A row for each member with its own part, on the left filled up to the longest; None where nothing is."""
+    def cache_of(self, adapter_indices: Sequence[int]) -> DynamicCache | None:
+        """A row for each index with its part, on the left filled up to the longest; None where there is no prefix."""
         from torch.nn.functional import pad
         from transformers import DynamicCache
 
         if not self.length:
             return None
         if len(self.parts) == 1:
-            return DynamicCache([tuple(t.expand(len(members), -1, -1, -1) for t in layer) for layer in self.layers])
+            return DynamicCache(
+                [tuple(t.expand(len(adapter_indices), -1, -1, -1) for t in layer) for layer in self.layers]
+            )
         import torch
 
-        longest = max(self.part(member)[1] for member in members)
+        longest = max(self.part(index)[1] for index in adapter_indices)
 
-        def row(tensor: torch.Tensor, member: int) -> torch.Tensor:
-            first, length = self.part(member)
+        def row(tensor: torch.Tensor, index: int) -> torch.Tensor:
+            first, length = self.part(index)
             return pad(tensor[:, :, first : first + length], (0, 0, longest - length, 0))
 
         return DynamicCache(
-            [tuple(torch.cat([row(t, member) for member in members]) for t in layer) for layer in self.layers]
+            [tuple(torch.cat([row(t, index) for index in adapter_indices]) for t in layer) for layer in self.layers]
         )
 
 
@@ -88,7 +90,7 @@ NO_PREFIX = Prefix((), (0,))
 
 
 def joined(prefixes: Sequence[Prefix]) -> Prefix:
-    """The prefixes of several members as one; where all are the same one, that."""
+    """The prefixes of several adapters as one; where all are the same one, that."""
     import torch
 
     if all(prefix is prefixes[0] for prefix in prefixes):
@@ -105,15 +107,19 @@ def joined(prefixes: Sequence[Prefix]) -> Prefix:
 
 @dataclass(frozen=True, eq=False)
 class Condition:
-    """What the frozen model answers under.
+    """What the frozen model answers under, or is trained under.
 
     Attributes:
-        prefix: before every query; where it is empty, start-of-text is.
-        weights: low-rank weights beside its layers: none, one for all rows, or one for each `Row.member`.
+        prefix: before every query, read without the weights; where it is empty, start-of-text is.
+        weights: low-rank weights beside its layers: none, one for all rows, or one for each `Row.adapter_index`.
+        prompt: a soft prompt `[length, hidden]` that is trained, in the place of a prefix.
+        first_layer: the first one that the weights change; rows may be prefilled up to there.
     """
 
-    prefix: Prefix
+    prefix: Prefix = NO_PREFIX
     weights: tuple[LowRank, ...] = ()
+    prompt: torch.Tensor | None = None
+    first_layer: int = 0
 
 
 @dataclass(frozen=True)
@@ -135,25 +141,3 @@ class Sampling:
         )
         require(0 < self.top_p <= 1, f"top_p is {self.top_p}; expected above 0, at most 1")
         whole_number("seed", self.seed, at_least=0)
-
-
-@dataclass(frozen=True, eq=False)
-class Entering:
-    """What enters the model while it is trained.
-
-    Attributes:
-        prompt: a soft prompt `[length, hidden]`.
-        weights: low-rank weights.
-        prefix: what the plain model has read before every row.
-        layer: the first one that is changed.
-    """
-
-    prompt: torch.Tensor | None = None
-    weights: LowRank | None = None
-    prefix: Prefix = NO_PREFIX
-    layer: int = 0
-
-    @property
-    def low_rank(self) -> tuple[LowRank, ...]:
-        """The weights, if there are any."""
-        return () if self.weights is None else (self.weights,)

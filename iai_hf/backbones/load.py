@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from iai_hf.backbones import numeric, weights
 from iai_hf.backbones.backbone import Backbone
-from iai_hf.backbones.sentence import Pipeline, read_pipeline
-from iai_hf.backbones.soundness import check_complete, check_finite, check_tokenizer
+from iai_hf.backbones.sentence_transformers import Pipeline, read_pipeline
+from iai_hf.backbones.validation import check_complete, check_finite, check_tokenizer
 from iai_hf.errors import BackboneError
 from iai_hf.threads import alone
 
@@ -86,7 +86,7 @@ def load_backbone(
     parts = {"name": name, "revision": found.commit, "tokenizer": read.tokenizer, "source": found.source}
     backbone = _assembled(model, read.causal, parts, pipeline)
     check_complete(name, backbone.model, read.missing, model)
-    _ = backbone.trial
+    _ = backbone.traits
     digest = backbone.digest()
     if precision == torch.float16 and read.stored != torch.float16:
         # Rounded to float16 first they would have another digest; it is taken from the weights as they are stored.
@@ -166,7 +166,7 @@ def _assembled(model: Any, causal: bool, parts: Mapping[str, Any], pipeline: Pip
 
         lm = CausalLM(model=model, **parts)
         check_tokenizer(lm)
-        if lm.trial.causal:
+        if lm.traits.causal:
             return lm
         model = lm.base
     elif model.config.is_encoder_decoder:

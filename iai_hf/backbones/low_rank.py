@@ -1,4 +1,4 @@
-"""Low-rank weights beside the linear layers of a frozen model (LoRA, Hu et al. 2021), without touching the model.
+"""Low-rank weights beside the linear layers of a frozen model (LoRA, arXiv 2106.09685), without touching the model.
 
 Forward hooks add them for the length of a `with` block, so a state is swapped without a copy of the backbone, and
 rows of one batch may each have weights of their own.
@@ -30,28 +30,31 @@ class LowRank:
 
 
 @contextmanager
-def applied(model: torch.nn.Module, weights: Sequence[LowRank], members: torch.Tensor | None = None) -> Iterator[None]:
+def applied(
+    model: torch.nn.Module, weights: Sequence[LowRank], adapter_indices: torch.Tensor | None = None
+) -> Iterator[None]:
     """Add low-rank weights to `model` inside the block.
 
     Args:
         weights: of one layout: the same layers and ranks.
-        members: which of the weights each token is read with, int64 `[batch, tokens or 1]`, below 0 for none; None
-            where there are no several. Where a pass has fewer tokens, it has the last ones.
+        adapter_indices: which of the weights each token is read with, int64 `[batch, tokens or 1]`, below 0 for
+            none; None where there are no several. Where a pass has fewer tokens, it has the last ones.
     """
     import torch
 
     handles = []
     several = len(weights) > 1
-    chosen = members is not None and (several or bool((members < 0).any()))
+    chosen = adapter_indices is not None and (several or bool((adapter_indices < 0).any()))
     try:
         for name in weights[0].down if weights else ():
-            # All members' ranks side by side; a token sees its own through the mask.
-            down = torch.cat([member.down[name] for member in weights]) if several else weights[0].down[name]
-            up = torch.cat([member.up[name] for member in weights], dim=1) if several else weights[0].up[name]
+            # All adapters' ranks side by side; a token sees its own through the mask.
+            down = torch.cat([adapter.down[name] for adapter in weights]) if several else weights[0].down[name]
+            up = torch.cat([adapter.up[name] for adapter in weights], dim=1) if several else weights[0].up[name]
             mask = None
-            if chosen and members is not None:
+            if chosen and adapter_indices is not None:
                 rank = len(weights[0].down[name])
-                mask = members[..., None] == torch.arange(len(weights), device=down.device).repeat_interleave(rank)
+                of_rank = torch.arange(len(weights), device=down.device).repeat_interleave(rank)
+                mask = adapter_indices[..., None] == of_rank
             hook = partial(_add, down=down, up=up, mask=mask)
             handles.append(model.get_submodule(name).register_forward_hook(hook))
         yield

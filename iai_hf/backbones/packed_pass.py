@@ -39,7 +39,7 @@ def behind(prefix: Prefix, packed: Packed) -> Layout:
 
     device = packed.ids.device
     parts = torch.tensor(prefix.parts, device=device)
-    own = packed.members if len(parts) > 1 else torch.zeros_like(packed.members)
+    own = packed.adapter_indices if len(parts) > 1 else torch.zeros_like(packed.adapter_indices)
     of_part = torch.arange(len(parts), device=device).repeat_interleave(parts)
     before = torch.cat([torch.arange(part, device=device) for part in prefix.parts])
     positions = packed.positions + parts[own]
@@ -93,7 +93,7 @@ def has_windows(model: PreTrainedModel) -> bool:
     return any(getattr(config, name, None) is not None for name in ("sliding_window", "attention_chunk_size"))
 
 
-def encoded(model: PreTrainedModel, before: torch.Tensor) -> Prefix:
+def encode(model: PreTrainedModel, before: torch.Tensor) -> Prefix:
     """Keys and values, all of them whatever the windows, of ids int64 `[length]` or embeddings `[length, width]`."""
     import torch
     from transformers import DynamicCache

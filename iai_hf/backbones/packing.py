@@ -13,8 +13,8 @@ PACK_TOKENS = 256  # of a forward pass: attention costs the square of a pack
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
-    """What a row's tokens are from a layer of the model on; an answer's last token is predicted, never read.
+class HiddenCache:
+    """A row's tokens inside the model, from a layer on; an answer's last token is predicted, never read.
 
     Attributes:
         hidden: at the entrance of that layer, `[tokens, hidden]`.
@@ -30,14 +30,14 @@ class Row:
     """A query with its candidate answers, as token ids.
 
     Attributes:
-        member: which of a condition's prefixes and low-rank weights it is read with, where there are several.
-        reading: what its tokens are inside the model, where that is known.
+        adapter_index: which of a condition's prefixes and low-rank weights it is read with, where there are several.
+        hidden_cache: of a prefilled row.
     """
 
     query: tuple[int, ...]
     answers: tuple[tuple[int, ...], ...] = ()
-    member: int = 0
-    reading: Reading | None = None
+    adapter_index: int = 0
+    hidden_cache: HiddenCache | None = None
 
     def __len__(self) -> int:
         return len(self.query) + sum(map(len, self.answers))
@@ -53,7 +53,7 @@ class Packed:
     scored: torch.Tensor
     targets: torch.Tensor
     owner: torch.Tensor
-    members: torch.Tensor  # of each token's row
+    adapter_indices: torch.Tensor  # of each token's row
     answers: tuple[int, ...]  # answers a row
 
     @classmethod
@@ -95,7 +95,7 @@ class Packed:
             scored=torch.tensor(scored, device=device),
             targets=torch.tensor(targets, device=device),
             owner=torch.tensor(owner, device=device),
-            members=torch.tensor([row.member for row in rows])[query].to(device),
+            adapter_indices=torch.tensor([row.adapter_index for row in rows])[query].to(device),
             answers=tuple(len(row.answers) for row in rows),
         )
 

@@ -20,12 +20,12 @@ from iai_hf.task import Chunk, TaskSpec
 if TYPE_CHECKING:
     import torch
 
-    from iai_hf.backbones.conditions import Entering
+    from iai_hf.backbones.conditions import Condition
     from iai_hf.backbones.packing import Row
     from iai_hf.language_model.learners import Learner
 
-READ_TOGETHER = 64  # examples at most: steps on later ones take what was read before the first step as given
-READ_TOKENS = 4096
+PREFILL_ROWS = 64  # at most: steps on later ones take what was prefilled before the first step as given
+PREFILL_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class GradientConfig(PromptConfig):
         learning_rate, learning_rate_exponent: step size before meta-training, in step i times i ** exponent; learned
             weights have theirs.
         batch_size: examples a gradient step.
-        passes: times that steps are taken on the examples that were read together, before they are let go.
+        passes: times that steps are taken on the examples that were prefilled together, before they are let go.
         weights: learned start and step sizes: the name of shipped ones, or a folder; None for the plain method; "auto"
             for the shipped ones that belong to the backbone, where there are any.
     """
@@ -84,10 +84,15 @@ class Gradient(Prompted, Learned):
         """The learner at its initial value."""
 
     @abstractmethod
-    def entering(
+    def condition(
         self, own: Mapping[str, torch.Tensor], shared: Mapping[str, torch.Tensor], retained: Mapping[str, torch.Tensor]
-    ) -> Entering:
-        """How a task's state enters the model, differentiable in its own weights and the shared ones."""
+    ) -> Condition:
+        """What the model is trained under, differentiable in the task's own weights and the shared ones."""
+
+    def condition_of(self, tensors: Mapping[str, torch.Tensor]) -> Condition:
+        """As `condition`, of a state's tensors."""
+        learner = self.learner
+        return self.condition(learner.task_weights(tensors), learner.shared_weights(), self.retained(tensors))
 
     def retain(self, retained: Mapping[str, torch.Tensor], chunk: Chunk, steps: int) -> Retained:
         """What a state keeps of its examples as they are, after a chunk; `steps` were taken before it."""
@@ -97,21 +102,21 @@ class Gradient(Prompted, Learned):
         """What a state keeps of its examples as they are, among its tensors."""
         return {}
 
-    def divergence(self, entering: Entering, texts: Sequence[str], length: int) -> torch.Tensor:
-        """Mean divergence KL(plain || entering) of the next token on the beginnings of texts, in nats.
+    def divergence(self, condition: Condition, texts: Sequence[str], length: int) -> torch.Tensor:
+        """Mean divergence KL(plain || adapted) of the next token on the beginnings of texts, in nats.
 
         The plain model reads them behind the same prefix.
         """
         import torch
 
-        from iai_hf.backbones.conditions import Entering
+        from iai_hf.backbones.conditions import Condition
 
         model = self.prompter.model
         ids = [model.tokens(text[: 20 * length])[:length] for text in texts]
         with torch.no_grad():
-            plain = model.next_tokens(ids, Entering(prefix=entering.prefix))
-        found = model.next_tokens(ids, entering)
-        return (plain.exp() * (plain - found)).sum(-1).mean()
+            plain = model.next_tokens(ids, Condition(condition.prefix))
+        adapted = model.next_tokens(ids, condition)
+        return (plain.exp() * (plain - adapted)).sum(-1).mean()
 
     def initial(self, task: TaskSpec) -> Mapping[str, torch.Tensor]:
         return {**self.learner.stored(self.learner.initial()), **self.retained({})}
@@ -123,16 +128,16 @@ class Gradient(Prompted, Learned):
 
         limit = self.config.max_tokens
         cuts = sum(self.prompter.query(text)[1] for text in chunk.inputs) if limit else 0
-        shared = self.learner.common()
+        shared = self.learner.shared_weights()
         moved = self.learner.loaded(tensors, self.backbone.device)
         retained, others, left_out = self.retain(self.retained(tensors), chunk, int(moved["steps"]))
         rows = self.rows(chunk)
-        for group in read_together([rows[i] for i in others]):
-            read = self.read(group, self.entering(self.learner.own(moved), shared, retained))
-            for batch in itertools.chain(*(self.batches(read) for _ in range(self.config.passes))):
-                leaves = {name: own.detach().requires_grad_() for name, own in self.learner.own(moved).items()}
+        for group in prefill_groups([rows[i] for i in others]):
+            prefilled = self.prefill(group, self.condition(self.learner.task_weights(moved), shared, retained))
+            for batch in itertools.chain(*(self.batches(prefilled) for _ in range(self.config.passes))):
+                leaves = {name: own.detach().requires_grad_() for name, own in self.learner.task_weights(moved).items()}
                 with torch.enable_grad():
-                    losses = self.prompter.model.losses(batch, self.entering(leaves, shared, retained))
+                    losses = self.prompter.model.losses(batch, self.condition(leaves, shared, retained))
                     loss = (losses.sums / losses.tokens).mean()
                 if not loss.isfinite():
                     raise DataError(
@@ -155,12 +160,12 @@ class Gradient(Prompted, Learned):
         bounds = packs([len(row) for row in rows], BATCH_TOKENS, self.config.batch_size)
         return (rows[first:last] for first, last in bounds)
 
-    def read(self, rows: Sequence[Row], entering: Entering) -> Sequence[Row]:
+    def prefill(self, rows: Sequence[Row], condition: Condition) -> Sequence[Row]:
         """The rows with what is read of them once for all steps on them; here nothing is."""
         return rows
 
 
-def read_together(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
-    """Rows in their order, so many as are read at once: what is kept of a reading is a few kB a token."""
-    bounds = packs([len(row) for row in rows], READ_TOKENS, READ_TOGETHER)
+def prefill_groups(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+    """Rows in their order, so many as are prefilled at once: a hidden cache is a few kB a token."""
+    bounds = packs([len(row) for row in rows], PREFILL_TOKENS, PREFILL_ROWS)
     return (rows[first:last] for first, last in bounds)

@@ -11,7 +11,7 @@ from iai_hf.language_model.lora import LoRA, LoRAConfig
 from iai_hf.learned import AUTO
 
 if TYPE_CHECKING:
-    from iai_hf.backbones.conditions import Entering
+    from iai_hf.backbones.conditions import Condition
     from iai_hf.backbones.packing import Row
 
 
@@ -49,5 +49,5 @@ class LMState(LoRA):
     shares_down = True
     usual_targets: ClassVar[tuple[str, ...]] = ("v_proj", "o_proj")
 
-    def read(self, rows: Sequence[Row], entering: Entering) -> Sequence[Row]:
-        return self.prompter.model.read(rows, entering)
+    def prefill(self, rows: Sequence[Row], condition: Condition) -> Sequence[Row]:
+        return self.prompter.model.prefill(rows, condition)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from iai_hf.backbones import Backbone
-    from iai_hf.backbones.conditions import Condition, Entering, Prefix
+    from iai_hf.backbones.conditions import Condition, Prefix
     from iai_hf.backbones.low_rank import LowRank
     from iai_hf.language_model.learners import Learner
 
@@ -145,12 +145,12 @@ class LoRA(Gradient):
         """The first of the model's layers that is adapted."""
         return min(layer_of(name) for name in self.targets)
 
-    def entering(
+    def condition(
         self, own: Mapping[str, torch.Tensor], shared: Mapping[str, torch.Tensor], retained: Mapping[str, torch.Tensor]
-    ) -> Entering:
-        from iai_hf.backbones.conditions import Entering
+    ) -> Condition:
+        from iai_hf.backbones.conditions import Condition
 
-        return Entering(None, self.low_rank(own, shared), self.prefix(retained), self.first_layer)
+        return Condition(self.prefix(retained), (self.low_rank(own, shared),), first_layer=self.first_layer)
 
     def retained(self, tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
         import torch
@@ -204,10 +204,7 @@ class LoRA(Gradient):
         return {}
 
     def prepare(self, tensors: Mapping[str, torch.Tensor], task: TaskSpec) -> Condition:
-        from iai_hf.backbones.conditions import Condition
-
-        weights = self.low_rank(self.learner.own(tensors), self.learner.common())
-        return Condition(self.prefix(self.retained(tensors)), (weights,))
+        return self.condition_of(tensors)
 
     def low_rank(self, own: Mapping[str, torch.Tensor], shared: Mapping[str, torch.Tensor]) -> LowRank:
         """The weights as the model takes them, in its precision and on its device."""
@@ -230,7 +227,7 @@ class LoRA(Gradient):
     def export_peft(self, tensors: Mapping[str, torch.Tensor], task: TaskSpec, directory: Path) -> None:
         from iai_hf.language_model.peft_export import write_lora
 
-        weights = self.low_rank(self.learner.own(tensors), self.learner.common())
+        weights = self.low_rank(self.learner.task_weights(tensors), self.learner.shared_weights())
         retained = self.retained(tensors)
         shown = retained[RETAINED].tolist() if retained else None
         write_lora(weights, self.config.rank, self.config.alpha, self.prompter, shown, directory)

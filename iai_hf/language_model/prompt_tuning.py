@@ -15,7 +15,7 @@ from iai_hf.threads import alone
 if TYPE_CHECKING:
     import torch
 
-    from iai_hf.backbones.conditions import Condition, Entering
+    from iai_hf.backbones.conditions import Condition
     from iai_hf.language_model.learners import Learner
 
 
@@ -70,20 +70,20 @@ class PromptTuning(Gradient):
         start = {"prompt": encoder.embedding.weight.detach().float().cpu().clone()}
         return Learner(start, {}, self.config.learning_rate, self.config.learning_rate_exponent, "per_weight")
 
-    def entering(
+    def condition(
         self, own: Mapping[str, torch.Tensor], shared: Mapping[str, torch.Tensor], retained: Mapping[str, torch.Tensor]
-    ) -> Entering:
-        from iai_hf.backbones.conditions import Entering
+    ) -> Condition:
+        from iai_hf.backbones.conditions import Condition
 
-        return Entering(prompt=own["prompt"])
+        return Condition(prompt=own["prompt"])
 
     def prepare(self, tensors: Mapping[str, torch.Tensor], task: TaskSpec) -> Condition:
         from iai_hf.backbones.conditions import Condition
 
-        prompt = self.learner.own(tensors)["prompt"]
+        prompt = self.learner.task_weights(tensors)["prompt"]
         return Condition(self.prompter.model.encode_prefix(embeddings=prompt.to(self.backbone.device)))
 
     def export_peft(self, tensors: Mapping[str, torch.Tensor], task: TaskSpec, directory: Path) -> None:
         from iai_hf.language_model.peft_export import write_prompt
 
-        write_prompt(self.learner.own(tensors)["prompt"], self.prompter.model, directory)
+        write_prompt(self.learner.task_weights(tensors)["prompt"], self.prompter.model, directory)

@@ -46,7 +46,7 @@ class Prompted(Amortizer):
         if task.kind != "generation":
             return {}
         cut, changed = self.prompter.lost(chunk.outputs)
-        if cut and "cut" not in self._told:
+        if cut and "cut" not in self._warned:
             longest = max(cut, key=lambda output: len(self.prompter.answer(output)))
             log.warning(
                 "an output is longer than max_new_tokens, %d, where answers are cut: %r...; --set max_new_tokens=%d "
@@ -55,18 +55,18 @@ class Prompted(Amortizer):
                 longest[:40],
                 len(self.prompter.answer(longest)),
             )
-        if changed and "changed" not in self._told:
+        if changed and "changed" not in self._warned:
             log.warning(
                 "the tokenizer of %s can't write an output as it is: %r is answered as %r at best",
                 self.backbone.name,
                 changed[0][:40],
                 self.prompter.answered(self.prompter.answer(changed[0]))[:40],
             )
-        self._told.update(["cut"] * bool(cut) + ["changed"] * bool(changed))
+        self._warned.update(["cut"] * bool(cut) + ["changed"] * bool(changed))
         return {"outputs_cut": len(cut), "outputs_changed": len(changed)}
 
     @cached_property
-    def _told(self) -> set[str]:
+    def _warned(self) -> set[str]:
         return set()
 
     def answer(self, prepared: Condition, task: TaskSpec, queries: Sequence[str]) -> Prediction:
@@ -89,15 +89,15 @@ class Prompted(Amortizer):
         for i, (condition, task) in enumerate(zip(prepared, tasks, strict=True)):
             groups.setdefault((len(condition.weights), task.kind), []).append(i)
         for (_, kind), group in groups.items():
-            members = {id(condition): condition for condition in (prepared[i] for i in group)}
-            number = {key: place for place, key in enumerate(members)}
+            distinct = {id(prepared[i]): prepared[i] for i in group}
+            adapter_index = {key: place for place, key in enumerate(distinct)}
             mixed = Condition(
-                joined([member.prefix for member in members.values()]),
-                tuple(weights for member in members.values() for weights in member.weights),
+                joined([condition.prefix for condition in distinct.values()]),
+                tuple(weights for condition in distinct.values() for weights in condition.weights),
             )
             labels = [tasks[i].labels if kind == "classification" else () for i in group]
             rows = [
-                self.prompter.row(queries[i], names, number[id(prepared[i])])
+                self.prompter.row(queries[i], names, adapter_index[id(prepared[i])])
                 for i, names in zip(group, labels, strict=True)
             ]
             if kind == "generation":

@@ -94,11 +94,11 @@ class Prompter:
         query, cut = self.query(text)
         return query + self.answer(output) + self.model.tokens(STOP), cut
 
-    def row(self, text: str, answers: Sequence[str] = (), member: int = 0) -> Row:
+    def row(self, text: str, answers: Sequence[str] = (), adapter_index: int = 0) -> Row:
         """A query with candidate answers."""
         from iai_hf.backbones.packing import Row
 
-        return Row(self.query(text)[0], tuple(self.answer(answer) for answer in answers), member)
+        return Row(self.query(text)[0], tuple(self.answer(answer) for answer in answers), adapter_index)
 
     def scores(
         self, condition: Condition, labels: Sequence[Sequence[str]], queries: Sequence[Row]
@@ -107,11 +107,12 @@ class Prompter:
         scores = self.model.score(condition, queries)
         if not self.config.calibrate:
             return scores
-        asked = dict.fromkeys((row.member, tuple(names)) for row, names in zip(queries, labels, strict=True))
-        empty = self.model.score(condition, [self.row(CONTENT_FREE, names, member) for member, names in asked])
+        asked = dict.fromkeys((row.adapter_index, tuple(names)) for row, names in zip(queries, labels, strict=True))
+        empty = self.model.score(condition, [self.row(CONTENT_FREE, names, index) for index, names in asked])
         base = dict(zip(asked, empty, strict=True))
         return [
-            found - base[row.member, tuple(names)] for found, row, names in zip(scores, queries, labels, strict=True)
+            found - base[row.adapter_index, tuple(names)]
+            for found, row, names in zip(scores, queries, labels, strict=True)
         ]
 
     def generate(self, condition: Condition, queries: Sequence[Row], sampling: Sampling | None = None) -> list[str]:

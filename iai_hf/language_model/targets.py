@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
-from iai_hf.backbones.probe import FAULTS
+from iai_hf.backbones.self_test import FAULTS
 from iai_hf.errors import BackboneError
 from iai_hf.threads import computing
 

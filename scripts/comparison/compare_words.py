@@ -31,6 +31,7 @@ from comparison.tasks import Rows, Task, chunk_of, endless
 from iai_hf import AutoAmortizer, TaskSpec, TaskState, load_backbone, score, shipped
 from iai_hf.amortizer import Amortizer
 from iai_hf.backbones.causal_lm import CausalLM
+from iai_hf.backbones.conditions import Condition
 from iai_hf.compare import markdown
 from iai_hf.data import open_stream
 from iai_hf.errors import BackboneError, ConfigError
@@ -114,10 +115,8 @@ def harm(amortizer: Gradient, state: TaskState, texts: list[str]) -> Answers:
     """Relative change of next-token accuracy and likelihood on unrelated texts under a state."""
     model = amortizer.prompter.model
     ids = [model.tokens(text[: 20 * UNRELATED_TOKENS])[:UNRELATED_TOKENS] for text in texts]
-    learner = amortizer.learner
-    entering = amortizer.entering(learner.own(state.tensors), learner.common(), amortizer.retained(state.tensors))
     found = []
-    for under in (None, entering):
+    for under in (Condition(), amortizer.condition_of(state.tensors)):
         hits, likelihoods = [], []
         for text in ids:
             with torch.inference_mode():

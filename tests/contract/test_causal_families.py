@@ -19,7 +19,7 @@ import torch
 
 from iai_hf import AutoAmortizer, Chunk, TaskSpec, TaskState, load_backbone
 from iai_hf.backbones.causal_lm import CausalLM
-from iai_hf.backbones.conditions import Condition, Entering
+from iai_hf.backbones.conditions import Condition
 from iai_hf.backbones.packing import Row
 from iai_hf.errors import BackboneError, StateError
 from iai_hf.language_model.peft_export import PROMPT_IDS
@@ -52,7 +52,7 @@ PLAIN = {
 WHOLE = {
     "gemma3n",
     "gemma3n-shared",
-}  # what is between its layers is more than hidden states: rows can't be entered half-way
+}  # what is between its layers is more than hidden states: rows can't be entered at a layer
 NO_SOFT_PROMPT = {"gemma3n", "gemma3n-shared"}  # it looks up more than one embedding a token
 # Families that neither have the usual layers nor are known to PEFT, and layers to name there.
 NAMED = {"mamba": ["in_proj", "x_proj"], "falcon-mamba": ["in_proj", "x_proj"], "mamba2": ["in_proj"]}
@@ -121,19 +121,19 @@ def test_scores_and_losses_are_those_of_plain_passes(family: str, before: tuple[
     expected = torch.stack([plain_scores(model.model, [*model.special_tokens[0], *before], row) for row in rows])
     torch.testing.assert_close(torch.stack(model.score(Condition(prefix), rows)), expected, **CLOSE)
     first = [Row(row.query, row.answers[:1]) for row in rows]
-    torch.testing.assert_close(-model.losses(first, Entering(prefix=prefix)).sums, expected[:, 0], **CLOSE)
+    torch.testing.assert_close(-model.losses(first, Condition(prefix)).sums, expected[:, 0], **CLOSE)
     for layer in range(int(model.model.config.num_hidden_layers)):
-        entering = Entering(prefix=prefix, layer=layer)
-        read = model.read(first, entering)
-        assert all((row.reading is not None) == (family not in PLAIN | WHOLE) for row in read)
-        torch.testing.assert_close(-model.losses(read, entering).sums, expected[:, 0], **CLOSE)
+        condition = Condition(prefix, first_layer=layer)
+        prefilled = model.prefill(first, condition)
+        assert all((row.hidden_cache is not None) == (family not in PLAIN | WHOLE) for row in prefilled)
+        torch.testing.assert_close(-model.losses(prefilled, condition).sums, expected[:, 0], **CLOSE)
 
 
 def test_next_tokens_are_those_of_plain_passes(family: str) -> None:
     model, rows = backbone_of(family), random_rows()
     start = model.special_tokens[0]
     with torch.no_grad():
-        found = model.next_tokens([row.query for row in rows], Entering(prefix=model.encode_prefix(BEFORE)))
+        found = model.next_tokens([row.query for row in rows], Condition(model.encode_prefix(BEFORE)))
         parts = [model.model(torch.tensor([[*start, *BEFORE, *row.query]]), use_cache=False).logits[0] for row in rows]
     expected = [part[-len(row.query) :].log_softmax(-1) for part, row in zip(parts, rows, strict=True)]
     torch.testing.assert_close(found, torch.cat(expected), **CLOSE)

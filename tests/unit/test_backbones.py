@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from iai_hf.backbones import Backbone, load_backbone
 from iai_hf.backbones.batching import length_buckets, split_windows
 from iai_hf.backbones.causal_lm import CausalLM
-from iai_hf.backbones.conditions import Condition, Entering
+from iai_hf.backbones.conditions import Condition
 from iai_hf.backbones.packing import Row
 from iai_hf.errors import BackboneError, DataError
 
@@ -159,7 +159,7 @@ def test_a_soft_prompt_of_word_embeddings_equals_the_words(model: CausalLM) -> N
     by_words = model.score(Condition(model.encode_prefix(words)), rows_of(model))
     by_soft = model.score(Condition(model.encode_prefix(embeddings=soft)), rows_of(model))
     torch.testing.assert_close(by_words, by_soft, atol=1e-4, rtol=1e-4)
-    losses = model.losses([Row(row.query, row.answers[:1]) for row in rows_of(model)], Entering(prompt=soft))
+    losses = model.losses([Row(row.query, row.answers[:1]) for row in rows_of(model)], Condition(prompt=soft))
     torch.testing.assert_close(losses.sums, -torch.stack(by_words)[:, 0], atol=1e-4, rtol=1e-4)
 
 

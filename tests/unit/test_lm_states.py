@@ -18,7 +18,7 @@ from iai_hf.backbones.causal_lm import CausalLM
 from iai_hf.backbones.conditions import Sampling
 from iai_hf.backbones.packing import Row
 from iai_hf.errors import BackboneError, ConfigError, DataError, StateError
-from iai_hf.language_model.gradient import READ_TOGETHER, READ_TOKENS, Gradient, read_together
+from iai_hf.language_model.gradient import PREFILL_ROWS, PREFILL_TOKENS, Gradient, prefill_groups
 from iai_hf.language_model.peft_export import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PROMPT, PROMPT_IDS
 from iai_hf.language_model.prompted import Prompted
 
@@ -198,7 +198,7 @@ def test_before_its_first_step_lm_state_is_in_context_learning_on_its_first_exam
 
 
 @pytest.mark.parametrize("shown", [0, 2])
-def test_losses_of_read_rows_are_those_of_the_whole_model(shown: int, causal: CausalLM) -> None:
+def test_losses_of_prefilled_rows_are_those_of_the_whole_model(shown: int, causal: CausalLM) -> None:
     config = {**ADAPTED["lm-state"], "target_modules": ["o_proj"]}
     amortizer = AutoAmortizer.from_pretrained("lm-state", backbone=causal, config=config)
     assert isinstance(amortizer, Gradient)
@@ -211,11 +211,11 @@ def test_losses_of_read_rows_are_those_of_the_whole_model(shown: int, causal: Ca
     for given in (rows, None):
         own = {
             name: torch.full_like(value, 0.1)
-            for name, value in amortizer.learner.own(amortizer.learner.initial()).items()
+            for name, value in amortizer.learner.task_weights(amortizer.learner.initial()).items()
         }
         leaves = {name: value.requires_grad_() for name, value in own.items()}
-        entering = amortizer.entering(leaves, amortizer.learner.common(), retained)
-        losses = causal.losses(given or amortizer.read(rows, entering), entering)
+        condition = amortizer.condition(leaves, amortizer.learner.shared_weights(), retained)
+        losses = causal.losses(given or amortizer.prefill(rows, condition), condition)
         # Behind the last layer's attention no other position's keys and values follow, so this gradient is exact.
         found.append((losses.sums.detach(), *torch.autograd.grad(losses.sums.sum(), list(leaves.values()))))
     whole, read = found
@@ -251,12 +251,12 @@ def test_long_rows_are_split_over_batches_and_never_cut(causal: CausalLM) -> Non
 
 
 @pytest.mark.parametrize("length", [3, 100, 3000, 5000])
-def test_what_is_read_together_is_bounded_and_nothing_is_left_out(length: int) -> None:
+def test_what_is_prefill_groups_is_bounded_and_nothing_is_left_out(length: int) -> None:
     rows = [Row((number,) * length) for number in range(150)]
-    groups = list(read_together(rows))
+    groups = list(prefill_groups(rows))
     assert [row for group in groups for row in group] == rows
-    assert all(len(group) <= READ_TOGETHER for group in groups)
-    assert all(len(group) == 1 or sum(map(len, group)) <= READ_TOKENS for group in groups)
+    assert all(len(group) <= PREFILL_ROWS for group in groups)
+    assert all(len(group) == 1 or sum(map(len, group)) <= PREFILL_TOKENS for group in groups)
 
 
 def test_demonstrations_begin_with_the_first_example_that_fits(causal: Backbone) -> None:

@@ -115,10 +115,10 @@ def test_the_gradient_of_a_step_size_is_that_of_the_next_loss(  # type: ignore[n
 def test_an_untrained_start_changes_nothing_on_unrelated_texts(causal: Backbone) -> None:
     amortizer = fresh(causal)
     learner = amortizer.learner
-    own, shared, retained = learner.own(learner.initial()), learner.common(), amortizer.retained({})
-    entering = amortizer.entering(own, shared, retained)
-    assert float(amortizer.divergence(entering, UNRELATED, 16)) == pytest.approx(0, abs=1e-6)
-    moved = amortizer.entering({name: tensor + 0.3 for name, tensor in own.items()}, shared, retained)
+    own, shared, retained = learner.task_weights(learner.initial()), learner.shared_weights(), amortizer.retained({})
+    condition = amortizer.condition(own, shared, retained)
+    assert float(amortizer.divergence(condition, UNRELATED, 16)) == pytest.approx(0, abs=1e-6)
+    moved = amortizer.condition({name: tensor + 0.3 for name, tensor in own.items()}, shared, retained)
     assert float(amortizer.divergence(moved, UNRELATED, 16)) > 1e-4
 
 

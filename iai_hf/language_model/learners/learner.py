@@ -83,7 +83,7 @@ class Learner(nn.Module):
         """
         step = int(tensors["steps"]) + 1
         refined = {"steps": torch.tensor(step)}
-        for name, own in self.own(tensors).items():
+        for name, own in self.task_weights(tensors).items():
             moments = (tensors[f"mean.{name}"].to(own), tensors[f"square.{name}"].to(own))
             direction, (mean, square) = RULES[self.rule](gradients[name].to(own), moments, step)
             rates = (self.rates[name] + self.decays[name] * math.log(step)).detach().exp().to(own)
@@ -91,11 +91,11 @@ class Learner(nn.Module):
             refined |= {f"own.{name}": moved, f"mean.{name}": mean, f"square.{name}": square}
         return refined
 
-    def own(self, tensors: Tensors) -> dict[str, torch.Tensor]:
+    def task_weights(self, tensors: Tensors) -> dict[str, torch.Tensor]:
         """The task's own weights among a state's tensors, float32, by name."""
         return {name: tensors[f"own.{name}"].float() for name in self.start}
 
-    def common(self) -> dict[str, torch.Tensor]:
+    def shared_weights(self) -> dict[str, torch.Tensor]:
         """The shared weights, by name."""
         return dict(self.shared.items())
 

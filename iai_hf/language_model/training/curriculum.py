@@ -61,12 +61,11 @@ class TextCurriculum(Curriculum):
             tensors = self.amortizer.initial(TaskSpec("generation"))
             for chunk in chunks_of(stream, VALIDATION_CHUNK):
                 tensors, _ = self.amortizer.refine(tensors, TaskSpec("generation"), chunk, 0)
-            learner, model = self.amortizer.learner, self.amortizer.prompter.model
-            entering = self.amortizer.entering(learner.own(tensors), learner.common(), self.amortizer.retained(tensors))
+            model, condition = self.amortizer.prompter.model, self.amortizer.condition_of(tensors)
             rows = self.amortizer.rows(_as_chunk(queries))
             with torch.no_grad():
                 for first, last in packs([len(row) for row in rows]):
-                    found = model.losses(rows[first:last], entering)
+                    found = model.losses(rows[first:last], condition)
                     losses += (found.sums / found.tokens).tolist()
         hits = [loss < math.log(2) for loss in losses]
         return Evaluation(sum(losses) / len(losses), sum(hits) / len(hits)) if losses else None

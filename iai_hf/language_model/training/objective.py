@@ -1,8 +1,10 @@
-"""The greedy objective for learners: every chunk is first a test of the state before it, then refines it.
+"""The prequential objective for learners: each batch first tests the state before it, then refines the state.
 
-So the loss is paid after every chunk, on examples that the state has not seen, for one forward and one backward pass a
-chunk. The gradient is stopped between steps: an inner gradient counts as data (first-order MAML), and the start, the
-step sizes and the shared weights get their gradients from where they enter each later loss.
+    loss = 1/N * sum over batches of n[i] * L(theta[i]; batch[i]),    theta[i+1] = theta[i] - step(gradient of L)
+
+The greedy objective of Mittal et al. 2025 (arXiv 2510.11471), for one forward and one backward pass a batch. The
+gradient is stopped between steps, as in first-order MAML (Nichol et al. 2018, arXiv 1803.02999): an inner gradient
+counts as data, and the start, the step sizes and the shared weights get theirs from where they enter each later loss.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from iai_hf.language_model.gradient import read_together
+from iai_hf.language_model.gradient import prefill_groups
 from iai_hf.language_model.learners import Learner, Tensors
 from iai_hf.language_model.training.episodes import TextEpisode
 
@@ -38,79 +40,87 @@ class PrequentialObjective(nn.Module):
 
     def forward(self, episode: TextEpisode) -> torch.Tensor:
         """Mean negative log-likelihood a token over all chunks, each under the state before it."""
-        device = next(self.learner.parameters()).device
-        tensors: Tensors = {name: tensor.to(device) for name, tensor in self.learner.initial().items()}
-        paid = _Paid(self.learner)
-        amortizer, model = self.amortizer, self.amortizer.prompter.model
-        retained: Tensors = amortizer.retained({})
-        planned: list[tuple[list[Row], Tensors]] = []
-        total = 0
-        for chunk in episode.chunks:
-            retained, others, _ = amortizer.retain(retained, chunk, total)
-            rows = amortizer.rows(chunk)
-            planned.append(([rows[i] for i in others], retained))
-            total += len(others)
-        for rows, known in planned:
-            for group in read_together(rows):
-                own, shared = self._leaves(tensors)
-                for batch in amortizer.batches(amortizer.read(group, amortizer.entering(own, shared, known))):
-                    own, shared = self._leaves(tensors)
-                    losses = model.losses(batch, amortizer.entering(own, shared, known))
-                    loss = (losses.sums / losses.tokens).mean()
-                    gradients = paid.add(loss, own, shared, len(batch) / total)
-                    refined = self.learner.refined(tensors, gradients, len(batch) / amortizer.config.batch_size)
-                    paid.moved(tensors, refined)
-                    tensors = refined
+        amortizer, learner, model = self.amortizer, self.learner, self.amortizer.prompter.model
+        device = next(learner.parameters()).device
+        theta: Tensors = {name: tensor.to(device) for name, tensor in learner.initial().items()}
+        losses = _LossSum(learner)
+        chunks, retained = self._examples(episode)
+        count = sum(len(rows) for rows, _ in chunks)
+        for rows, kept in chunks:
+            for group in prefill_groups(rows):
+                prefilled = amortizer.prefill(group, amortizer.condition(*self._leaves(theta), kept))
+                for batch in amortizer.batches(prefilled):
+                    own, shared = self._leaves(theta)
+                    found = model.losses(batch, amortizer.condition(own, shared, kept))
+                    loss = (found.sums / found.tokens).mean()
+                    gradients = losses.add(loss, own, shared, len(batch) / count)
+                    refined = learner.refined(theta, gradients, len(batch) / amortizer.config.batch_size)
+                    losses.stepped(theta, refined)
+                    theta = refined
         if self.unrelated_weight and episode.unrelated:
-            own, shared = self._leaves(tensors)
-            entering = amortizer.entering(own, shared, retained)
-            divergence = amortizer.divergence(entering, episode.unrelated, UNRELATED_TOKENS)
-            paid.add(divergence, own, shared, self.unrelated_weight)
-        return paid.total()
+            own, shared = self._leaves(theta)
+            condition = amortizer.condition(own, shared, retained)
+            divergence = amortizer.divergence(condition, episode.unrelated, UNRELATED_TOKENS)
+            losses.add(divergence, own, shared, self.unrelated_weight)
+        return losses.total()
 
-    def _leaves(self, tensors: Tensors) -> tuple[Tensors, Tensors]:
-        own = {name: tensor.detach().requires_grad_() for name, tensor in self.learner.own(tensors).items()}
-        shared = {name: tensor.detach().requires_grad_() for name, tensor in self.learner.common().items()}
+    def _examples(self, episode: TextEpisode) -> tuple[list[tuple[list[Row], Tensors]], Tensors]:
+        """For each chunk the rows to step on, and what is retained by then; what is retained at the end."""
+        retained: Tensors = self.amortizer.retained({})
+        chunks: list[tuple[list[Row], Tensors]] = []
+        steps = 0
+        for chunk in episode.chunks:
+            retained, others, _ = self.amortizer.retain(retained, chunk, steps)
+            rows = self.amortizer.rows(chunk)
+            chunks.append(([rows[i] for i in others], retained))
+            steps += len(others)
+        return chunks, retained
+
+    def _leaves(self, theta: Tensors) -> tuple[Tensors, Tensors]:
+        """The task's own weights and the shared ones, for a gradient that ends there."""
+        own = {name: tensor.detach().requires_grad_() for name, tensor in self.learner.task_weights(theta).items()}
+        shared = {name: tensor.detach().requires_grad_() for name, tensor in self.learner.shared_weights().items()}
         return own, shared
 
 
-class _Paid:
-    """Sums the losses paid, with their gradients, into one value whose backward pass is nearly free.
+class _LossSum:
+    """Sums weighted losses, with their gradients, into one value whose backward pass is nearly free.
 
-    With theta[i] = start - sum of moves, and each move proportional to exp(rate) * step^decay, a loss with gradient g
-    in theta[i] has the gradients g in start, -<g, moves> in rate and -<g, log(step) * moves> in decay.
+    With theta[i] = start - sum of moves[j], and moves[j] = exp(rate) * j^decay * direction[j] for the steps j before i,
+    a loss with gradient g in theta[i] has the gradients
+
+        g in start,    -<g, sum of moves[j]> in rate,    -<g, sum of log(j) * moves[j]> in decay.
     """
 
     def __init__(self, learner: Learner) -> None:
         self.learner = learner
         self.value = torch.zeros((), device=next(learner.parameters()).device)
         self.moves = {name: torch.zeros_like(start) for name, start in learner.start.items()}
-        self.late = {name: torch.zeros_like(start) for name, start in learner.start.items()}
+        self.log_step_moves = {name: torch.zeros_like(start) for name, start in learner.start.items()}
         self.gradients = {name: torch.zeros_like(parameter) for name, parameter in learner.named_parameters()}
 
     def add(self, loss: torch.Tensor, own: Tensors, shared: Tensors, weight: float) -> dict[str, torch.Tensor]:
-        """Pay `weight * loss`; the gradients of the loss in the task's own weights are returned."""
+        """Add `weight * loss`; the gradients of the loss in the task's own weights are returned."""
         leaves = {f"start.{name}": leaf for name, leaf in own.items()}
         leaves |= {f"shared.{name}": leaf for name, leaf in shared.items()}
-        found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+        found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
+        gradients = dict(zip(leaves, found, strict=True))
         self.value = self.value + weight * loss.detach()
-        gradients = {}
-        for (key, leaf), gradient in zip(leaves.items(), found, strict=True):
-            gradients[key] = torch.zeros_like(leaf) if gradient is None else gradient
-            self.gradients[key] += weight * gradients[key]
+        for key, gradient in gradients.items():
+            self.gradients[key] += weight * gradient
         for name in own:
             gradient = weight * gradients[f"start.{name}"]
             self.gradients[f"rates.{name}"] -= (gradient * self.moves[name]).flatten(1).sum(1)
-            self.gradients[f"decays.{name}"] -= (gradient * self.late[name]).flatten(1).sum(1)
+            self.gradients[f"decays.{name}"] -= (gradient * self.log_step_moves[name]).flatten(1).sum(1)
         return {name: gradients[f"start.{name}"] for name in own}
 
-    def moved(self, before: Tensors, after: Tensors) -> None:
-        """Remember a step."""
-        lateness = math.log(int(after["steps"]))
-        for name, old in self.learner.own(before).items():
+    def stepped(self, before: Tensors, after: Tensors) -> None:
+        """Remember a step's move."""
+        log_step = math.log(int(after["steps"]))
+        for name, old in self.learner.task_weights(before).items():
             move = old - after[f"own.{name}"]
             self.moves[name] += move
-            self.late[name] += lateness * move
+            self.log_step_moves[name] += log_step * move
 
     def total(self) -> torch.Tensor:
         """The value, with these gradients in the learned numbers."""

@@ -1,11 +1,11 @@
-"""Soundness of what was loaded: weights, all of them and finite, and a tokenizer that belongs to them."""
+"""Validation of what was loaded: weights, all of them and finite, and a tokenizer that belongs to them."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
-from iai_hf.backbones.backbone import SENTENCE, Backbone
+from iai_hf.backbones.backbone import SAMPLE, Backbone
 from iai_hf.errors import BackboneError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def check_complete(name: str, model: torch.nn.Module, missing: Collection[str], 
 def check_tokenizer(backbone: Backbone) -> None:
     """Raise BackboneError where the tokenizer knows no words, or gives ids that the model has no embeddings for."""
     name, tokenizer = backbone.name, backbone.tokenizer
-    words = set(backbone.texts.ids([SENTENCE])[0]) - {tokenizer.unk_token_id}
+    words = set(backbone.texts.ids([SAMPLE])[0]) - {tokenizer.unk_token_id}
     if not words:
         raise BackboneError(
             f"the tokenizer of {name} knows no word of an English sentence; expected tokenizer.json, or the vocabulary "

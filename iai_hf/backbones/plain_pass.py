@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from iai_hf.backbones.conditions import Condition
     from iai_hf.backbones.packing import Row
 
-UNCHANGED = -1  # a member that has no low-rank weights
+UNCHANGED = -1  # adapter index of tokens that are read without low-rank weights
 
 
 class Line(NamedTuple):
@@ -30,13 +30,13 @@ class Line(NamedTuple):
         before: ids int64 `[length]` or embeddings `[length, width]`, which are read without low-rank weights.
         tokens: ids behind it.
         scored: so many of the last tokens' logits are asked for.
-        member: whose low-rank weights `tokens` are read with.
+        adapter_index: whose low-rank weights `tokens` are read with.
     """
 
     before: torch.Tensor
     tokens: Sequence[int]
     scored: int
-    member: int = 0
+    adapter_index: int = 0
 
     def __len__(self) -> int:
         return len(self.before) + len(self.tokens)
@@ -44,14 +44,14 @@ class Line(NamedTuple):
 
 def lines_of(row: Row, before: torch.Tensor) -> list[Line]:
     """A line an answer, whose last token is predicted, never read."""
-    return [Line(before, row.query + answer[:-1], len(answer), row.member) for answer in row.answers]
+    return [Line(before, row.query + answer[:-1], len(answer), row.adapter_index) for answer in row.answers]
 
 
 def scores(model: PreTrainedModel, condition: Condition, rows: Sequence[Row]) -> list[torch.Tensor]:
     """As `CausalLM.score`."""
     import torch
 
-    lines = [line for row in rows for line in lines_of(row, condition.prefix.source(row.member))]
+    lines = [line for row in rows for line in lines_of(row, condition.prefix.source(row.adapter_index))]
     answers = [answer for row in rows for answer in row.answers]
     sums = torch.zeros(len(lines), device=model.device, dtype=torch.float32)
     for group in length_buckets([len(line) for line in lines]):
@@ -85,26 +85,26 @@ def logits(model: PreTrainedModel, lines: Sequence[Line], weights: Sequence[LowR
     """Logits at the last `scored` tokens of each line, `[scored, vocabulary]`, from one forward pass."""
     import torch
 
-    inputs, members = padded(model, lines)
+    inputs, adapter_indices = padded(model, lines)
     at = [torch.arange(len(line) - line.scored, len(line), device=model.device) for line in lines]
     asked = torch.cat(at).unique()
     options: dict[str, Any] = {}
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         options["logits_to_keep"] = asked
         at = [torch.searchsorted(asked, places) for places in at]
-    with applied(model, weights, members):
+    with applied(model, weights, adapter_indices):
         found = model(**inputs, use_cache=False, **options).logits
     return [found[i, places] for i, places in enumerate(at)]
 
 
 def padded(model: PreTrainedModel, lines: Sequence[Line]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """A model's `input_ids`, or `inputs_embeds` where some lines begin with embeddings; members `[lines, longest]`."""
+    """A model's `input_ids`, or `inputs_embeds` where one has embeddings; adapter indices `[lines, longest]`."""
     import torch
     from torch.nn.functional import pad
 
     soft = any(line.before.is_floating_point() for line in lines)
     longest = max(map(len, lines))
-    whole, members = [], []
+    whole, adapter_indices = [], []
     for line in lines:
         tokens = torch.tensor(list(line.tokens), dtype=torch.long, device=model.device)
         before = line.before.to(model.device)
@@ -113,9 +113,9 @@ def padded(model: PreTrainedModel, lines: Sequence[Line]) -> tuple[dict[str, tor
             before = embeddings(model, before)
         one = torch.cat([before, tokens])
         whole.append(pad(one, (0, 0) * (one.ndim - 1) + (0, longest - len(line))))
-        owner = [UNCHANGED] * len(line.before) + [line.member] * (longest - len(line.before))
-        members.append(torch.tensor(owner, device=model.device))
-    return {"inputs_embeds" if soft else "input_ids": torch.stack(whole)}, torch.stack(members)
+        owner = [UNCHANGED] * len(line.before) + [line.adapter_index] * (longest - len(line.before))
+        adapter_indices.append(torch.tensor(owner, device=model.device))
+    return {"inputs_embeds" if soft else "input_ids": torch.stack(whole)}, torch.stack(adapter_indices)
 
 
 def embeddings(model: PreTrainedModel, given: torch.Tensor) -> torch.Tensor:
