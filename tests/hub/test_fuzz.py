@@ -41,18 +41,17 @@ def mutated(content: bytes, chance: random.Random) -> bytes:
     return bytes(changed)
 
 
-def survives(load: Callable[[], object], path: Path, content: bytes, chance: random.Random) -> tuple[int, int]:
-    """How many mutations were refused, and how many loaded."""
-    refused = loaded = 0
+def survives(load: Callable[[], object], path: Path, content: bytes, chance: random.Random) -> int:
+    """How many mutations were refused, by an error of ours; the others load, and no other error is raised."""
+    refused = 0
     for _ in range(MUTATIONS):
         path.write_bytes(mutated(content, chance))
         try:
             load()
-            loaded += 1
         except IAIError as error:
             assert str(error).strip()
             refused += 1
-    return refused, loaded
+    return refused
 
 
 @pytest.fixture
@@ -63,9 +62,8 @@ def folder(encoder: Backbone, tmp_path: Path) -> Path:
 
 def test_damaged_states(folder: Path) -> None:
     path = folder / STATE_FILE
-    refused, loaded = survives(lambda: TaskState.from_pretrained(folder), path, path.read_bytes(), random.Random(0))
+    refused = survives(lambda: TaskState.from_pretrained(folder), path, path.read_bytes(), random.Random(0))
     assert refused > 0.9 * MUTATIONS
-    assert refused + loaded == MUTATIONS
 
 
 def test_damaged_configurations(encoder: Backbone, tmp_path: Path) -> None:
@@ -76,9 +74,8 @@ def test_damaged_configurations(encoder: Backbone, tmp_path: Path) -> None:
     def load() -> object:
         return AutoAmortizer.from_pretrained(folder, backbone=encoder)
 
-    refused, loaded = survives(load, path, path.read_bytes(), random.Random(1))
+    refused = survives(load, path, path.read_bytes(), random.Random(1))
     assert refused > 0.3 * MUTATIONS
-    assert refused + loaded == MUTATIONS
 
 
 def test_damaged_evaluations(folder: Path) -> None:
@@ -90,9 +87,8 @@ def test_damaged_evaluations(folder: Path) -> None:
     def card() -> object:
         return state_card(state, "someone/films", evaluation=read_evaluation(folder, state))
 
-    refused, loaded = survives(card, path, json.dumps(good).encode(), random.Random(2))
+    refused = survives(card, path, json.dumps(good).encode(), random.Random(2))
     assert refused > 0.3 * MUTATIONS
-    assert refused + loaded == MUTATIONS
 
 
 def test_a_header_that_asks_for_absurd_memory_is_refused(folder: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import examples
 
-from iai_hf.backbones import Backbone
+from iai_hf.backbones import Backbone, load_backbone
 from iai_hf.backbones.cached import CachedBackbone
 from iai_hf.errors import BackboneError
 
@@ -37,6 +37,17 @@ def test_other_limits_and_new_texts_are_read(encoder: Backbone, tmp_path: Path) 
 def test_features_of_another_backbone_are_not_mixed_in(encoder: Backbone, causal: Backbone, tmp_path: Path) -> None:
     CachedBackbone(encoder, tmp_path).features(TEXTS)
     assert CachedBackbone(causal, tmp_path).features(TEXTS).tokens > 0
+
+
+def test_features_of_other_weights_of_the_same_size_are_not_served(encoder_folder: Path, tmp_path: Path) -> None:
+    one, other = (load_backbone(str(encoder_folder), dtype="float32") for _ in range(2))
+    other.model.embeddings.word_embeddings.weight.data.neg_()
+    assert one.fingerprint != other.fingerprint
+    first = CachedBackbone(one, tmp_path).features(TEXTS).vectors
+    found = CachedBackbone(other, tmp_path).features(TEXTS)
+    assert found.tokens > 0
+    torch.testing.assert_close(found.vectors, other.features(TEXTS).vectors, atol=2e-3, rtol=2e-3)
+    assert not torch.allclose(found.vectors, first, atol=1e-2)
 
 
 def test_a_damaged_shard_is_named(encoder: Backbone, tmp_path: Path) -> None:

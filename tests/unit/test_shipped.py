@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+from pathlib import Path
 
 import pytest
 
 from iai_hf import AutoAmortizer, TaskState, shipped
 from iai_hf.auto import amortizer_class
 from iai_hf.backbones import Backbone
+from iai_hf.backbones.cached import CachedBackbone
 from iai_hf.errors import ConfigError
 
 
@@ -41,6 +43,17 @@ def test_the_ones_of_the_backbone_are_used_and_named(
     assert f"minilm-l6-{method}" in caplog.text
     untrained = AutoAmortizer.from_pretrained(method, backbone=minilm, config={"weights": None})
     assert untrained.fingerprint != amortizer.fingerprint
+
+
+@pytest.mark.parametrize("name", shipped.names())
+def test_every_set_is_found_by_its_plain_backbone_and_through_its_cache(
+    name: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    values = shipped.describe(shipped.FOLDER / name)
+    backbone = request.getfixturevalue("minilm" if name.startswith("minilm") else "smollm")
+    assert values["base_model_name_or_path"] == backbone.name
+    for given in (backbone, CachedBackbone(backbone, tmp_path)):
+        assert shipped.find(values["method"], values["config"], given) == name
 
 
 def test_a_state_finds_its_weights_again(minilm: Backbone, tmp_path) -> None:  # type: ignore[no-untyped-def]

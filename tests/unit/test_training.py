@@ -85,9 +85,10 @@ def test_episodes_are_sound_and_varied(tasks: list[FeatureTask]) -> None:
         assert episode.loss_steps[-1] == len(episode.sizes)
         assert len(episode.answers) > 0
         assert {*episode.targets.tolist(), *episode.answers.tolist()} <= set(range(episode.classes))
-        held_out = {tuple(row) for row in episode.queries[:, :4].tolist()}
+        read, asked = ({tuple(row) for row in part[:, :4].tolist()} for part in (episode.features, episode.queries))
         assert len(episode.sizes) <= CONFIG.most_steps
-        assert len(held_out) > 1
+        assert len(asked) > 1
+        assert not read & asked
     assert len({len(episode.targets) for episode in drawn}) > 10
     assert len({episode.sizes[0] for episode in drawn}) > 5
 
