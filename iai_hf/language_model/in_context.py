@@ -41,6 +41,8 @@ class InContextConfig(PromptConfig):
 class InContext(Prompted):
     """Keeps as many demonstrations as `budget` tokens hold, and encodes them once for all queries.
 
+    p(answer | query) = LM(answer | x[1], y[1], ..., x[k], y[k], query)    (Brown et al. 2020, arXiv 2005.14165)
+
     When the budget is full, the oldest demonstration of the output that has most of them leaves, so that classes stay
     balanced whatever the order of the stream; where all outputs differ, that is the oldest of all. A demonstration
     that alone exceeds the budget is left out, which the state counts and the log tells.

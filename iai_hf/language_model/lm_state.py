@@ -38,7 +38,7 @@ class LMState(LoRA):
     """Demonstrations, and fast weights: up projections of the last layers are the task's own, down projections shared.
 
     Shared projections, start and step sizes are meta-learned; untrained, it is LoRA with frozen random down
-    projections (Zhang et al. 2023, LoRA-FA). The first examples are kept as demonstrations, so before its first step a
+    projections (LoRA-FA, arXiv 2308.03303). The first examples are kept as demonstrations, so before its first step a
     state is in-context learning, and steps are taken on what that gets wrong. A chunk is read in one forward pass, and
     steps go through the positions of its answers alone, in the last layers: it costs little more than that pass.
     """

@@ -67,7 +67,12 @@ class LoRAConfig(GradientConfig):
 
 
 class LoRA(Gradient):
-    """Hu et al. 2021, chunk by chunk; the state is both projections of each layer and Adam's moments."""
+    """Low-rank weights beside linear layers, trained chunk by chunk (Hu et al. 2021, arXiv 2106.09685).
+
+    y = W x + alpha / rank * up (down x)
+
+    The state is both projections of each layer and Adam's moments.
+    """
 
     method = "lora"
     regime = "parametric"

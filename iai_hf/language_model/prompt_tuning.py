@@ -38,7 +38,12 @@ class PromptTuningConfig(GradientConfig):
 
 
 class PromptTuning(Gradient):
-    """Lester et al. 2021, starting as PEFT's prompt tuning does; the state is the prompt and Adam's moments."""
+    """A trained soft prompt P before the embeddings E of a query (Lester et al. 2021, arXiv 2104.08691).
+
+    p(answer | query) = LM(answer | [P; E(query)])
+
+    It starts as PEFT's prompt tuning does; the state is the prompt and Adam's moments.
+    """
 
     method = "prompt-tuning"
     regime = "explicit"

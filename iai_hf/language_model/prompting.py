@@ -29,7 +29,7 @@ class PromptConfig:
     Attributes:
         max_tokens: read only so many tokens of an input; None reads all of it.
         input_label, output_label: the words before an input and before its answer.
-        calibrate: contextual calibration (Zhao et al. 2021): divide by the probabilities after a content-free input.
+        calibrate: contextual calibration (arXiv 2102.09690): divide by the probabilities after a content-free input.
         max_new_tokens: longest generated answer. It and `calibrate` can be changed for a state that stands.
     """
 

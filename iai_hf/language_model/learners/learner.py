@@ -2,8 +2,9 @@
 
     theta[0] = start,    theta[i+1] = theta[i] - rate * (1 + i)^decay * direction(gradient)
 
-MAML with learned step sizes (Finn et al. 2017; Li et al. 2017, "Meta-SGD"), as a learned optimizer in the parametric
-regime of Mittal et al. 2025. At their initial value the learned numbers make it plain gradient descent with the rule.
+MAML (Finn et al. 2017, arXiv 1703.03400) with learned step sizes (Meta-SGD, Li et al. 2017, arXiv 1707.09835), as a
+learned optimizer in the parametric regime of Mittal et al. 2025 (arXiv 2510.11471). At their initial value the learned
+numbers make it plain gradient descent with the rule.
 """
 
 from __future__ import annotations
