@@ -29,6 +29,8 @@ class IAIClassifier(ClassifierMixin, BaseEstimator):
         backbone: Hub id, folder or a loaded one; by default the method's own.
         config: settings of the method.
         chunk_size: examples an update.
+        shuffle_seed: `fit` reads the rows in an order permuted from this seed, since classes should be mixed within a
+            chunk; None keeps theirs, as `partial_fit` does.
 
     Attributes:
         state_: the `TaskState` so far.
@@ -41,8 +43,10 @@ class IAIClassifier(ClassifierMixin, BaseEstimator):
         backbone: Any = None,
         config: Mapping[str, Any] | None = None,
         chunk_size: int = 64,
+        shuffle_seed: int | None = 0,
     ) -> None:
         self.method, self.backbone, self.config, self.chunk_size = method, backbone, config, chunk_size
+        self.shuffle_seed = shuffle_seed
 
     def fit(self, X: Inputs, y: Sequence[Any]) -> IAIClassifier:
         """Adapt from the initial state to texts `[n]`, or numbers `[n, columns]`, and their labels `[n]`.
@@ -56,7 +60,7 @@ class IAIClassifier(ClassifierMixin, BaseEstimator):
         classes = numpy.unique(labels)
         if len(classes) < 2:
             raise DataError(f"y has {len(classes)} class; expected at least two classes")
-        return self._adapt(X, labels, classes, first=True)
+        return self._adapt(X, labels, classes, first=True, shuffled=self.shuffle_seed is not None)
 
     def partial_fit(self, X: Inputs, y: Sequence[Any], classes: Sequence[Any] | None = None) -> IAIClassifier:
         """Go on with more examples.
@@ -72,7 +76,7 @@ class IAIClassifier(ClassifierMixin, BaseEstimator):
         ahead = labels[:0] if classes is None else numpy.unique(_labels(classes, "classes"))
         if not first and (unknown := set(ahead.tolist()) - set(self._names)):
             raise DataError(f"classes has {sorted(unknown)}; labels ahead are named at the first call alone")
-        return self._adapt(X, labels, ahead, first)
+        return self._adapt(X, labels, ahead, first, shuffled=False)
 
     def predict(self, X: Inputs) -> numpy.ndarray:
         """The likeliest label of each input, `[n]`."""
@@ -87,17 +91,19 @@ class IAIClassifier(ClassifierMixin, BaseEstimator):
         columns = [found.labels.index(self._names[label]) for label in self.classes_.tolist()]
         return found.log_probs.exp().numpy()[:, columns]
 
-    def _adapt(self, X: Inputs, labels: numpy.ndarray, ahead: numpy.ndarray, first: bool) -> IAIClassifier:
+    def _adapt(
+        self, X: Inputs, labels: numpy.ndarray, ahead: numpy.ndarray, first: bool, shuffled: bool
+    ) -> IAIClassifier:
         """To all of the examples; where that fails, the estimator is as it was."""
         before = dict(self.__dict__)
         try:
-            self._update(X, labels, ahead, first)
+            self._update(X, labels, ahead, first, shuffled)
         except BaseException:
             self.__dict__ = before
             raise
         return self
 
-    def _update(self, X: Inputs, labels: numpy.ndarray, ahead: numpy.ndarray, first: bool) -> None:
+    def _update(self, X: Inputs, labels: numpy.ndarray, ahead: numpy.ndarray, first: bool, shuffled: bool) -> None:
         size = whole_number("chunk_size", self.chunk_size, at_least=1)
         inputs = self._inputs(X, first)
         if len(inputs) != len(labels):
@@ -113,9 +119,14 @@ class IAIClassifier(ClassifierMixin, BaseEstimator):
         # A label is the one that it equals: 0.0 goes on with the class 0.
         self._names = {label: str(label) for label in labels.tolist()} | self._names
         outputs = [self._names[label] for label in labels.tolist()]
+        order = numpy.arange(len(inputs))
+        if shuffled:  # a table that is sorted by class would come in chunks of one class
+            seed = whole_number("shuffle_seed", self.shuffle_seed, at_least=0)
+            order = numpy.random.default_rng(seed).permutation(len(inputs))
         for start in range(0, len(inputs), size):
-            part = slice(start, start + size)
-            self.state_ = self.amortizer_.update(self.state_, Chunk(tuple(inputs[part]), tuple(outputs[part])))
+            part = order[start : start + size].tolist()
+            chunk = Chunk(tuple(inputs[i] for i in part), tuple(outputs[i] for i in part))
+            self.state_ = self.amortizer_.update(self.state_, chunk)
         self.classes_ = numpy.unique(numpy.concatenate([self.classes_, labels]) if len(self.classes_) else labels)
 
     def _inputs(self, X: Inputs, first: bool) -> Sequence[Any]:

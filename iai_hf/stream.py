@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,8 @@ from iai_hf.errors import DataError
 from iai_hf.task import MAX_LABELS, Chunk, TaskSpec
 
 log = logging.getLogger(__name__)
+MOST_NUMBERED_CLASSES = 20  # more different whole numbers are values, not classes
+NUMBER_SIGNS = re.compile(r"[\s,_'$€£¥%]")  # what people write numbers with
 PEEK = 256  # examples looked at to tell classification from generation
 
 
@@ -133,6 +136,7 @@ class Stream:
         if given is not None:
             return replace(given, columns=names)
         if columns.numbers is not None:
+            _check_numbers(counts, columns.output)
             return TaskSpec("regression" if _measured(counts) else "classification", columns=names)
         outputs = self.outputs_until(stop)
         seen = [(len(counts), counts.total())]
@@ -198,9 +202,27 @@ def _number(value: Any, place: str) -> float:
     return number
 
 
-def _measured(counts: Counter[str]) -> bool:
+def _check_numbers(counts: Counter[str], column: str | None) -> None:
+    """Raise DataError where many different outputs are numbers, but for how some of them are written."""
+    unread = [output for output in counts if _value(output) is None]
+    alike = sum(_value(NUMBER_SIGNS.sub("", output)) is not None for output in counts)
+    if unread and len(counts) > MOST_NUMBERED_CLASSES and alike > 0.8 * len(counts):
+        raise DataError(
+            f"{column!r} looks like a column of numbers, but {unread[0][:40]!r} is none as it stands; write numbers "
+            "plainly, e.g. 1510.5, and drop rows without one; if these are class names after all, name the kind "
+            "classification"
+        )
+
+
+def _value(output: str) -> float | None:
     try:
-        values = [float(output) for output in counts]
+        return float(output)
     except ValueError:
+        return None
+
+
+def _measured(counts: Counter[str]) -> bool:
+    values = [value for output in counts if (value := _value(output)) is not None]
+    if len(values) < len(counts):
         return False
-    return len(values) > 20 or any(value != int(value) for value in values)
+    return len(values) > MOST_NUMBERED_CLASSES or any(value != int(value) for value in values)

@@ -53,6 +53,7 @@ from iai_hf.cli.options import (
 from iai_hf.data import TEST, TRAIN
 from iai_hf.errors import ConfigError, StateError
 
+TABLES = (".csv", ".tsv", ".parquet", ".xlsx")  # what predictions are not written as
 app = typer.Typer()
 
 
@@ -110,7 +111,13 @@ def adapt(
         state = TaskState.from_pretrained(output)
     elif (Path(method) / STATE_FILE).is_file():
         state = TaskState.from_pretrained(method)
-    config = parse_settings(settings) | ({"max_tokens": max_tokens} if max_tokens is not None else {})
+    config = parse_settings(settings)
+    if max_tokens is not None:
+        if config.setdefault("max_tokens", max_tokens) not in (max_tokens, str(max_tokens)):
+            raise ConfigError(
+                f"--max-tokens is {max_tokens}, --set max_tokens {config['max_tokens']}; give one of them"
+            )
+        config["max_tokens"] = max_tokens
     # Each process has a device of its own, for which the backbone is loaded.
     place = {"device": processes.Group.joined().device} if processes.several() else {}
     amortizer = AutoAmortizer.from_pretrained(method, backbone=backbone, config=config, dtype=dtype, **place)
@@ -206,6 +213,10 @@ def predict(
     from iai_hf.state import TaskState
 
     check_output(output, data, *state_files(state_dir))
+    if output.suffix.lower() in TABLES:
+        raise ConfigError(
+            f"predictions are written as JSON lines, not {output.suffix}; name the output e.g. answers.jsonl"
+        )
     state = TaskState.from_pretrained(state_dir)
     records = read_records(data, columns(input_column, None, None, state, quotes), split)
     given = places(backbone, revision, weights, adapter)
@@ -216,7 +227,8 @@ def predict(
         sure = (
             [None] * len(batch) if prediction.log_probs is None else prediction.log_probs.max(1).values.exp().tolist()
         )
-        for record, answer, probability in zip(batch, prediction.outputs, sure, strict=True):
+        answers = prediction.outputs if prediction.values is None else prediction.values.tolist()
+        for record, answer, probability in zip(batch, answers, sure, strict=True):
             row = {"input": record.input, "prediction": answer}
             lines.append(json.dumps(row if probability is None else row | {"probability": round(probability, 6)}))
     write_whole(output, ("\n".join(lines) + "\n").encode())

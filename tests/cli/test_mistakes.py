@@ -209,3 +209,12 @@ def test_an_interrupted_run_keeps_what_it_read(encoder_folder, tmp_path, capsys)
     more = ("--chunk-size", 4, "--max-examples", kept.examples + 8, "--resume")
     assert iai(capsys, *adapt(encoder_folder, data, tmp_path / "state", *more))[0] == 0
     assert TaskState.from_pretrained(tmp_path / "state").header.examples == kept.examples + 8
+
+
+def test_two_settings_that_say_other_things_are_refused(encoder_folder, tmp_path, capsys) -> None:  # type: ignore[no-untyped-def]
+    data = write(tmp_path / "train.jsonl", examples(16))
+    options = adapt(encoder_folder, data, tmp_path / "state", "--set", "max_tokens=16", "--max-tokens", 32)
+    status, _, err = iai(capsys, *options)
+    assert status == 2
+    assert "give one of them" in err
+    assert not (tmp_path / "state").exists()

@@ -31,7 +31,9 @@ TEXTS, OUTPUTS = [row["input"] for row in ROWS], [row["output"] for row in ROWS]
 
 @pytest.fixture
 def classifier(encoder: Backbone) -> IAIClassifier:
-    return IAIClassifier(backbone=encoder, chunk_size=16)
+    return IAIClassifier(
+        backbone=encoder, chunk_size=16, shuffle_seed=None
+    )  # rows in their order, as a stream has them
 
 
 def test_it_answers_as_the_amortizer_does(classifier: IAIClassifier, encoder: Backbone) -> None:
@@ -241,3 +243,16 @@ def test_settings_are_searched(n_jobs: int | None, encoder_folder: Path) -> None
 def test_a_clone_shares_the_frozen_backbone(classifier: IAIClassifier) -> None:
     assert clone(classifier).backbone is classifier.backbone
     assert copy.deepcopy(classifier).backbone is classifier.backbone
+
+
+def test_rows_sorted_by_class_are_mixed_before_they_are_read() -> None:
+    from sklearn.datasets import load_iris
+
+    table, classes = load_iris(return_X_y=True)
+    mixed = numpy.random.default_rng(1).permutation(len(classes))
+    scores = [
+        IAIClassifier(method="numeric-parametric", chunk_size=8, shuffle_seed=seed).fit(x, y).score(table, classes)
+        for x, y, seed in ((table, classes, 0), (table[mixed], classes[mixed], 0), (table, classes, None))
+    ]
+    assert min(scores[:2]) > 0.9
+    assert scores[2] < scores[0]

@@ -308,3 +308,15 @@ def test_a_row_of_a_table_that_lacks_a_number_is_named() -> None:
     rows = [{"a": 1, "b": 2, "output": "x"}, {"a": 1, "output": "y"}]
     with pytest.raises(DataError, match="row 1 has no column 'b'"):
         open_stream(rows, Columns(numbers=()))
+
+
+def test_a_target_of_numbers_that_are_written_otherwise_is_no_class(tmp_path: Path) -> None:
+    for odd, name in (("1,510.0", "thousands"), ("$12", "currency"), ("n/a", "missing")):
+        rows = [{"x": i, "y": str(1.5 * i)} for i in range(40)] + [{"x": 41, "y": odd}]
+        with pytest.raises(DataError, match="looks like a column of numbers"):
+            open_stream(rows, Columns(output="y", numbers=())).task()
+        assert open_stream(rows, Columns(output="y", numbers=())).task(TaskSpec("classification")).columns == ("x",), (
+            name
+        )
+    codes = [{"x": i, "y": f"A{i % 30}"} for i in range(90)]
+    assert open_stream(codes, Columns(output="y", numbers=())).task().kind == "classification"
