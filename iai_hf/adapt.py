@@ -99,7 +99,7 @@ def adapt(
         _check_task(task, state.task, resume)
         stream.check_labels(state.task, max_examples)
         if resume:
-            cursor.resume(state)
+            cursor.resume(state.header)
     bar = _progress(stream, cursor.position.examples, max_examples, progress and first_process)
     with nullcontext() if output is None else claimed(output), bar:
         saved = state

@@ -24,10 +24,12 @@ from weakref import WeakKeyDictionary
 from iai_hf import __version__, hub, shipped, values
 from iai_hf.adapt import adapt
 from iai_hf.backbones import Backbone
+from iai_hf.card import amortizer_card
 from iai_hf.config import current_names, first_names
 from iai_hf.errors import BackboneError, ConfigError, DataError, StateError
 from iai_hf.files import CONFIG_FILE, check_own, write_together
-from iai_hf.state import FORMAT_VERSION, StateHeader, TaskState
+from iai_hf.header import FORMAT_VERSION, StateHeader
+from iai_hf.state import TaskState
 from iai_hf.task import MAX_LABELS, Chunk, Kind, Prediction, TaskSpec, warn_of_alike
 from iai_hf.threads import computing
 
@@ -359,8 +361,6 @@ class Amortizer(ABC):
             HubError: refused or cut off; what was saved is kept, and the message says how to push it again.
             DataError: README.md was edited both in `directory` and on the Hub.
         """
-        from iai_hf.card import amortizer_card
-
         described = {
             "method": self.method,
             "config": dataclasses.asdict(self.config),

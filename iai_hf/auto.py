@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from iai_hf import hub, shipped
+from iai_hf.amortizer import Amortizer
 from iai_hf.backbones import Backbone, load_backbone
 from iai_hf.config import plain, read_config, read_stored
 from iai_hf.errors import ConfigError
 from iai_hf.files import CONFIG_FILE, STATE_FILE, WEIGHTS_FILE
-from iai_hf.state import FORMAT_VERSION, TaskState
-
-if TYPE_CHECKING:
-    from iai_hf.amortizer import Amortizer
-
-GROUP = "iai_hf.amortizers"  # the entry point by which any package, ours included, registers its methods
-
-
-def methods() -> tuple[str, ...]:
-    """Names of all registered methods."""
-    return tuple(sorted(entry.name for entry in entry_points(group=GROUP)))
+from iai_hf.header import FORMAT_VERSION
+from iai_hf.methods import methods, registered
+from iai_hf.restore import located, restore
+from iai_hf.state import TaskState
 
 
 def amortizer_class(method: str) -> type[Amortizer]:
@@ -32,10 +25,7 @@ def amortizer_class(method: str) -> type[Amortizer]:
     Raises:
         ConfigError: no such method.
     """
-    found = [entry for entry in entry_points(group=GROUP) if entry.name == method]
-    if not found:
-        raise ConfigError(f"no method or folder {method!r}; the methods are {', '.join(methods())}")
-    return found[0].load()
+    return registered(method)
 
 
 class AutoAmortizer:
@@ -73,7 +63,7 @@ class AutoAmortizer:
         reading = read_config if method == str(name) else read_stored
         made = cls(
             loaded,
-            reading(cls.config_class, _located({**settings, **plain(cls.config_class, config or {})}, downloading)),
+            reading(cls.config_class, located({**settings, **plain(cls.config_class, config or {})}, downloading)),
         )
         if Path(name).is_dir() and _describe(name, {}) != described:
             raise ConfigError(f"{name} was written anew while it was read; load it again")
@@ -107,37 +97,7 @@ class AutoAmortizer:
             BackboneError, HubError: one of them can't be had.
             ConfigError: likewise; or a setting that is unknown, or that a state is made with.
         """
-        header = state.header
-        cls = amortizer_class(header.method)
-        fixed = sorted(set(config or ()) - set(cls.answer_settings))
-        if fixed:
-            free = ", ".join(cls.answer_settings) or "none"
-            raise ConfigError(
-                f"{', '.join(fixed)} is what a state of {header.method!r} is made with; what can be changed for a "
-                f"state that stands: {free}. Adapt anew with other settings"
-            )
-        moved = {key: value for key, value in (("weights", weights), ("adapter", adapter)) if value is not None}
-        if backbone is None:
-            loading = {"revision": header.backbone_revision, **loading}
-        downloading = {key: value for key, value in loading.items() if key in hub.DOWNLOADING}
-        located = _located({**header.config, **plain(cls.config_class, config or {}), **moved}, downloading)
-        settings: Any = read_stored(cls.config_class, located)
-        chosen = backbone or header.backbone
-        loaded = load_backbone(chosen, **loading) if isinstance(chosen, str) else chosen
-        amortizer = cls(loaded, settings)
-        amortizer.check(state)
-        return amortizer
-
-
-def _located(settings: Mapping[str, Any], downloading: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with the folders of learned weights, fetched as everything else is, so that they load from there."""
-    plain = {key: value for key, value in downloading.items() if key != "revision"}
-    found = dict(settings)
-    for key, file in shipped.WHENCE.items():
-        source = settings.get(key)
-        if isinstance(source, str) and source != shipped.AUTO:
-            found[key] = str(shipped.locate(source, file, **plain).folder)
-    return found
+        return restore(state, backbone, config=config, weights=weights, adapter=adapter, **loading)
 
 
 def _describe(name: str | Path, downloading: Mapping[str, Any]) -> tuple[str, dict[str, Any], str, str | None]:

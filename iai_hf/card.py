@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from iai_hf import __version__
 from iai_hf.backbones.numeric import PREFIX
-from iai_hf.curve import CURVE_FILE
+from iai_hf.files import CURVE_FILE
+from iai_hf.header import StateHeader
 from iai_hf.hub import is_folder, public
 from iai_hf.shipped import WHENCE
-
-if TYPE_CHECKING:
-    from iai_hf.state import TaskState
 
 PIPELINES = {
     "classification": "text-classification",
@@ -27,7 +25,8 @@ LIMITS = (
 
 
 def state_card(
-    state: TaskState,
+    header: StateHeader,
+    nbytes: int,
     repo_id: str,
     tags: Sequence[str] = (),
     evaluation: Mapping[str, Any] | None = None,
@@ -36,10 +35,10 @@ def state_card(
     """Card of a task state: what it answers, what it was made from, a snippet that runs, and how good it is.
 
     Args:
+        nbytes: of the state's tensors.
         evaluation: what `Curve.save` wrote beside the state.
         license: as the Hub names it.
     """
-    header = state.header
     task = header.task
     shown = ", ".join(task.labels[:20]) + (f" and {len(task.labels) - 20} more" if len(task.labels) > 20 else "")
     answers = {
@@ -63,7 +62,7 @@ def state_card(
         pipeline,
         ["task-state", *tags],
         f"A task state: what `{header.method}` made of {header.examples:,} examples in {header.steps:,} chunks, in "
-        f"{state.nbytes / 1000:,.0f} kB, on the frozen backbone `{public(header.backbone)}`. It answers {asked} with "
+        f"{nbytes / 1000:,.0f} kB, on the frozen backbone `{public(header.backbone)}`. It answers {asked} with "
         f"{answers[task.kind]}.",
         f'from iai_hf import TaskState\n\nstate = TaskState.from_pretrained("{repo_id}")\n'
         f"print(state.predict([{query}]{folders}).outputs)",

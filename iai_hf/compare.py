@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from iai_hf import __version__
 from iai_hf.auto import AutoAmortizer
 from iai_hf.backbones import Backbone, load_backbone
-from iai_hf.curve import CURVE_FILE, Curve, headline, marks
+from iai_hf.curve import Curve, headline, marks
 from iai_hf.data import TEST, TRAIN, Columns, open_stream
 from iai_hf.errors import DataError, StateError
-from iai_hf.files import check_own, write_whole
+from iai_hf.files import CURVE_FILE, check_own, write_whole
 from iai_hf.task import TaskSpec
 
 if TYPE_CHECKING:

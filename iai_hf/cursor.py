@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from iai_hf.data import Record, Stream
 from iai_hf.errors import StateError
-from iai_hf.state import StreamPosition, TaskState
+from iai_hf.header import StateHeader, StreamPosition
 from iai_hf.task import Chunk
 
 log = logging.getLogger(__name__)
@@ -29,17 +29,17 @@ class Cursor:
         read = (*named, stream.columns.output or "")
         self.position = StreamPosition(stream.fingerprint or "", chunk_size, shuffle_seed, 0, read)
 
-    def resume(self, state: TaskState) -> None:
-        """Go to where `state` was left.
+    def resume(self, header: StateHeader) -> None:
+        """Go to where a state was left.
 
         Raises:
             StateError: it was left in another stream, in one that was read otherwise, or in none that is known.
         """
-        at = state.header.stream
+        at = header.stream
         if at is None:
-            if state.header.examples:
+            if header.examples:
                 raise StateError(
-                    f"the state has {state.header.examples:,} examples and no position in a stream, as it was merged, "
+                    f"the state has {header.examples:,} examples and no position in a stream, as it was merged, "
                     "or updated by hand; to adapt it to more data leave resume out"
                 )
             return

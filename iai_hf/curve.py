@@ -11,8 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from iai_hf import evaluation
 from iai_hf.errors import DataError
-from iai_hf.files import write_whole
+from iai_hf.files import CURVE_FILE, EVALUATION_FILE, write_whole
 from iai_hf.metrics import check_labels, score
 from iai_hf.task import Chunk, TaskSpec
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from iai_hf.state import TaskState
 
 log = logging.getLogger(__name__)
-EVALUATION_FILE, CURVE_FILE = "evaluation.json", "curve.png"
 
 
 class Curve:
@@ -62,7 +62,7 @@ class Curve:
         Raises:
             DataError: they are of other test data, or their file is damaged.
         """
-        found = None if self.directory is None else _read(self.directory)
+        found = None if self.directory is None else evaluation.read(self.directory)
         if found is None:
             return
         if found.get("run") != _run(state):
@@ -156,7 +156,7 @@ class Curve:
         if self.directory is None or self.amortizer.backbone.group.index:
             return
         found = self.described(state)
-        write_whole(self.directory / EVALUATION_FILE, json.dumps(found, indent=2).encode())
+        evaluation.write(self.directory, found)
         if plot:
             write_whole(self.directory / CURVE_FILE, curve_plot([found], headline(self.curve), self.test))
 
@@ -181,44 +181,3 @@ def marks(chunk_size: int, total: int, count: int) -> list[int]:
 def headline(curve: Sequence[dict[str, Any]]) -> str:
     """The metric that a curve is shown by: accuracy, exact match, or explained variance."""
     return next(name for name in ("accuracy", "exact_match", "r2") if name in curve[-1])
-
-
-def read_evaluation(directory: Path, state: TaskState) -> dict[str, Any] | None:
-    """What `Curve.save` wrote beside `state`, where it did; None, with a warning, where it is another state's.
-
-    Raises:
-        DataError: the file is damaged.
-    """
-    found = _read(directory)
-    if found is None or found.get("state") == state.digest:
-        return found
-    log.warning(
-        "%s in %s is of a state %s, not of the one that lies there (%s); it is left out: adapt with --test to measure",
-        EVALUATION_FILE,
-        directory,
-        str(found.get("state", "unknown"))[:8],
-        state.digest[:8],
-    )
-    return None
-
-
-def _read(directory: Path) -> dict[str, Any] | None:
-    path = directory / EVALUATION_FILE
-    if not path.is_file():
-        return None
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        numbers = all(isinstance(value, (int, float)) for point in found["curve"] for value in point.values())
-        if not numbers or not all({"examples", "adapt_seconds"} <= set(point) for point in found["curve"]):
-            raise ValueError("a point of its curve is no record of numbers")
-        if not (found["curve"] and isinstance(found["test"], str) and isinstance(found["test_examples"], int)):
-            raise ValueError("curve, test or test_examples is missing")
-        if "run" in found and not (
-            isinstance(found["test_digest"], str)
-            and isinstance(found["state"], str)
-            and isinstance(found["milliseconds_per_query"], float)
-        ):
-            raise ValueError("test_digest, state or milliseconds_per_query is missing")
-        return found
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
-        raise DataError(f"{path} is no evaluation ({error}); delete it, or adapt again with --test") from error

@@ -18,6 +18,8 @@ STATE_FILE = "state.safetensors"
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 ADAPTER_FILE = "adapter.safetensors"
+EVALUATION_FILE = "evaluation.json"
+CURVE_FILE = "curve.png"
 _WRITING = threading.Lock()  # held while files that belong together are written
 _CLAIMS = threading.local()  # `paths`: folders that this thread's run holds
 

@@ -11,12 +11,12 @@ from typing import Any
 
 from iai_hf import __version__, readme
 from iai_hf.errors import DataError, HubError
-from iai_hf.files import beside, check_place, write_whole
+from iai_hf.files import CURVE_FILE, EVALUATION_FILE, beside, check_place, write_whole
 
 ALLOWED = ["*.json", "*.safetensors", "*.md", "*.png"]
 AMORTIZER_FILES = ["config.json", "model.safetensors", "training.json", "README.md"]  # without a run's checkpoint
-STATE_FILES = ["config.json", "state.safetensors", "evaluation.json", "README.md", "*.png"]
-EVALUATION_FILES = ["evaluation.json", "curve.png"]  # which may be of another state
+STATE_FILES = ["config.json", "state.safetensors", EVALUATION_FILE, "README.md", "*.png"]
+EVALUATION_FILES = [EVALUATION_FILE, CURVE_FILE]  # which may be of another state
 DOWNLOADING = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 CARD_FILE = "README.md"
 

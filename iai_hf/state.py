@@ -5,87 +5,21 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from iai_hf import __version__, hub, shipped
 from iai_hf.errors import DataError, StateError
+from iai_hf.evaluation import read_evaluation
 from iai_hf.files import CONFIG_FILE, STATE_FILE, check_own, write_together
+from iai_hf.header import FORMAT_VERSION, StateHeader, StreamPosition
 from iai_hf.task import Prediction, TaskSpec
 
 if TYPE_CHECKING:
     import torch
-
-FORMAT_VERSION = 2
-_LOADING = threading.RLock()  # so that threads that ask one state first load its backbone once
-
-
-@dataclass(frozen=True)
-class StreamPosition:
-    """How far a stream was read: enough to go on after a crash without losing or repeating an example."""
-
-    source: str  # fingerprint of the data; of a list or generator, a digest of the records up to here
-    chunk_size: int
-    shuffle_seed: int | None
-    examples: int  # examples of this stream that the state has absorbed
-    columns: tuple[str, ...] | None = None  # of text and answer, or of a table's answer; format 1 did not note them
-
-
-@dataclass(frozen=True)
-class StateHeader:
-    """All of a state that is not a tensor. Plain JSON values only.
-
-    Attributes:
-        method: registered name of the amortizer, e.g. "iterative".
-        config: the amortizer's configuration, so that a state alone suffices to rebuild it.
-        amortizer: fingerprint of method, configuration and learned weights.
-        backbone: Hub id or folder of the backbone.
-        backbone_revision: commit that the backbone was at, None where it has none.
-        backbone_fingerprint: digest of the backbone's weights and tokenizer.
-        backbone_source: where its weights came from, in words; "" where that was not noted.
-        weights_digest: digest of the learned weights that `config` names, None where there are none.
-        task: kind and label names.
-        examples, steps: examples and chunks absorbed over all streams.
-        counts: what the method has to tell, e.g. texts cut at `max_tokens`, demonstrations left out.
-        stream: position in the stream read last, None before the first.
-        datasets: Hub ids of the datasets read, for the card; files of one's own are not named.
-    """
-
-    method: str
-    config: Mapping[str, Any]
-    amortizer: str
-    backbone: str
-    backbone_fingerprint: str
-    task: TaskSpec
-    examples: int = 0
-    steps: int = 0
-    counts: Mapping[str, int] = field(default_factory=dict)
-    stream: StreamPosition | None = None
-    backbone_revision: str | None = None
-    backbone_source: str = ""
-    datasets: tuple[str, ...] = ()
-    weights_digest: str | None = None
-
-    def to_json(self) -> str:
-        """One line, keys in order."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True, ensure_ascii=False)
-
-    @classmethod
-    def from_json(cls, text: str) -> StateHeader:
-        """The header that `to_json` wrote; KeyError or TypeError where it is none."""
-        values = json.loads(text)
-        task = values.pop("task")
-        stream = values.pop("stream")
-        return cls(
-            task=TaskSpec(task["kind"], tuple(task["labels"]), tuple(task.get("columns", ()))),
-            stream=StreamPosition(**stream | {"columns": _tuple(stream.get("columns"))}) if stream else None,
-            datasets=tuple(values.pop("datasets", ())),
-            **values,
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -260,15 +194,9 @@ class TaskState:
             config: settings of answering that differ from the state's, e.g. `max_new_tokens`.
             loading: see `AutoAmortizer.for_state`. Other ones than in the call before load the backbone anew.
         """
-        with _LOADING:
-            kept = self.__dict__.get("_amortizer")
-            if kept is None or kept[:2] != (config, loading):
-                from iai_hf.auto import AutoAmortizer  # the state is the ground that amortizers stand on
+        from iai_hf.restore import kept  # imported here, as it brings the backbones
 
-                standing = {"backbone": kept[2].backbone.plain} if kept is not None and kept[1] == loading else {}
-                kept = (config, loading, AutoAmortizer.for_state(self, config=config, **{**loading, **standing}))
-                object.__setattr__(self, "_amortizer", kept)
-        return kept[2].predict(self, queries)
+        return kept(self, config, loading).predict(self, queries)
 
     def push_to_hub(
         self,
@@ -291,11 +219,10 @@ class TaskState:
             HubError: refused or cut off; what was saved is kept, and the message says how to push it again.
             DataError: README.md was edited both in `directory` and on the Hub.
         """
-        from iai_hf.card import state_card
-        from iai_hf.curve import read_evaluation
+        from iai_hf.card import state_card  # imported here, as it brings the backbones
 
-        evaluation = read_evaluation(Path(directory), self) if directory is not None else None
-        card = state_card(self, repo_id, tags, evaluation, license)
+        evaluation = read_evaluation(Path(directory), self.digest) if directory is not None else None
+        card = state_card(self.header, self.nbytes, repo_id, tags, evaluation, license)
         chosen = {"only": hub.STATE_FILES, "ignore": () if evaluation else hub.EVALUATION_FILES}
         contents = self.published().contents()
         return hub.publish(self.save_pretrained, repo_id, directory, card=card, contents=contents, **chosen, **pushing)
@@ -304,10 +231,6 @@ class TaskState:
 def check_folder(directory: Path) -> None:
     """Raise StateError where saving a state would overwrite another thing's `config.json`, e.g. an amortizer's."""
     check_own(directory / CONFIG_FILE, ("method", "amortizer", "backbone", "task"), "the config.json of a task state")
-
-
-def _tuple(values: Sequence[str] | None) -> tuple[str, ...] | None:
-    return None if values is None else tuple(values)
 
 
 def _digest(tensors: Mapping[str, torch.Tensor], header: str) -> str:

@@ -72,7 +72,7 @@ def push(
     from iai_hf import hub, shipped
     from iai_hf.auto import AutoAmortizer
     from iai_hf.card import amortizer_card, state_card
-    from iai_hf.curve import read_evaluation
+    from iai_hf.evaluation import read_evaluation
     from iai_hf.files import STATE_FILE
     from iai_hf.state import TaskState
 
@@ -82,8 +82,8 @@ def push(
     ignore: list[str] = []
     if (path / STATE_FILE).is_file():
         state = TaskState.from_pretrained(path)
-        evaluation = read_evaluation(path, state)
-        card, only = state_card(state, repo_id, tags or (), evaluation, license), hub.STATE_FILES
+        evaluation = read_evaluation(path, state.digest)
+        card, only = state_card(state.header, state.nbytes, repo_id, tags or (), evaluation, license), hub.STATE_FILES
         contents, ignore = state.published().contents(), [] if evaluation else hub.EVALUATION_FILES
     else:
         card, only = amortizer_card(AutoAmortizer.describe(path), repo_id, tags or ()), hub.AMORTIZER_FILES

@@ -14,9 +14,9 @@ from conftest import examples
 from iai_hf import AutoAmortizer, TaskState
 from iai_hf.backbones import Backbone
 from iai_hf.card import state_card
-from iai_hf.curve import EVALUATION_FILE, read_evaluation
 from iai_hf.errors import IAIError
-from iai_hf.files import CONFIG_FILE, STATE_FILE
+from iai_hf.evaluation import read_evaluation
+from iai_hf.files import CONFIG_FILE, EVALUATION_FILE, STATE_FILE
 
 MUTATIONS = 5000  # of each of two kinds of file
 
@@ -85,7 +85,7 @@ def test_damaged_evaluations(folder: Path) -> None:
     good = {"test": "films", "test_examples": 20, "state": state.digest, "curve": [point, point]}
 
     def card() -> object:
-        return state_card(state, "someone/films", evaluation=read_evaluation(folder, state))
+        return state_card(state.header, state.nbytes, "someone/films", evaluation=read_evaluation(folder, state.digest))
 
     refused = survives(card, path, json.dumps(good).encode(), random.Random(2))
     assert refused > 0.3 * MUTATIONS

@@ -88,8 +88,8 @@ def test_a_relative_folder_is_no_strangers_repository(
     state = TaskState.from_pretrained(amortizer.adapt(examples(30), progress=False).save_pretrained("state"))
     amortizer.save_pretrained("amortizer")
     cards = [
-        state_card(state, "someone/films"),
-        state_card(state.published(), "someone/films"),
+        state_card(state.header, state.nbytes, "someone/films"),
+        state_card(state.published().header, state.published().nbytes, "someone/films"),
         amortizer_card(AutoAmortizer.describe("amortizer"), "someone/amortizer"),
     ]
     for card in cards:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from iai_hf import TaskSpec, TaskState
 from iai_hf.errors import DataError, StateError
 from iai_hf.files import STATE_FILE
-from iai_hf.state import StateHeader, StreamPosition
+from iai_hf.header import StateHeader, StreamPosition
 
 SAME_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=200)
 DTYPES = st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32])

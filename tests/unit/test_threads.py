@@ -22,9 +22,9 @@ from iai_hf.backbones import Backbone, load_backbone
 from iai_hf.backbones.conditions import Sampling
 from iai_hf.errors import ConfigError
 from iai_hf.files import CONFIG_FILE, STATE_FILE, WEIGHTS_FILE, check_writable
+from iai_hf.header import StateHeader
 from iai_hf.language_model.prompted import Prompted
 from iai_hf.learned import Learned
-from iai_hf.state import StateHeader
 from iai_hf.threads import Lock, alone, computing
 
 
@@ -198,7 +198,7 @@ def test_a_state_loads_its_backbone_once(encoder: Backbone, monkeypatch: pytest.
         loaded.append(1)
         return encoder
 
-    monkeypatch.setattr("iai_hf.auto.load_backbone", load)
+    monkeypatch.setattr("iai_hf.restore.load_backbone", load)
     together(*(lambda: state.predict(["the match"]) for _ in range(4)))
     assert len(loaded) == 1
 

@@ -1,0 +1,81 @@
+"""StateHeader: all of a state that is not a tensor, as its files tell it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from iai_hf.task import TaskSpec
+
+FORMAT_VERSION = 2
+
+
+@dataclass(frozen=True)
+class StreamPosition:
+    """How far a stream was read: enough to go on after a crash without losing or repeating an example."""
+
+    source: str  # fingerprint of the data; of a list or generator, a digest of the records up to here
+    chunk_size: int
+    shuffle_seed: int | None
+    examples: int  # examples of this stream that the state has absorbed
+    columns: tuple[str, ...] | None = None  # of text and answer, or of a table's answer; format 1 did not note them
+
+
+@dataclass(frozen=True)
+class StateHeader:
+    """All of a state that is not a tensor. Plain JSON values only.
+
+    Attributes:
+        method: registered name of the amortizer, e.g. "iterative".
+        config: the amortizer's configuration, so that a state alone suffices to rebuild it.
+        amortizer: fingerprint of method, configuration and learned weights.
+        backbone: Hub id or folder of the backbone.
+        backbone_revision: commit that the backbone was at, None where it has none.
+        backbone_fingerprint: digest of the backbone's weights and tokenizer.
+        backbone_source: where its weights came from, in words; "" where that was not noted.
+        weights_digest: digest of the learned weights that `config` names, None where there are none.
+        task: kind and label names.
+        examples, steps: examples and chunks absorbed over all streams.
+        counts: what the method has to tell, e.g. texts cut at `max_tokens`, demonstrations left out.
+        stream: position in the stream read last, None before the first.
+        datasets: Hub ids of the datasets read, for the card; files of one's own are not named.
+    """
+
+    method: str
+    config: Mapping[str, Any]
+    amortizer: str
+    backbone: str
+    backbone_fingerprint: str
+    task: TaskSpec
+    examples: int = 0
+    steps: int = 0
+    counts: Mapping[str, int] = field(default_factory=dict)
+    stream: StreamPosition | None = None
+    backbone_revision: str | None = None
+    backbone_source: str = ""
+    datasets: tuple[str, ...] = ()
+    weights_digest: str | None = None
+
+    def to_json(self) -> str:
+        """One line, keys in order."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> StateHeader:
+        """The header that `to_json` wrote; KeyError or TypeError where it is none."""
+        values = json.loads(text)
+        task = values.pop("task")
+        stream = values.pop("stream")
+        return cls(
+            task=TaskSpec(task["kind"], tuple(task["labels"]), tuple(task.get("columns", ()))),
+            stream=StreamPosition(**stream | {"columns": _tuple(stream.get("columns"))}) if stream else None,
+            datasets=tuple(values.pop("datasets", ())),
+            **values,
+        )
+
+
+def _tuple(values: Sequence[str] | None) -> tuple[str, ...] | None:
+    return None if values is None else tuple(values)
