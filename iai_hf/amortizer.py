@@ -29,9 +29,10 @@ from iai_hf.config import current_names, first_names
 from iai_hf.errors import BackboneError, ConfigError, DataError, StateError
 from iai_hf.files import CONFIG_FILE, check_own, write_together
 from iai_hf.header import FORMAT_VERSION, StateHeader
+from iai_hf.methods import check_task, those
 from iai_hf.state import TaskState
-from iai_hf.task import MAX_LABELS, Chunk, Kind, Prediction, TaskSpec, warn_of_alike
-from iai_hf.threads import computing
+from iai_hf.task import Chunk, Kind, Prediction, TaskSpec, warn_of_alike
+from iai_hf.threads import solving
 
 if TYPE_CHECKING:
     import torch
@@ -101,7 +102,7 @@ class Amortizer(ABC):
 
     # The contract.
 
-    @computing()
+    @solving()
     def init_state(self, task: TaskSpec | None = None) -> TaskState:
         """The state before any example: learned, or empty.
 
@@ -109,7 +110,7 @@ class Amortizer(ABC):
             DataError: the method can't answer that kind of task, or the task has too many labels.
         """
         task = task or TaskSpec()
-        self._check_task(task)
+        check_task(self, task)
         warn_of_alike((), task.labels)
         header = StateHeader(
             method=self.method,
@@ -124,7 +125,7 @@ class Amortizer(ABC):
         )
         return TaskState(self.initial(task), header)
 
-    @computing()
+    @solving()
     def update(self, state: TaskState, chunk: Chunk) -> TaskState:
         """The state refined by one mini-batch; the given state is untouched.
 
@@ -134,12 +135,12 @@ class Amortizer(ABC):
         """
         self.check(state)
         task = state.task.with_labels_of(chunk.outputs)
-        self._check_task(task)
+        check_task(self, task)
         tensors, counts = self.refine(state.tensors, task, chunk, state.header.examples)
         moved = state.advance(tensors, task, len(chunk), counts)
         return TaskState(moved.tensors, self._signed(moved.header))
 
-    @computing()
+    @solving()
     def predict(self, state: TaskState, queries: Sequence[Any]) -> Prediction:
         """Answer queries.
 
@@ -150,7 +151,7 @@ class Amortizer(ABC):
         checked = self.checked_queries(queries, state.task)
         return self.answer(self.prepared(state), state.task, checked)
 
-    @computing()
+    @solving()
     def predict_each(self, states: Sequence[TaskState], queries: Sequence[Any]) -> list[Prediction]:
         """Answer `queries[i]` from `states[i]`, in one forward pass where the method can: a prediction a query.
 
@@ -205,7 +206,7 @@ class Amortizer(ABC):
         columns = tasks[0].columns if len({task.columns for task in tasks}) == 1 else ()
         return values.rows(queries, columns)
 
-    @computing()
+    @solving()
     def merge(self, states: Sequence[TaskState]) -> TaskState:
         """One state from those of disjoint parts of a task's data, made by this amortizer; labels are joined.
 
@@ -219,7 +220,7 @@ class Amortizer(ABC):
             self.check(state)
         labels = tuple(dict.fromkeys(label for state in states for label in state.task.labels))
         task = TaskSpec(states[0].task.kind, labels, states[0].task.columns)
-        self._check_task(task)
+        check_task(self, task)
         tensors = self.combine([(state.tensors, state.task) for state in states], task)
         header = dataclasses.replace(
             states[0].header,
@@ -238,9 +239,10 @@ class Amortizer(ABC):
         self, parts: Sequence[tuple[Mapping[str, torch.Tensor], TaskSpec]], task: TaskSpec
     ) -> Mapping[str, torch.Tensor]:
         """Tensors of the merged state of `task`, whose labels are those of all parts."""
+        merging = those(lambda method: method.combine is not Amortizer.combine)
         raise ConfigError(
-            f"states of {self.method!r} can't be merged; adapt one of them on the other's data instead, or choose "
-            "'iterative'"
+            f"states of {self.method!r} can't be merged; adapt one of them on the other's data instead, or choose a "
+            f"method that merges ({merging})"
         )
 
     def export(self, state: TaskState, directory: str | Path) -> Path:
@@ -256,9 +258,10 @@ class Amortizer(ABC):
 
     def export_peft(self, tensors: Mapping[str, torch.Tensor], task: TaskSpec, directory: Path) -> None:
         """Write the adapter's files."""
+        exporting = those(lambda method: method.export_peft is not Amortizer.export_peft)
         raise ConfigError(
-            f"a state of {self.method!r} is no weight, prompt or prefix of the language model, so it has no PEFT form; "
-            "choose lm-state, lora, prompt-tuning or in-context for one that has, or keep it as it is"
+            f"a state of {self.method!r} is no weight, prompt or prefix of a language model, so it has no PEFT form; "
+            f"choose a method whose states have one ({exporting}), or keep it as it is"
         )
 
     # Streams a dataset of any length through `update`, chunk by chunk.
@@ -303,7 +306,8 @@ class Amortizer(ABC):
             this = _weights(self.backbone.fingerprint, self.backbone.source)
             raise StateError(
                 f"the state belongs to backbone {header.backbone!r} ({made_on}), this is {self.backbone.name!r} "
-                f"({this}); load that one (--backbone, --revision), or adapt anew"
+                f"({this}); load that one, or adapt anew",
+                options=("backbone", "revision"),
             )
         ours = self._settings(header.config)
         # Those of older states cover all settings.
@@ -314,7 +318,8 @@ class Amortizer(ABC):
                 raise StateError(
                     f"the state belongs to weights {header.config.get('weights')!r} "
                     f"({str(header.weights_digest)[:8]}), these are {ours.get('weights')!r} "
-                    f"({str(self.weights_digest)[:8]}); give those (--weights), or adapt anew"
+                    f"({str(self.weights_digest)[:8]}); give those, or adapt anew",
+                    options=("weights",),
                 )
             raise StateError(f"the state was made with another configuration of {self.method!r}: {other}; use that one")
 
@@ -371,24 +376,6 @@ class Amortizer(ABC):
         return hub.publish(
             self.save_pretrained, repo_id, directory, card=card, only=files, contents=contents, **pushing
         )
-
-    def _check_task(self, task: TaskSpec) -> None:
-        if self.reads == "texts" and task.columns:
-            raise DataError(
-                f"{self.method!r} reads texts, these inputs are numbers ({', '.join(task.columns[:3])}, ...); choose "
-                "numeric-parametric, or name a column of text"
-            )
-        if task.kind not in self.kinds:
-            raise DataError(
-                f"{self.method!r} answers {' and '.join(self.kinds)} tasks, not {task.kind}; for answers in free text "
-                "choose 'in-context' or 'prompt-tuning'; if these are class names after all, say --kind classification "
-                f"(at most {MAX_LABELS})"
-            )
-        if len(task.labels) > MAX_LABELS:
-            raise DataError(
-                f"the task has over {MAX_LABELS} labels, the last one {task.labels[-1][:40]!r}; expected class names: "
-                "if the answers are free text, say --kind generation"
-            )
 
 
 def _weights(fingerprint: str, source: str) -> str:

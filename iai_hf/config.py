@@ -14,6 +14,7 @@ from iai_hf.errors import ConfigError
 T = TypeVar("T")
 # In a field's metadata: what the setting was before there was one, and what it was called when it was first saved.
 ABSENT, FORMER = "absent", "former"
+APART = {"apart": True}  # a field's metadata, in a class or its base: learned weights do not depend on the setting
 WORDS: Mapping[str, Any] = {"none": None, "null": None, "true": True, "yes": True, "false": False, "no": False}
 
 
@@ -108,6 +109,14 @@ def first_names(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
 def _former_names(cls: type) -> dict[str, str]:
     """First names of renamed settings, by their names of today."""
     return {field.name: field.metadata[FORMER] for field in dataclasses.fields(cls) if FORMER in field.metadata}
+
+
+def apart(cls: type) -> frozenset[str]:
+    """Settings of a configuration that learned weights do not depend on."""
+    bases = [base for base in cls.__mro__ if dataclasses.is_dataclass(base)]
+    return frozenset(
+        field.name for base in bases for field in dataclasses.fields(base) if APART.items() <= field.metadata.items()
+    )
 
 
 def require(condition: bool, message: str) -> None:

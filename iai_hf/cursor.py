@@ -47,7 +47,8 @@ class Cursor:
         if at.columns not in (None, ours.columns):
             raise StateError(
                 f"the state was left in a stream of columns {at.columns}, this one has {ours.columns}; name the same "
-                "to resume (--input-column, --output-column, --target)"
+                "to resume",
+                options=("input_column", "output_column", "target"),
             )
         if (at.chunk_size, at.shuffle_seed) != (ours.chunk_size, ours.shuffle_seed):
             raise StateError(

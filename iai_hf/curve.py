@@ -71,8 +71,9 @@ class Curve:
         if found["test_digest"] != self.test_digest:
             raise DataError(
                 f"{EVALUATION_FILE} in {self.directory} was measured on other test data ({found['test']}, digest "
-                f"{found['test_digest'][:8]}) than {self.test} ({self.test_digest[:8]}); resume with the same --test, "
-                "or move that file away"
+                f"{found['test_digest'][:8]}) than {self.test} ({self.test_digest[:8]}); resume with the same test "
+                "data, or move that file away",
+                options=("test",),
             )
         examples, same = state.header.examples, found["state"] == state.digest
         points = [point for point in found["curve"] if point["examples"] < examples + same]

@@ -52,7 +52,9 @@ def open_stream(
         return replace(found, hub_id=data.partition(":")[0])
     if isinstance(data, (datasets.DatasetDict, datasets.IterableDatasetDict)):
         if split not in data:
-            raise DataError(f"the dataset has splits {sorted(data)}; {split!r} is not one of them: choose with --split")
+            raise DataError(
+                f"the dataset has splits {sorted(data)}; {split!r} is not one of them: choose one", options=("split",)
+            )
         data = data[split]
     if isinstance(data, datasets.Dataset):
         return _from_dataset(data, data._fingerprint, columns, shuffle_seed)

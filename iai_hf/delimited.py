@@ -16,7 +16,7 @@ from typing import Any, TextIO
 from iai_hf.errors import DataError
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
-NO_QUOTES = "if the quotation marks are part of the texts, say --no-quotes (Columns(quotes=False))"
+NO_QUOTES = "if the quotation marks are part of the texts, say so: Columns(quotes=False)"
 
 
 def read_delimited(path: Path, quotes: bool | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -44,7 +44,7 @@ def read_delimited(path: Path, quotes: bool | None = None) -> Iterator[tuple[str
             except StopIteration:
                 return
             except csv.Error as error:
-                raise DataError(_cause(path, first, lines.record, delimiter, error)) from error
+                raise DataError(_cause(path, first, lines.record, delimiter, error), options=("quotes",)) from error
             if not row:
                 continue
             if header is None:
@@ -61,7 +61,8 @@ def read_delimited(path: Path, quotes: bool | None = None) -> Iterator[tuple[str
                 raise DataError(
                     f"{place}: a quotation mark opens a field that ends in line {reader.line_num}, and these "
                     f"{len(lines.record)} lines have the {len(header)} field(s) of a row each, so rows would be lost; "
-                    f"{NO_QUOTES}; if it is one text of several lines, say --quotes"
+                    f"{NO_QUOTES}; if it is one text of several lines: Columns(quotes=True)",
+                    options=("quotes",),
                 )
             yield place, dict(zip(header, row, strict=True))
 

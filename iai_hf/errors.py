@@ -1,8 +1,18 @@
 """Typed errors. Each message says what was got, what was expected and how to mend it."""
 
+from collections.abc import Sequence
+
 
 class IAIError(Exception):
-    """Base of every error that a user can mend; the command line prints it in one line, exit status 2."""
+    """Base of every error that a user can mend; the command line prints it in one line, exit status 2.
+
+    Attributes:
+        options: names of the parameters that mend it, which the command line has as options.
+    """
+
+    def __init__(self, message: str, *, options: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.options = tuple(options)
 
 
 class DataError(IAIError, ValueError):

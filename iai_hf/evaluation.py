@@ -43,7 +43,7 @@ def read(directory: Path) -> dict[str, Any] | None:
             raise ValueError("test_digest, state or milliseconds_per_query is missing")
         return found
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
-        raise DataError(f"{path} is no evaluation ({error}); delete it, or adapt again with --test") from error
+        raise DataError(f"{path} is no evaluation ({error}); delete it, or measure again", options=("test",)) from error
 
 
 def read_evaluation(directory: Path, digest: str) -> dict[str, Any] | None:
@@ -56,7 +56,7 @@ def read_evaluation(directory: Path, digest: str) -> dict[str, Any] | None:
     if found is None or found.get("state") == digest:
         return found
     log.warning(
-        "%s in %s is of a state %s, not of the one that lies there (%s); it is left out: adapt with --test to measure",
+        "%s in %s is of a state %s, not of the one that lies there (%s); it is left out: measure anew",
         EVALUATION_FILE,
         directory,
         str(found.get("state", "unknown"))[:8],

@@ -36,9 +36,11 @@ class Learned(Amortizer):
         self.module = self.make_module().requires_grad_(False)
         source = self.config.weights
         if source == AUTO:
-            source = shipped.find(self.method, dataclasses.asdict(self.config), backbone)
+            source = shipped.find(self.method, self.config, backbone)
             self.config = dataclasses.replace(self.config, weights=source)
-        if source is not None:
+        if source is None:
+            log.info("%s: untrained, no learned weights", self.method)
+        else:
             where = shipped.locate(source)
             self._load(where.folder)
             self.config = dataclasses.replace(self.config, weights=where.name)

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Any
 
-from iai_hf.errors import ConfigError
+from iai_hf.errors import ConfigError, DataError
+from iai_hf.task import MAX_LABELS, TaskSpec
 
 GROUP = "iai_hf.amortizers"
 
@@ -38,3 +39,25 @@ def those(fit: Callable[[Any], bool]) -> str:
         except ImportError:  # another package's, which is broken: it is not what the message is about
             continue
     return ", ".join(fitting) or "(none)"
+
+
+def check_task(method: Any, task: TaskSpec) -> None:
+    """Raise DataError where a method, by what it declares, can't answer a task, or the task has too many labels."""
+    if method.reads == "texts" and task.columns:
+        raise DataError(
+            f"{method.method!r} reads texts, these inputs are numbers ({', '.join(task.columns[:3])}, ...); choose a "
+            f"method that reads those ({those(lambda other: other.reads == 'numbers')}), or name a column of text"
+        )
+    if task.kind not in method.kinds:
+        raise DataError(
+            f"{method.method!r} answers {' and '.join(method.kinds)} tasks, not {task.kind}; choose a method that does "
+            f"({those(lambda other: task.kind in other.kinds)}); if these are class names after all, the kind is "
+            f"classification (at most {MAX_LABELS})",
+            options=("kind classification",),
+        )
+    if len(task.labels) > MAX_LABELS:
+        raise DataError(
+            f"the task has over {MAX_LABELS} labels, the last one {task.labels[-1][:40]!r}; expected class names: "
+            "if the answers are free text, the kind is generation",
+            options=("kind generation",),
+        )

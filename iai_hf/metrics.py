@@ -70,8 +70,8 @@ def check_labels(labels: Sequence[str], outputs: Sequence[str]) -> None:
         similar = "" if near is None else f" (it knows {near!a}, and this is {first!a})"
         raise DataError(
             f"{len(rows)} of {len(outputs)} examples have labels that the state has not seen, first "
-            f"{first!r} in example {rows[0]}{similar}: adapt on examples of it, or count them as errors "
-            "(--allow-unseen-labels)"
+            f"{first!r} in example {rows[0]}{similar}: adapt on examples of it, or count them as errors",
+            options=("allow_unseen_labels",),
         )
 
 

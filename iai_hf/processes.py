@@ -92,7 +92,8 @@ class Group:
             raise DataError(
                 f"{self.count} processes work together, but do not read the same texts at the same time; what was "
                 "saved last stands: give all of them the same data, in the same order (a list that is sorted, one "
-                "--shuffle-seed), or merge states of parts of it with `iai merge`"
+                "seed of shuffling), or merge states of parts of it",
+                options=("shuffle_seed",),
             )
 
     def _reduced(self, tensor: torch.Tensor, how: object) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from iai_hf import hub
+from iai_hf.config import apart
 from iai_hf.errors import ConfigError
 from iai_hf.files import ADAPTER_FILE, CONFIG_FILE, WEIGHTS_FILE
 
@@ -23,8 +25,6 @@ TRAINING_FILE = "training.json"
 # Settings that say where learned weights are, and the file that is there; their digests say which they are.
 WHENCE = {"weights": WEIGHTS_FILE, "adapter": ADAPTER_FILE}
 FOLDER = Path(__file__).parent / "weights"
-# Settings that weights do not depend on.
-DESCRIBES_READING = ("max_tokens", "weights", "budget", "half_life", "calibrate", "max_new_tokens", "passes", "adapter")
 DIGEST = "weights_sha256"
 CACHED = re.compile(r"/models--([^/]+?)--([^/]+)/snapshots/([0-9a-f]{40})$")  # a repository in a cache of the Hub's
 READINGS, PAUSE = 10, 0.1  # of a pair of files that someone may be writing: times, and seconds between them
@@ -35,12 +35,13 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(path.parent.name for path in FOLDER.glob(f"*/{CONFIG_FILE}")))
 
 
-def find(method: str, config: Mapping[str, Any], backbone: Backbone) -> str | None:
-    """The shipped weights of that method and those settings, trained on features of that backbone."""
-    wanted = {key: value for key, value in config.items() if key not in DESCRIBES_READING}
+def find(method: str, config: Any, backbone: Backbone) -> str | None:
+    """The shipped weights of that method and its settings, None where it has none, trained on that backbone."""
+    free = apart(type(config))
+    wanted = {} if config is None else {k: v for k, v in dataclasses.asdict(config).items() if k not in free}
     for name in names():
         values = describe(FOLDER / name)
-        settings = {key: value for key, value in values["config"].items() if key not in DESCRIBES_READING}
+        settings = {key: value for key, value in values["config"].items() if key not in free}
         if (values["method"], settings) != (method, wanted):
             continue
         if values["backbone_fingerprint"] == backbone.plain.fingerprint:
@@ -128,8 +129,8 @@ def locate(source: str, file: str = WEIGHTS_FILE, **downloading: Any) -> Located
         raise ConfigError(f"repository {source!r} has no {file}; expected an amortizer with learned weights")
     raise ConfigError(
         f"no weights {source!r}: expected a folder with {file}, the repository of an amortizer (user/name), or "
-        f"one of {', '.join(names()) or '(none)'}; for a state say where they are now (--weights or "
-        "--adapter, in Python weights= or adapter=)"
+        f"one of {', '.join(names()) or '(none)'}; for a state say where they are now",
+        options=[key for key, name in WHENCE.items() if name == file],
     )
 
 

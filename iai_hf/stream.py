@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from iai_hf import values
 from iai_hf.delimited import hint
 from iai_hf.errors import DataError
+from iai_hf.methods import those
 from iai_hf.task import MAX_LABELS, Chunk, TaskSpec
 
 log = logging.getLogger(__name__)
@@ -157,8 +158,9 @@ class Stream:
         if task.kind == "classification" and outputs is not None and len(outputs.union(task.labels)) > MAX_LABELS:
             raise DataError(
                 f"the examples have over {MAX_LABELS} different outputs, more than a classification may have labels: "
-                "if they are free text, say --kind generation, with a method that answers it (lm-state, in-context); "
-                "if they are classes, join or drop rare ones"
+                "if they are free text, the kind is generation, for a method that answers it "
+                f"({those(lambda method: 'generation' in method.kinds)}); if they are classes, join or drop rare ones",
+                options=("kind generation",),
             )
 
     def outputs_until(self, stop: int | None = None) -> frozenset[str] | None:
@@ -185,7 +187,8 @@ def check_columns(place: str, found: Collection[Any], wanted: Iterable[str]) -> 
         if name not in found:
             raise DataError(
                 f"{place} has no column {name!r}; found {sorted(map(str, found))}{hint(list(found))}: "
-                "name the right ones (--input-column, --output-column, --target)"
+                "name the right ones",
+                options=("input_column", "output_column", "target"),
             )
 
 

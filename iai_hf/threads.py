@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
+from iai_hf.errors import StateError
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -52,6 +54,21 @@ def computing() -> Iterator[None]:
         _own.depth = depth
         if not depth:
             _leave("computing")
+
+
+@contextmanager
+def solving() -> Iterator[None]:
+    """As `computing`, with a state: a matrix that can't be factored is a StateError."""
+    import torch
+
+    with computing():
+        try:
+            yield
+        except torch.linalg.LinAlgError as error:
+            raise StateError(
+                f"the state's equations can't be solved ({str(error).splitlines()[0]}); what was saved before stands: "
+                "look for inputs that are out of all proportion, or load the backbone in float32"
+            ) from error
 
 
 @contextmanager

@@ -1,8 +1,9 @@
-"""Imports of the package run one way, those inside functions and for type checkers among them."""
+"""Imports run one way, those inside functions and for type checkers among them; flags belong to the command line."""
 
 from __future__ import annotations
 
 import ast
+import re
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -80,3 +81,12 @@ def test_imports_are_seen_wherever_they_stand(tmp_path: Path) -> None:
     )
     below = {"iai_hf.errors", "iai_hf.hub", FACE, "iai_hf.state", "iai_hf.features.heads", "iai_hf.features"}
     assert imported(path, "iai_hf.a") == below
+
+
+def test_the_library_does_not_speak_of_flags() -> None:
+    for name, path in FILES.items():
+        if not name.startswith(f"{FACE}.cli"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                text = node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+                flags = re.findall(r"(?<!pip install )--[a-z][\w-]+", text)
+                assert not flags, f"{name} line {node.lineno} speaks of {flags}; give the error `options` instead"  # type: ignore[attr-defined]

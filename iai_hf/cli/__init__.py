@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from itertools import pairwise
 
 import typer
@@ -10,6 +11,7 @@ import typer
 from iai_hf.cli import adapting, sharing
 from iai_hf.errors import ConfigError, IAIError
 
+SPELLED = {"quotes": "--quotes or --no-quotes"}
 app = typer.Typer(
     name="iai",
     help="Adapt a pretrained backbone to a labelled dataset of any length, chunk by chunk, and answer from the state.",
@@ -29,10 +31,16 @@ def main() -> None:
                 raise ConfigError(f"there is nothing behind {before!r}; expected a value: is a variable unset?")
         app()
     except IAIError as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {error}{_flags(error.options)}", err=True)
     except OSError as error:  # a disk that is full, a file that was taken away
         place = f" {error.filename}" if error.filename else ""
         typer.echo(f"error: can't read or write{place}: {error.strerror or error}", err=True)
     else:
         return
     raise SystemExit(2)
+
+
+def _flags(options: Sequence[str]) -> str:
+    """The options that mend an error, as the command line spells them."""
+    spelled = [SPELLED.get(option, f"--{option.replace('_', '-')}") for option in options]
+    return f" ({', '.join(spelled)})" if spelled else ""

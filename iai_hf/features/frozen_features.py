@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from iai_hf import shipped
 from iai_hf.backbones import Backbone
 from iai_hf.backbones.adapter import ADAPTER, FeatureAdapter
-from iai_hf.config import ABSENT, require
+from iai_hf.config import ABSENT, APART, require
 from iai_hf.features.heads import TEMPLATES, Head
 from iai_hf.files import ADAPTER_FILE
 from iai_hf.learned import AUTO, Learned
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class FrozenFeaturesConfig:
     """Settings of every amortizer on frozen features.
 
@@ -40,11 +40,11 @@ class FrozenFeaturesConfig:
             any have none.
     """
 
-    max_tokens: int | None = None
+    max_tokens: int | None = field(default=None, metadata=APART)
     max_features: int = 512
-    weights: str | None = AUTO
-    half_life: int | None = None
-    adapter: str | None = dataclasses.field(default=AUTO, metadata={ABSENT: None})
+    weights: str | None = field(default=AUTO, metadata=APART)
+    half_life: int | None = field(default=None, metadata=APART)
+    adapter: str | None = field(default=AUTO, metadata={ABSENT: None, **APART})
 
     def __post_init__(self) -> None:
         require(self.max_tokens is None or self.max_tokens > 0, f"max_tokens is {self.max_tokens}; expected 1 or more")
@@ -61,12 +61,12 @@ class FrozenFeatures(Learned):
 
     def __init__(self, backbone: Backbone, config: Any = None) -> None:
         config = config if config is not None else self.config_class()
-        source = shipped.find(ADAPTER, {}, backbone) if config.adapter == AUTO else config.adapter
+        source = shipped.find(ADAPTER, None, backbone) if config.adapter == AUTO else config.adapter
         if source is not None:
             source, folder = shipped.locate(source, ADAPTER_FILE)
             backbone = FeatureAdapter.load(folder).merged(backbone)
             log.info("%s: features learned by %s", self.method, source)
-        super().__init__(backbone, dataclasses.replace(config, adapter=source))
+        super().__init__(backbone, replace(config, adapter=source))
 
     @abstractmethod
     def make_module(self) -> Head:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import get_args
 
-from iai_hf.config import require
+from iai_hf.config import APART, require
 from iai_hf.features.frozen_features import FrozenFeatures, FrozenFeaturesConfig
 from iai_hf.features.heads import ExplicitHead, Head, ImplicitHead, ParametricHead
 from iai_hf.task import Signal
@@ -35,7 +35,7 @@ class IterativeImplicitConfig(FrozenFeaturesConfig):
         budget: examples that the state may keep, 2 bytes a feature each.
     """
 
-    budget: int = 1024
+    budget: int = field(default=1024, metadata=APART)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, cast
 
 from iai_hf.backbones.batching import BATCH_TOKENS
 from iai_hf.backbones.packing import packs
-from iai_hf.config import renamed, require
+from iai_hf.config import APART, renamed, require
 from iai_hf.errors import DataError
 from iai_hf.language_model.prompted import Prompted
 from iai_hf.language_model.prompting import PromptConfig
@@ -44,8 +44,8 @@ class GradientConfig(PromptConfig):
     learning_rate: float = 1e-3
     learning_rate_exponent: float = renamed(0.0, former="decay")
     batch_size: int = 8
-    passes: int = 1
-    weights: str | None = None
+    passes: int = field(default=1, metadata=APART)
+    weights: str | None = field(default=None, metadata=APART)
 
     def __post_init__(self) -> None:
         super().__post_init__()

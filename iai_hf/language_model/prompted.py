@@ -49,7 +49,7 @@ class Prompted(Amortizer):
         if cut and "cut" not in self._warned:
             longest = max(cut, key=lambda output: len(self.prompter.answer(output)))
             log.warning(
-                "an output is longer than max_new_tokens, %d, where answers are cut: %r...; --set max_new_tokens=%d "
+                "an output is longer than max_new_tokens, %d, where answers are cut: %r...; max_new_tokens=%d "
                 "would do, also for a state that stands",
                 self.config.max_new_tokens,
                 longest[:40],

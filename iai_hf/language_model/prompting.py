@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from iai_hf.backbones import Backbone
-from iai_hf.config import require
+from iai_hf.config import APART, require
 from iai_hf.errors import BackboneError
 from iai_hf.language_model.answers import read, written
 
@@ -33,11 +33,11 @@ class PromptConfig:
         max_new_tokens: longest generated answer. It and `calibrate` can be changed for a state that stands.
     """
 
-    max_tokens: int | None = None
+    max_tokens: int | None = field(default=None, metadata=APART)
     input_label: str = "Input:"
     output_label: str = "Output:"
-    calibrate: bool = False
-    max_new_tokens: int = 32
+    calibrate: bool = field(default=False, metadata=APART)
+    max_new_tokens: int = field(default=32, metadata=APART)
 
     def __post_init__(self) -> None:
         require(self.max_tokens is None or self.max_tokens > 0, f"max_tokens is {self.max_tokens}; expected 1 or more")
@@ -53,7 +53,8 @@ class Prompter:
         if not isinstance(backbone, CausalLM):
             raise BackboneError(
                 f"{backbone.name} is an encoder; this method needs a causal language model, e.g. "
-                "--backbone HuggingFaceTB/SmolLM2-135M-Instruct"
+                "HuggingFaceTB/SmolLM2-135M-Instruct",
+                options=("backbone",),
             )
         self.model: CausalLM = backbone
         self.config = config

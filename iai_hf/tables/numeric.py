@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 
 from iai_hf.backbones.numeric import NumericBackbone
-from iai_hf.config import require
+from iai_hf.config import APART, require
 from iai_hf.errors import DataError
 from iai_hf.learned import Learned
 from iai_hf.tables.solvers.network import NetworkSizes
@@ -46,7 +46,7 @@ class NumericConfig:
     seed: int = 0
     horizon: int = 10
     standardise: bool = True
-    weights: str | None = None
+    weights: str | None = field(default=None, metadata=APART)
 
     def __post_init__(self) -> None:
         known = ("regression", "classification")
@@ -98,8 +98,9 @@ class Numeric(Learned):
 
         if not task.columns:
             raise DataError(
-                f"{self.method!r} reads numbers, and the task names no numeric columns; say which column is the target "
-                "(--target), or TaskSpec(kind, columns=(...))"
+                f"{self.method!r} reads numbers, and the task names no numeric columns; say which is the target, or "
+                "TaskSpec(kind, columns=(...))",
+                options=("target",),
             )
         inputs = len(task.columns)
         if self.config.inputs not in (0, inputs):

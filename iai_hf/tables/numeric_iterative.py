@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import get_args
 
-from iai_hf.config import require
+from iai_hf.config import APART, require
 from iai_hf.tables.numeric import Numeric, NumericConfig
 from iai_hf.tables.solvers.implicit import Implicit, ImplicitState
 from iai_hf.tables.solvers.network import NetworkSizes
@@ -34,9 +34,9 @@ class NumericIterativeConfig(NumericConfig):
     free: bool = False
     window: int = 1
     carried: str = "logits"
-    budget: int = 4096
+    budget: int = field(default=4096, metadata=APART)
     batches: int = 5
-    half_life: int | None = None
+    half_life: int | None = field(default=None, metadata=APART)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -105,7 +105,7 @@ class OneShotConfig(NumericConfig):
         budget: examples that are retained.
     """
 
-    budget: int = 4096
+    budget: int = field(default=4096, metadata=APART)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -79,6 +79,4 @@ def load_checkpoint(
         values = json.loads(metadata["progress"])
         return parts["best"], Progress(**{**values, "history": tuple(values["history"])})
     except (OSError, SafetensorError, KeyError, ValueError, RuntimeError, TypeError) as error:
-        raise StateError(
-            f"{path} is no readable checkpoint ({error}); start without --resume_from_checkpoint"
-        ) from error
+        raise StateError(f"{path} is no readable checkpoint ({error}); start the run anew") from error

@@ -18,7 +18,7 @@ class TrainingConfig:
     Attributes:
         method: registered name of an amortizer that has something to learn.
         backbone: Hub id or folder.
-        tasks: folders with `train.jsonl`, files, or patterns of them; `{data}` stands for --data_dir.
+        tasks: folders with `train.jsonl`, files, or patterns of them; `{data}` stands for a folder of the run's.
         validation: names of the tasks among them that choose the weights and are never trained on.
         settings: of the method.
         learns: "head", all that the method has to learn; or "adapter", low-rank weights of the backbone for better

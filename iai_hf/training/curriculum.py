@@ -97,7 +97,7 @@ def task_files(patterns: Sequence[str], data_dir: str | Path) -> list[Path]:
         files = [path / TRAIN_FILE if path.is_dir() else path for path in matches]
         files = [path for path in files if path.is_file()]
         if not files:
-            raise DataError(f"no task at {full}; expected a folder with {TRAIN_FILE}, or a file: check --data_dir")
+            raise DataError(f"no task at {full}; expected a folder with {TRAIN_FILE}, or a file")
         found.update(dict.fromkeys(files))
     return list(found)
 

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from iai_hf import AutoAmortizer, TaskState, shipped
-from iai_hf.auto import amortizer_class
+from iai_hf.auto import amortizer_class, methods
 from iai_hf.backbones import Backbone
 from iai_hf.backbones.cached import CachedBackbone
+from iai_hf.config import apart
 from iai_hf.errors import ConfigError
+from iai_hf.learned import Learned
 
 
 def test_they_are_small_and_say_where_they_come_from() -> None:
@@ -29,8 +31,17 @@ def test_they_are_small_and_say_where_they_come_from() -> None:
 def test_they_know_all_settings_that_they_depend_on() -> None:
     for name in shipped.names():
         record = shipped.describe(shipped.FOLDER / name)
-        depends = {field.name for field in dataclasses.fields(amortizer_class(record["method"]).config_class)}
-        assert depends - set(shipped.DESCRIBES_READING) <= set(record["config"]), name
+        config = amortizer_class(record["method"]).config_class
+        assert {field.name for field in dataclasses.fields(config)} - apart(config) <= set(record["config"]), name
+
+
+def test_settings_that_weights_do_not_depend_on_are_marked_where_they_stand() -> None:
+    free = {"max_tokens", "weights", "budget", "half_life", "calibrate", "max_new_tokens", "passes", "adapter"}
+    for method in methods():
+        kind = amortizer_class(method)
+        if issubclass(kind, Learned):
+            names = {field.name for field in dataclasses.fields(kind.config_class)}
+            assert apart(kind.config_class) == names & free, method
 
 
 @pytest.mark.parametrize("method", ["iterative", "iterative-explicit", "iterative-implicit"])
@@ -63,8 +74,10 @@ def test_a_state_finds_its_weights_again(minilm: Backbone, tmp_path) -> None:  #
     assert AutoAmortizer.for_state(state, minilm).fingerprint == amortizer.fingerprint
 
 
-def test_another_backbone_gets_the_untrained_head(encoder: Backbone) -> None:
+def test_another_backbone_gets_the_untrained_head(encoder: Backbone, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "iai_hf")
     assert AutoAmortizer.from_pretrained("iterative", backbone=encoder).config.weights is None
+    assert "iterative: untrained" in caplog.text
 
 
 def test_weights_that_do_not_exist_or_fit_are_named(encoder: Backbone) -> None:

@@ -35,8 +35,11 @@ def dialogue(mark: str, rows: int = 150) -> str:
 def test_quotes_of_a_text_swallow_no_rows(name: str, mark: str, tmp_path: Path) -> None:
     path = tmp_path / name
     path.write_text(dialogue(mark))
-    with pytest.raises(DataError, match=r"line 22: a quotation mark opens a field that ends in line 62.*--no-quotes"):
+    with pytest.raises(
+        DataError, match=r"line 22: a quotation mark opens a field that ends in line 62.*quotes=False"
+    ) as told:
         open_stream(path)
+    assert told.value.options == ("quotes",)
     with pytest.raises(DataError, match="line 22"):
         open_stream(path, shuffle_seed=0)
     for seed in (None, 0):
@@ -275,8 +278,9 @@ def test_many_classes_are_told_from_free_text(kind: Any, tmp_path: Path) -> None
     assert stream(300, 900).task().kind == "classification"  # each thrice, none of them twice in the first 256
     assert stream(300, 300).task().kind == "generation"
     assert stream(1001, 4000).task().kind == "generation"
-    with pytest.raises(DataError, match=r"over 1000 different outputs.*--kind generation"):
+    with pytest.raises(DataError, match=r"over 1000 different outputs.*the kind is generation.*in-context") as told:
         stream(1001, 4000).task(TaskSpec("classification"))
+    assert told.value.options == ("kind generation",)
     assert stream(1001, 4000).task(TaskSpec("classification"), stop=500).kind == "classification"
 
 
