@@ -21,11 +21,14 @@ from iai_hf.shipped import AUTO, WHENCE
 if TYPE_CHECKING:
     import torch
 
+    from iai_hf.training.config import TrainingConfig
+    from iai_hf.training.curriculum import Curriculum, Sources
+
 log = logging.getLogger(__name__)
 
 
 class Learned(Amortizer):
-    """A subclass makes its `module`; its configuration has `weights`.
+    """A subclass makes its `module` and the curriculum that trains it; its configuration has `weights`.
 
     `weights` is the name of shipped ones, a folder or a repository, see `shipped.locate`; None for the module at its
     initial value, a known solver; "auto" for the shipped ones that belong to the backbone, where there are any.
@@ -49,6 +52,15 @@ class Learned(Amortizer):
     @abstractmethod
     def make_module(self) -> torch.nn.Module:
         """What is learned, at its initial value."""
+
+    @classmethod
+    @abstractmethod
+    def curriculum(cls, config: TrainingConfig, sources: Sources) -> tuple[Learned, Curriculum]:
+        """The untrained amortizer of a run's configuration, and what it is to learn from.
+
+        Raises:
+            ConfigError, DataError: a setting or a task that is not known.
+        """
 
     def digest(self, settings: Mapping[str, Any]) -> str:
         """Of the method with such settings, and of the learned weights; where these came from does not matter."""

@@ -20,33 +20,24 @@ import dataclasses
 import json
 import logging
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 
 from comparison import lab
-from iai_hf import AutoAmortizer, hub, load_backbone, shipped
+from iai_hf import AutoAmortizer, hub, shipped
 from iai_hf.amortizer import Amortizer
 from iai_hf.auto import amortizer_class
-from iai_hf.backbones import Backbone
-from iai_hf.backbones.cached import CachedBackbone
 from iai_hf.card import amortizer_card
-from iai_hf.config import read_config
-from iai_hf.data import open_stream
 from iai_hf.errors import ConfigError
-from iai_hf.features.frozen_features import FrozenFeatures
-from iai_hf.features.training import AdapterCurriculum, FeatureCurriculum, load_tasks
 from iai_hf.files import check_writable, write_whole
-from iai_hf.language_model.gradient import Gradient
-from iai_hf.language_model.training import TextCurriculum, load_text_tasks
 from iai_hf.learned import Learned
-from iai_hf.tables.numeric import Numeric
-from iai_hf.tables.training import TableCurriculum
 from iai_hf.training import train
 from iai_hf.training.config import TrainingConfig, read_training_config
-from iai_hf.training.curriculum import Curriculum, task_files
-from paper.tasks import POOLS, SYNTHETIC, family
+from iai_hf.training.curriculum import Curriculum, Sources
+from paper.tasks import family
 
 
 def arguments() -> argparse.Namespace:
@@ -69,65 +60,12 @@ def arguments() -> argparse.Namespace:
     return args
 
 
-def prepare(
-    config: TrainingConfig, data_dir: Path, cache_dir: Path, accelerator: Accelerator
-) -> tuple[Learned, Curriculum]:
+def prepare(config: TrainingConfig, sources: Sources) -> tuple[Learned, Curriculum]:
     """The untrained amortizer, and what it is to learn from."""
     kind = amortizer_class(config.method)
     if not issubclass(kind, Learned):
         raise ConfigError(f"method {config.method!r} has nothing to learn; expected e.g. iterative or lm-state")
-    if issubclass(kind, Numeric):
-        return numbers(config, cache_dir)
-    files = task_files(config.tasks, data_dir)
-    backbone = load_backbone(config.backbone, device=accelerator.device)
-    if issubclass(kind, FrozenFeatures):
-        return features(kind, config, files, backbone, cache_dir)
-    settings = {**config.settings, "weights": None}
-    amortizer = AutoAmortizer.from_pretrained(config.method, backbone=backbone, config=settings)
-    assert isinstance(amortizer, Gradient)
-    texts = [record.input for path in task_files(config.unrelated, data_dir) for record in open_stream(path).records()]
-    tasks = load_text_tasks(files, config.max_task_examples)
-    return amortizer, TextCurriculum(amortizer, tasks, texts, config)
-
-
-def features(
-    kind: type[FrozenFeatures], config: TrainingConfig, files: list[Path], backbone: Backbone, cache_dir: Path
-) -> tuple[FrozenFeatures, FeatureCurriculum | AdapterCurriculum]:
-    """A head learns on features that are computed once; a feature adapter changes them, so it reads texts."""
-    adapts = config.learns == "adapter"
-    settings = {**config.settings, "weights": None, **({"adapter": None} if adapts else {})}
-    used = backbone if adapts else CachedBackbone(backbone, cache_dir)
-    amortizer = kind(used, read_config(kind.config_class, settings))
-    if adapts:
-        return amortizer, AdapterCurriculum(amortizer, load_text_tasks(files, config.max_task_examples), config)
-    return amortizer, FeatureCurriculum(amortizer, load_tasks(files, amortizer, config.max_task_examples), config)
-
-
-def numbers(config: TrainingConfig, cache_dir: Path) -> tuple[Numeric, TableCurriculum]:
-    """For tables of numbers `tasks` names one family of scripts/paper/tasks.py; its sizes are the network's."""
-    if config.tasks[0] not in (*SYNTHETIC, *POOLS) or len(config.tasks) > 1:
-        raise ConfigError(f"tasks is {config.tasks}; on numbers expected one of {', '.join((*SYNTHETIC, *POOLS))}")
-    tasks = family(config.tasks[0], cache_dir)
-    settings = {
-        "kind": "classification" if tasks.classification else "regression",
-        "width": tasks.width,
-        "inputs": tasks.inputs,
-        "outputs": tasks.outputs,
-        "horizon": config.most_steps,
-        **config.settings,
-        "weights": None,
-    }
-    amortizer = AutoAmortizer.from_pretrained(config.method, backbone=config.backbone, config=settings)
-    assert isinstance(amortizer, Numeric)
-    return amortizer, TableCurriculum(amortizer, tasks, config)
-
-
-def save(amortizer: Learned, curriculum: Curriculum, output: Path) -> None:
-    """The amortizer with what it learned, or the feature adapter alone."""
-    if isinstance(curriculum, AdapterCurriculum):
-        curriculum.adapter().save(output, amortizer.backbone.name)
-    else:
-        amortizer.save_pretrained(output)
+    return kind.curriculum(config, sources)
 
 
 def main() -> None:
@@ -148,7 +86,8 @@ def main() -> None:
     check_writable(args.output_dir)
     Amortizer.check_folder(args.output_dir)
     with accelerator.main_process_first():
-        amortizer, curriculum = prepare(config, args.data_dir, args.cache_dir, accelerator)
+        families = partial(family, cache=args.cache_dir)
+        amortizer, curriculum = prepare(config, Sources(args.data_dir, args.cache_dir, accelerator.device, families))
     if args.with_tracking:
         accelerator.init_trackers("iai_hf")
     progress = train(
@@ -161,7 +100,7 @@ def main() -> None:
         progress_bar=not args.quiet,
     )
     if accelerator.is_main_process:
-        save(amortizer, curriculum, args.output_dir)
+        curriculum.save(amortizer, args.output_dir)
         record = {
             "config": dataclasses.asdict(config),
             "processes": accelerator.num_processes,

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
-from iai_hf.config import APART, require
+from iai_hf.backbones import load_backbone
+from iai_hf.backbones.cached import CachedBackbone
+from iai_hf.config import APART, read_config, require
 from iai_hf.features.frozen_features import FrozenFeatures, FrozenFeaturesConfig
 from iai_hf.features.heads import ExplicitHead, Head, ImplicitHead, ParametricHead
 from iai_hf.task import Signal
+
+if TYPE_CHECKING:
+    from iai_hf.training.config import TrainingConfig
+    from iai_hf.training.curriculum import Curriculum, Sources
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,27 @@ class IterativeImplicitConfig(FrozenFeaturesConfig):
         require(self.budget > 0, f"budget is {self.budget}; expected 1 or more")
 
 
-class Iterative(FrozenFeatures):
+class _OnTasks(FrozenFeatures):
+    """What they learn from: a head from features that are computed once; an adapter, which changes them, from texts."""
+
+    @classmethod
+    def curriculum(cls, config: TrainingConfig, sources: Sources) -> tuple[FrozenFeatures, Curriculum]:
+        from iai_hf.features.training import AdapterCurriculum, FeatureCurriculum, load_tasks
+        from iai_hf.training.curriculum import task_files
+        from iai_hf.training.tasks import load_text_tasks
+
+        files = task_files(config.tasks, sources.data_dir)
+        backbone = load_backbone(config.backbone, device=sources.device)
+        adapts = config.learns == "adapter"
+        settings = {**config.settings, "weights": None, **({"adapter": None} if adapts else {})}
+        used = backbone if adapts else CachedBackbone(backbone, sources.cache_dir)
+        amortizer = cls(used, read_config(cls.config_class, settings))
+        if adapts:
+            return amortizer, AdapterCurriculum(amortizer, load_text_tasks(files, config.max_task_examples), config)
+        return amortizer, FeatureCurriculum(amortizer, load_tasks(files, amortizer, config.max_task_examples), config)
+
+
+class Iterative(_OnTasks):
     """Parametric: the state is a linear classifier's parameters (see `iai_hf.features.heads.parametric`)."""
 
     method = "iterative"
@@ -53,7 +79,7 @@ class Iterative(FrozenFeatures):
         return ParametricHead(self.config.signal)
 
 
-class IterativeExplicit(FrozenFeatures):
+class IterativeExplicit(_OnTasks):
     """Explicit: the state is a compact code, the predictor is learned (see `iai_hf.features.heads.explicit`)."""
 
     method = "iterative-explicit"
@@ -63,7 +89,7 @@ class IterativeExplicit(FrozenFeatures):
         return ExplicitHead()
 
 
-class IterativeImplicit(FrozenFeatures):
+class IterativeImplicit(_OnTasks):
     """Implicit: the state is observations, queries' logits are refined by them (see `heads/implicit.py`)."""
 
     method = "iterative-implicit"

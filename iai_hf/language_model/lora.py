@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from iai_hf.config import renamed, require
 from iai_hf.errors import BackboneError
-from iai_hf.language_model.gradient import Gradient, GradientConfig, Retained
+from iai_hf.language_model.gradient import GradientConfig, Retained
 from iai_hf.language_model.prompting import Prompter
 from iai_hf.language_model.targets import by_family, last_part, layer_of, linear_layers, over_the_cache, sizes, unknown
+from iai_hf.language_model.trained import Trained
 from iai_hf.task import Chunk, TaskSpec
 from iai_hf.threads import computing
 
@@ -66,7 +67,7 @@ class LoRAConfig(GradientConfig):
         require(names, f"target_modules is {self.target_modules}; expected names of linear layers")
 
 
-class LoRA(Gradient):
+class LoRA(Trained):
     """Low-rank weights beside linear layers, trained chunk by chunk (Hu et al. 2021, arXiv 2106.09685).
 
     y = W x + alpha / rank * up (down x)

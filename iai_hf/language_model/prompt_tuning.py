@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from iai_hf.config import require
-from iai_hf.language_model.gradient import Gradient, GradientConfig
+from iai_hf.language_model.gradient import GradientConfig
+from iai_hf.language_model.trained import Trained
 from iai_hf.task import TaskSpec
 from iai_hf.threads import alone
 
@@ -37,7 +38,7 @@ class PromptTuningConfig(GradientConfig):
         require(self.num_virtual_tokens > 0, f"num_virtual_tokens is {self.num_virtual_tokens}; expected more than 0")
 
 
-class PromptTuning(Gradient):
+class PromptTuning(Trained):
     """A trained soft prompt P before the embeddings E of a query (Lester et al. 2021, arXiv 2104.08691).
 
     p(answer | query) = LM(answer | [P; E(query)])

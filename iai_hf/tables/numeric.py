@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 
+from iai_hf.backbones import load_backbone
 from iai_hf.backbones.numeric import NumericBackbone
-from iai_hf.config import APART, require
-from iai_hf.errors import DataError
+from iai_hf.config import APART, read_config, require
+from iai_hf.errors import ConfigError, DataError
 from iai_hf.learned import Learned
 from iai_hf.tables.solvers.network import NetworkSizes
 from iai_hf.tables.solvers.predictor import Predictor
@@ -20,6 +21,9 @@ from iai_hf.threads import alone
 
 if TYPE_CHECKING:
     import torch
+
+    from iai_hf.training.config import TrainingConfig
+    from iai_hf.training.curriculum import Curriculum, Sources
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,26 @@ class Numeric(Learned):
     def solver(self) -> Solver:
         """What is learned."""
         return cast("Solver", self.module)
+
+    @classmethod
+    def curriculum(cls, config: TrainingConfig, sources: Sources) -> tuple[Numeric, Curriculum]:
+        """`tasks` names one family, whose sizes are the network's."""
+        from iai_hf.tables.training import TableCurriculum
+
+        if sources.family is None or len(config.tasks) != 1:
+            raise ConfigError(f"tasks is {config.tasks}; on numbers expected one family")
+        tasks = sources.family(config.tasks[0])
+        settings = {
+            "kind": "classification" if tasks.classification else "regression",
+            "width": tasks.width,
+            "inputs": tasks.inputs,
+            "outputs": tasks.outputs,
+            "horizon": config.most_steps,
+            **config.settings,
+            "weights": None,
+        }
+        amortizer = cls(load_backbone(config.backbone), read_config(cls.config_class, settings))
+        return amortizer, TableCurriculum(amortizer, tasks, config)
 
     def initial(self, task: TaskSpec) -> Mapping[str, torch.Tensor]:
         """The solver's, and no scale yet."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import glob
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -14,8 +15,28 @@ from torch import nn
 from iai_hf.errors import DataError
 from iai_hf.training.config import TrainingConfig
 
+if TYPE_CHECKING:
+    from iai_hf.amortizer import Amortizer
+
 TRAIN_FILE = "train.jsonl"
 FEWEST_EXAMPLES = 12  # a task with fewer can't be split into a stream and queries
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where the tasks of a run come from, and where it computes.
+
+    Attributes:
+        data_dir: what `{data}` in a pattern of files stands for.
+        cache_dir: of features.
+        device: of the backbone; None for the best there is.
+        family: makes a family of tables of numbers by its name, where there are any.
+    """
+
+    data_dir: Path
+    cache_dir: Path
+    device: torch.device | None = None
+    family: Callable[[str], Any] | None = None
 
 
 class Evaluation(NamedTuple):
@@ -43,6 +64,10 @@ class Curriculum(ABC):
     def stepped(self, step: int) -> None:
         """After each step of the optimiser; by default nothing."""
         return
+
+    def save(self, amortizer: Amortizer, output: Path) -> None:
+        """Write what was learned; by default the amortizer, whose weights it is."""
+        amortizer.save_pretrained(output)
 
     @abstractmethod
     def draw(self, number: int, device: torch.device) -> Any:

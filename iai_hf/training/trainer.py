@@ -20,13 +20,13 @@ from iai_hf.training.curriculum import Curriculum
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from iai_hf.learned import Learned
+    from iai_hf.amortizer import Amortizer
 
 log = logging.getLogger(__name__)
 
 
 def train(
-    amortizer: Learned,
+    amortizer: Amortizer,
     curriculum: Curriculum,
     config: TrainingConfig,
     accelerator: Accelerator,

@@ -13,7 +13,7 @@ import torch
 from iai_hf import load_backbone
 from iai_hf.backbones.cached import CachedBackbone
 from iai_hf.data import open_stream
-from iai_hf.errors import DataError
+from iai_hf.errors import ConfigError, DataError
 from iai_hf.readers import load_hub_dataset
 from iai_hf.tables.training.families import Family, LinearClassification, LinearRegression, NonlinearClassification
 from paper.flows import Alphabet, Flow
@@ -46,8 +46,11 @@ def family(name: str, cache: Path, full: bool = False) -> Family:
         full: the Hub's full MNIST instead of 5,000 images.
 
     Raises:
+        ConfigError: there is none of that name.
         DataError: a package or the Hub can't be reached; it is named.
     """
+    if name not in (*SYNTHETIC, *POOLS):
+        raise ConfigError(f"no family {name!r}; on numbers expected one of {', '.join((*SYNTHETIC, *POOLS))}")
     if name in SYNTHETIC:
         return SYNTHETIC[name]
     pools = {"digits": _digits, "frozen features": lambda: _features(cache), "FashionMNIST": _fashion}

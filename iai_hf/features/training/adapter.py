@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
 
+from iai_hf.amortizer import Amortizer
 from iai_hf.backbones import Backbone
 from iai_hf.backbones.adapter import FeatureAdapter
 from iai_hf.backbones.low_rank import LowRank, applied
@@ -142,6 +144,10 @@ class AdapterCurriculum(Curriculum):
             known = [self._as_features(task) for task in self.validation]
         orders = ((task, seed) for task in known for seed in range(VALIDATION_ORDERS))
         return self._scores.evaluate(whole(task, self.config, seed) for task, seed in orders)
+
+    def save(self, amortizer: Amortizer, output: Path) -> None:
+        """Write the feature adapter alone."""
+        self.adapter().save(output, amortizer.backbone.name)
 
     def adapter(self) -> FeatureAdapter:
         """What was learned."""

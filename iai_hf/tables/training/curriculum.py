@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import nn
@@ -12,9 +12,6 @@ from iai_hf.tables.solvers.solver import Batch, Solver
 from iai_hf.tables.training.families import Family, TableEpisode
 from iai_hf.training.config import TrainingConfig
 from iai_hf.training.curriculum import Curriculum, Evaluation
-
-if TYPE_CHECKING:
-    from iai_hf.tables.numeric import Numeric
 
 VALIDATION_SEED, VALIDATION_EPISODES = 10**9, 4
 PRIOR_SEED, PRIOR_TASKS, PRIOR_LENGTH = 6 * 10**9, 256, 4  # length: in longest streams of an episode
@@ -36,19 +33,28 @@ class SolverObjective(nn.Module):
         return torch.stack([self.solver.predictor.loss(outputs, queries.y).mean() for outputs in found]).mean()
 
 
+class Solves(Protocol):
+    """What is needed of an amortizer: its solver, and whether the gradient is stopped between steps."""
+
+    greedy: ClassVar[bool]
+
+    @property
+    def solver(self) -> Solver:
+        """What is trained."""
+
+
 class TableCurriculum(Curriculum):
     """Tasks of one family, new ones in every episode.
 
     Args:
-        amortizer: its `module` is trained.
+        amortizer: its solver is trained.
         config: `episodes_per_step` batches of `tasks_per_episode` tasks; chunk sizes are drawn log-uniformly, numbers
             of chunks, at most `most_steps`, uniformly.
     """
 
-    def __init__(self, amortizer: Numeric, family: Family, config: TrainingConfig) -> None:
+    def __init__(self, amortizer: Solves, family: Family, config: TrainingConfig) -> None:
         self.family, self.config = family, config
-        self.solver = amortizer.solver
-        self.learned = amortizer.module
+        self.learned = self.solver = amortizer.solver
         self.objective = SolverObjective(self.solver, amortizer.greedy)
 
     def begin(self) -> None:
