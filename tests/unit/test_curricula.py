@@ -15,7 +15,7 @@ from iai_hf.features.training import AdapterCurriculum, FeatureCurriculum
 from iai_hf.files import ADAPTER_FILE, WEIGHTS_FILE
 from iai_hf.language_model.training import TextCurriculum
 from iai_hf.learned import Learned
-from iai_hf.tables.training import NumbersCurriculum
+from iai_hf.tables.training import TableCurriculum
 from iai_hf.tables.training.families import LinearRegression
 from iai_hf.training import TrainingConfig
 from iai_hf.training.curriculum import Sources
@@ -24,7 +24,7 @@ CASES = {
     "head": ("iterative", "encoder_folder", {}, FeatureCurriculum, WEIGHTS_FILE),
     "adapter": ("iterative", "encoder_folder", {"learns": "adapter"}, AdapterCurriculum, ADAPTER_FILE),
     "text": ("prompt-tuning", "causal_folder", {"unrelated": ["{data}/a"]}, TextCurriculum, WEIGHTS_FILE),
-    "numbers": ("numeric-parametric", None, {"tasks": ["linear"]}, NumbersCurriculum, WEIGHTS_FILE),
+    "numbers": ("numeric-parametric", None, {"tasks": ["linear"]}, TableCurriculum, WEIGHTS_FILE),
 }
 
 
