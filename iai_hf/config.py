@@ -12,8 +12,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 from iai_hf.errors import ConfigError
 
 T = TypeVar("T")
-# In a field's metadata: what the setting was before there was one, and what it was called when it was first saved.
-ABSENT, FORMER = "absent", "former"
+FORMER = "former"  # in a field's metadata: what the setting was called when it was first saved
 APART = {"apart": True}  # a field's metadata, in a class or its base: learned weights do not depend on the setting
 WORDS: Mapping[str, Any] = {"none": None, "null": None, "true": True, "yes": True, "false": False, "no": False}
 
@@ -82,9 +81,8 @@ def _types(cls: type, key: str) -> tuple[type, ...]:
 
 
 def read_stored(cls: type[T], values: Mapping[str, Any]) -> T:
-    """As `read_config`, of what was saved: former names count, and what came later is as it was before it came."""
-    later = {field.name: field.metadata[ABSENT] for field in dataclasses.fields(cls) if ABSENT in field.metadata}  # type: ignore[arg-type]
-    return read_config(cls, {**later, **current_names(cls, values)})
+    """As `read_config`, of what was saved: former names count."""
+    return read_config(cls, current_names(cls, values))
 
 
 def renamed(default: Any, former: str) -> Any:
