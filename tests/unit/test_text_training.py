@@ -90,7 +90,7 @@ def test_the_gradient_of_a_step_size_is_that_of_the_next_loss(  # type: ignore[n
     method: str, causal: Backbone, tasks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What lm-state reads once a chunk it takes as given, in this gradient too; read anew for each step, all is exact.
-    monkeypatch.setattr(LMState, "read", Gradient.read)
+    monkeypatch.setattr(LMState, "prefill", Gradient.prefill)
     amortizer = fresh(causal, method)
     amortizer.module.requires_grad_(True)
     objective = PrequentialObjective(amortizer, 0.0)
