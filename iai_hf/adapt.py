@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -18,6 +19,8 @@ from iai_hf.task import Chunk, TaskSpec
 
 if TYPE_CHECKING:
     from iai_hf.backbones import Backbone
+
+log = logging.getLogger(__name__)
 
 
 class Updates(Protocol):
@@ -85,6 +88,8 @@ def adapt(
         check_folder(output)
         if state is None and (output / STATE_FILE).is_file():
             raise StateError(f"{output} holds a state already; pass it as `state` to go on, or choose another folder")
+    if task is not None and not isinstance(task, TaskSpec):
+        raise DataError(f"task is {task!r}; expected e.g. TaskSpec('classification')")
     if state is not None:  # a table is read as the state knows it, by the names of its columns
         named = columns or (data.columns if isinstance(data, Stream) else Columns())
         columns = replace(named, numbers=state.task.columns or None)
@@ -100,13 +105,17 @@ def adapt(
         stream.check_labels(state.task, max_examples)
         if resume:
             cursor.resume(state.header)
+        elif (at := state.header.stream) is not None and at.source == stream.fingerprint:
+            log.warning("the state has read this data already: every example will count once more")
     bar = _progress(stream, cursor.position.examples, max_examples, progress and first_process)
     with nullcontext() if output is None else claimed(output), bar:
         saved = state
+        unseen_ahead = set(task.labels if task is not None else ())
         try:
             for chunk in cursor.chunks(max_examples):
                 state = amortizer.update(state, chunk).at(cursor.position, stream.hub_id)
                 bar.update(len(chunk))
+                unseen_ahead.difference_update(chunk.outputs)
                 if on_step is not None:
                     on_step(state, chunk)
                 if output is not None and state.header.steps % checkpointing_steps == 0:
@@ -123,6 +132,12 @@ def adapt(
             raise DataError(
                 f"all examples have the one label {state.task.labels[0]!r}; expected at least two classes: check the "
                 "output column, or name the other labels ahead"
+            )
+        if task is not None and task.labels and len(unseen_ahead) == len(task.labels):
+            log.warning(
+                "none of the labels named ahead (%s, ...) occurs in the data, whose first is %r: are they the same?",
+                ascii(task.labels[0]),
+                state.task.labels[len(task.labels) : len(task.labels) + 1],
             )
         if output is not None:
             state.save_pretrained(output)

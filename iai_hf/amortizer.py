@@ -134,6 +134,10 @@ class Amortizer(ABC):
             DataError: more labels than a state may hold.
         """
         self.check(state)
+        if not isinstance(chunk, Chunk):
+            raise DataError(
+                f"got a {type(chunk).__name__} for a chunk; expected Chunk(inputs, outputs); rows are read by `adapt`"
+            )
         task = state.task.with_labels_of(chunk.outputs)
         check_task(self, task)
         tensors, counts = self.refine(state.tensors, task, chunk, state.header.examples)
@@ -148,6 +152,7 @@ class Amortizer(ABC):
             StateError: the state belongs to another method or backbone.
             DataError: no query, an empty one, one longer than the context, or fewer than two labels known.
         """
+        self.check(state)
         checked = self.checked_queries(queries, state.task)
         return self.answer(self.prepared(state), state.task, checked)
 
@@ -159,6 +164,8 @@ class Amortizer(ABC):
             StateError, DataError: as `predict`; or as many states as queries were not given.
         """
         states = values.column(states, "states")
+        for state in states:
+            self.check(state)
         queries = self.checked_queries(queries, *(state.task for state in states))
         if len(states) != len(queries):
             raise DataError(f"got {len(states)} states for {len(queries)} queries; expected one for each")
@@ -211,14 +218,20 @@ class Amortizer(ABC):
         """One state from those of disjoint parts of a task's data, made by this amortizer; labels are joined.
 
         Raises:
-            StateError: fewer than two states, or one of another method or backbone.
+            StateError: fewer than two states, one of another method or backbone, or two that have read the same data.
             ConfigError: the method's states can't be merged.
         """
         if len(states) < 2:
             raise StateError(f"got {len(states)} state(s) to merge; expected at least two")
         for state in states:
             self.check(state)
+        read = [state.header.stream.source for state in states if state.header.stream is not None]
+        if len(set(map(id, states))) < len(states) or len(set(read)) < len(read):
+            raise StateError(
+                "two of the states have read the same data, which would count twice; merge states of disjoint parts"
+            )
         labels = tuple(dict.fromkeys(label for state in states for label in state.task.labels))
+        warn_of_alike((), labels)
         task = TaskSpec(states[0].task.kind, labels, states[0].task.columns)
         check_task(self, task)
         tensors = self.combine([(state.tensors, state.task) for state in states], task)
@@ -295,7 +308,9 @@ class Amortizer(ABC):
         return dataclasses.replace(header, amortizer=self.fingerprint, config={**header.config, **ours})
 
     def check(self, state: TaskState) -> None:
-        """Raise StateError where `state` was made by another method, configuration or backbone."""
+        """Raise StateError where `state` was made by another method, configuration or backbone, or is none."""
+        if not isinstance(state, TaskState):
+            raise StateError(f"got a {type(state).__name__} for a state; expected a TaskState, as `adapt` returns")
         header = state.header
         if header.method != self.method:
             raise StateError(
@@ -314,14 +329,17 @@ class Amortizer(ABC):
         if header.amortizer not in (self.fingerprint, self.digest(first_names(self.config_class, ours))):
             theirs = current_names(self.config_class, header.config).items()
             other = {key: value for key, value in theirs if ours.get(key) != value and key not in shipped.WHENCE}
-            if not other:
+            if not other and header.weights_digest != self.weights_digest:
                 raise StateError(
                     f"the state belongs to weights {header.config.get('weights')!r} "
                     f"({str(header.weights_digest)[:8]}), these are {ours.get('weights')!r} "
                     f"({str(self.weights_digest)[:8]}); give those, or adapt anew",
                     options=("weights",),
                 )
-            raise StateError(f"the state was made with another configuration of {self.method!r}: {other}; use that one")
+            made_with = other or f"its digest is {header.amortizer[:8]}, not {self.fingerprint[:8]}"
+            raise StateError(
+                f"the state was made with another configuration of {self.method!r}: {made_with}; use that one"
+            )
 
     def save_pretrained(self, directory: str | Path) -> Path:
         """Write `config.json`: method, settings and the backbone's name, never its weights."""

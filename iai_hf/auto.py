@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -53,6 +54,11 @@ class AutoAmortizer:
             HubError: the repository can't be had.
             BackboneError: the backbone can't be loaded.
         """
+        unknown = sorted(set(loading) - set(inspect.signature(load_backbone).parameters))
+        if unknown:
+            raise ConfigError(
+                f"{', '.join(unknown)} says nothing of how to load; settings of the method go into config={{...}}"
+            )
         downloading = {key: value for key, value in loading.items() if key in hub.DOWNLOADING}
         method, settings, base, revision = described = _describe(name, downloading)
         cls = amortizer_class(method)

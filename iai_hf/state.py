@@ -89,6 +89,13 @@ class TaskState:
         )
         return TaskState(tensors, header)
 
+    def __repr__(self) -> str:
+        known = f"{len(self.task.labels)} labels, " if self.task.kind == "classification" else ""
+        return (
+            f"TaskState({self.header.method}, {self.task.kind}, {known}{self.header.examples:,} examples, "
+            f"{self.nbytes:,} bytes)"
+        )
+
     def at(self, position: StreamPosition, dataset: str | None = None) -> TaskState:
         """The same state, with its position in the stream noted, and the Hub id of the dataset where it has one."""
         known = self.header.datasets
