@@ -135,9 +135,7 @@ class Amortizer(ABC):
         """
         self.check(state)
         if not isinstance(chunk, Chunk):
-            raise DataError(
-                f"got a {type(chunk).__name__} for a chunk; expected Chunk(inputs, outputs); rows are read by `adapt`"
-            )
+            raise DataError(f"got a {type(chunk).__name__} for a chunk; expected a Chunk: `adapt` reads rows")
         task = state.task.with_labels_of(chunk.outputs)
         check_task(self, task)
         tensors, counts = self.refine(state.tensors, task, chunk, state.header.examples)
@@ -227,9 +225,7 @@ class Amortizer(ABC):
             self.check(state)
         read = [state.header.stream.source for state in states if state.header.stream is not None]
         if len(set(map(id, states))) < len(states) or len(set(read)) < len(read):
-            raise StateError(
-                "two of the states have read the same data, which would count twice; merge states of disjoint parts"
-            )
+            raise StateError("two of the states have read the same data; merge states of disjoint parts")
         labels = tuple(dict.fromkeys(label for state in states for label in state.task.labels))
         warn_of_alike((), labels)
         task = TaskSpec(states[0].task.kind, labels, states[0].task.columns)
