@@ -12,7 +12,8 @@ from typing import Any, TypeVar, get_args, get_type_hints
 from iai_hf.errors import ConfigError
 
 T = TypeVar("T")
-FORMER = "former"  # in a field's metadata: what the setting was called when it was first saved
+# In a field's metadata: what the setting was before there was one, and what it was called when it was first saved.
+ABSENT, FORMER = "absent", "former"
 APART = {"apart": True}  # a field's metadata, in a class or its base: learned weights do not depend on the setting
 WORDS: Mapping[str, Any] = {"none": None, "null": None, "true": True, "yes": True, "false": False, "no": False}
 
@@ -81,8 +82,10 @@ def _types(cls: type, key: str) -> tuple[type, ...]:
 
 
 def read_stored(cls: type[T], values: Mapping[str, Any]) -> T:
-    """As `read_config`, of what was saved: former names count."""
-    return read_config(cls, current_names(cls, values))
+    """As `read_config`, of what was saved: former names count, and what came later is as it was before it came."""
+    fields: Any = dataclasses.fields(cls)  # type: ignore[arg-type]
+    later = {field.name: field.metadata[ABSENT] for field in fields if ABSENT in field.metadata}
+    return read_config(cls, {**later, **current_names(cls, values)})
 
 
 def renamed(default: Any, former: str) -> Any:

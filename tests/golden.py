@@ -85,11 +85,11 @@ def amortizer(case: Case) -> Amortizer:
 CASES = _cases()
 # Of real backbones the answers alone: their states are large. Each with the shipped weights that it finds.
 REAL = {
-    "minilm-iterative": Case("iterative", MINILM),
-    "minilm-iterative-data": Case("iterative", MINILM, {"signal": "data"}),
-    "minilm-iterative-gradient": Case("iterative", MINILM, {"signal": "gradient"}),
-    "minilm-iterative-explicit": Case("iterative-explicit", MINILM),
-    "minilm-iterative-implicit": Case("iterative-implicit", MINILM),
+    "minilm-iterative": Case("iterative", MINILM, {"adapter": None}),
+    "minilm-iterative-data": Case("iterative", MINILM, {"adapter": None, "signal": "data"}),
+    "minilm-iterative-gradient": Case("iterative", MINILM, {"adapter": None, "signal": "gradient"}),
+    "minilm-iterative-explicit": Case("iterative-explicit", MINILM, {"adapter": None}),
+    "minilm-iterative-implicit": Case("iterative-implicit", MINILM, {"adapter": None}),
     "smollm2-in-context": Case("in-context", SMOLLM),
     "smollm2-lm-state": Case("lm-state", SMOLLM, {"weights": "smollm2-135m-lm-state"}),
 }

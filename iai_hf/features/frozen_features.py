@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from iai_hf import shipped
 from iai_hf.backbones import Backbone
 from iai_hf.backbones.adapter import ADAPTER, FeatureAdapter
-from iai_hf.config import APART, require
+from iai_hf.config import ABSENT, APART, require
 from iai_hf.features.heads import TEMPLATES, Head
 from iai_hf.files import ADAPTER_FILE
 from iai_hf.learned import AUTO, Learned
@@ -36,14 +36,15 @@ class FrozenFeaturesConfig:
             "auto" for the shipped ones that belong to the backbone, where there are any.
         half_life: for streams that drift: examples after which what was seen counts half; None never forgets.
         adapter: learned features: the name of a shipped feature adapter, or a folder; None for the backbone's own;
-            "auto" for the shipped one that belongs to the backbone, where there is one.
+            "auto" for the shipped one that belongs to the backbone, where there is one. States of before there were
+            any have none.
     """
 
     max_tokens: int | None = field(default=None, metadata=APART)
     max_features: int = 512
     weights: str | None = field(default=AUTO, metadata=APART)
     half_life: int | None = field(default=None, metadata=APART)
-    adapter: str | None = field(default=None, metadata=APART)
+    adapter: str | None = field(default=AUTO, metadata={ABSENT: None, **APART})
 
     def __post_init__(self) -> None:
         require(self.max_tokens is None or self.max_tokens > 0, f"max_tokens is {self.max_tokens}; expected 1 or more")

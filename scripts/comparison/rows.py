@@ -12,12 +12,12 @@ from iai_hf.backbones import Backbone
 from iai_hf.errors import ConfigError
 
 ITERATIVE: dict[str, tuple[str, dict[str, Any]]] = {
-    "iterative": ("iterative", {}),
-    "iterative, learned features": ("iterative", {"adapter": "auto"}),
-    "iterative, data": ("iterative", {"signal": "data"}),
-    "iterative, gradient": ("iterative", {"signal": "gradient"}),
-    "iterative-explicit": ("iterative-explicit", {}),
-    "iterative-implicit": ("iterative-implicit", {}),
+    "iterative": ("iterative", {"adapter": None}),
+    "iterative, learned features": ("iterative", {}),
+    "iterative, data": ("iterative", {"adapter": None, "signal": "data"}),
+    "iterative, gradient": ("iterative", {"adapter": None, "signal": "gradient"}),
+    "iterative-explicit": ("iterative-explicit", {"adapter": None}),
+    "iterative-implicit": ("iterative-implicit", {"adapter": None}),
 }
 ROWS = (*ITERATIVE, *(f"{name}, untrained" for name in ITERATIVE), *BASELINES)
 
@@ -34,7 +34,7 @@ def amortizer_of(row: str, backbone: Backbone) -> Amortizer:
     if plain != row:
         config["weights"] = None
     amortizer = AutoAmortizer.from_pretrained(method, backbone=backbone, config=config)
-    adapts = "adapter" in settings
+    adapts = "adapter" not in settings
     if (plain == row and amortizer.config.weights is None) or (adapts and amortizer.config.adapter is None):
         raise ConfigError(f"no weights are shipped for {row!r} on {backbone.name}; train them, or leave the row out")
     return amortizer

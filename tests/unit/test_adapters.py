@@ -101,6 +101,20 @@ def test_a_state_of_before_there_were_any_has_none(encoder: Backbone, tmp_path: 
     assert AutoAmortizer.for_state(loaded, encoder).config.adapter is None
 
 
+def test_the_shipped_one_is_taken_by_default_and_by_no_state_of_before(minilm: Backbone, tmp_path: Path) -> None:
+    learned = AutoAmortizer.from_pretrained("iterative", backbone=minilm)
+    assert learned.config.adapter == "minilm-l6-adapter"
+    assert learned.backbone.plain is minilm
+    plain = AutoAmortizer.from_pretrained("iterative", backbone=minilm, config={"adapter": None})
+    state = plain.adapt(examples(30), progress=False)
+    older = {key: value for key, value in state.header.config.items() if key != "adapter"}
+    older_state = TaskState(state.tensors, dataclasses.replace(state.header, config=older))
+    loaded = TaskState.from_pretrained(older_state.save_pretrained(tmp_path))
+    rebuilt = AutoAmortizer.for_state(loaded, minilm)
+    assert rebuilt.config.adapter is None
+    assert torch.equal(rebuilt.predict(loaded, TEXTS).log_probs, plain.predict(state, TEXTS).log_probs)
+
+
 def test_what_does_not_fit_is_named(encoder: Backbone, causal: Backbone, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="belongs to a backbone with fingerprint"):
         AutoAmortizer.from_pretrained("iterative", backbone=causal, config={"adapter": str(folder)})

@@ -124,7 +124,7 @@ class AdapterCurriculum(Curriculum):
     def __init__(self, amortizer: FrozenFeatures, tasks: list[TextTask], config: TrainingConfig) -> None:
         self.training, self.validation = split([task for task in tasks if task.kind == "classification"], config)
         self.config = config
-        self.backbone = backbone = amortizer.backbone
+        self.backbone = backbone = amortizer.backbone.plain
         self.learned = AdapterModule(backbone.linear_layers, config.adapter_rank)
         limit = amortizer.config.max_tokens or backbone.window
         self.objective = AdapterObjective(self.learned, backbone, amortizer.head, config.moved_weight, limit)
