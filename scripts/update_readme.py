@@ -68,7 +68,8 @@ def curves(records: list[dict[str, Any]]) -> str:
     return f"""
 Test accuracy against examples seen, mean over {tasks}. Rows see the features of a frozen MiniLM-L6, or learned ones:
 those of MiniLM-L6 with its feature adapter, which `iterative` reads by default. None of these tasks was trained on.
-Standard errors over stream orders are at most {100 * spread:.1f} points for `iterative`; [all figures](compare/results.md) have theirs:
+Standard errors over stream orders are at most {100 * spread:.1f} points for `iterative`;
+[all figures](compare/results.md) have theirs:
 
 {markdown(rows)}
 Calibration error of `iterative` after {", ".join(COLUMNS[1:])} examples: {ours}%; of logistic regression with a
