@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, MutableMapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -65,18 +66,12 @@ class Hyperparameters(nn.Module):
 def saved_as(module: nn.Module, names: Mapping[str, str]) -> None:
     """Save, digest and load parts of a module under the names that files have for them; `names`: attribute to key."""
     attributes = {key: attribute for attribute, key in names.items()}
-
-    def save(_: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
-        _rename(state, prefix, names)
-
-    def load(_: nn.Module, state: dict[str, Any], prefix: str, *others: Any) -> None:
-        _rename(state, prefix, attributes)
-
-    module.register_state_dict_post_hook(save)
-    module.register_load_state_dict_pre_hook(load)
+    # Partial functions, not closures: a module goes to other processes.
+    module.register_state_dict_post_hook(partial(_rename, dict(names)))
+    module.register_load_state_dict_pre_hook(partial(_rename, attributes))
 
 
-def _rename(state: MutableMapping[str, Any], prefix: str, names: Mapping[str, str]) -> None:
+def _rename(names: Mapping[str, str], _: nn.Module, state: MutableMapping[str, Any], prefix: str, *others: Any) -> None:
     for key in [key for key in state if key.startswith(prefix)]:
         for before, after in names.items():
             rest = key[len(prefix + before) :]

@@ -39,6 +39,8 @@ def restore(
     """The amortizer; see `AutoAmortizer.for_state`."""
     header = state.header
     cls = registered(header.method)
+    changed = plain(cls.config_class, config or {})
+    read_stored(cls.config_class, {**header.config, **changed})  # so that a key or value that is none is told as such
     fixed = sorted(set(config or ()) - set(cls.answer_settings))
     if fixed:
         free = ", ".join(cls.answer_settings) or "none"
@@ -50,7 +52,7 @@ def restore(
     if backbone is None:
         loading = {"revision": header.backbone_revision, **loading}
     downloading = {key: value for key, value in loading.items() if key in hub.DOWNLOADING}
-    settings = located({**header.config, **plain(cls.config_class, config or {}), **moved}, downloading)
+    settings = located({**header.config, **changed, **moved}, downloading)
     chosen = backbone or header.backbone
     loaded = load_backbone(chosen, **loading) if isinstance(chosen, str) else chosen
     amortizer = cls(loaded, read_stored(cls.config_class, settings))

@@ -191,7 +191,13 @@ def test_an_interrupted_run_keeps_what_it_read(encoder_folder, tmp_path, capsys)
     data = write(tmp_path / "long.jsonl", examples(20000))
     options = adapt(encoder_folder, data, tmp_path / "state", "--chunk-size", 4, "--checkpointing-steps", 25)
     command = [sys.executable, "-m", "iai_hf.cli", *map(str, options)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell in the background ignores Ctrl-C
+    )
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline and not (tmp_path / "state" / "state.safetensors").exists():
         time.sleep(0.01)

@@ -66,13 +66,13 @@ def test_damaged_states(folder: Path) -> None:
     assert refused > 0.9 * MUTATIONS
 
 
-def test_damaged_configurations(encoder: Backbone, tmp_path: Path) -> None:
-    amortizer = AutoAmortizer.from_pretrained("in-context", backbone=encoder)
+def test_damaged_configurations(causal: Backbone, tmp_path: Path) -> None:
+    amortizer = AutoAmortizer.from_pretrained("in-context", backbone=causal)
     folder = amortizer.save_pretrained(tmp_path / "amortizer")
     path = folder / CONFIG_FILE
 
     def load() -> object:
-        return AutoAmortizer.from_pretrained(folder, backbone=encoder)
+        return AutoAmortizer.from_pretrained(folder, backbone=causal)
 
     refused = survives(load, path, path.read_bytes(), random.Random(1))
     assert refused > 0.3 * MUTATIONS

@@ -9,6 +9,7 @@ import torch
 
 from iai_hf.backbones.numeric import NumericBackbone
 from iai_hf.errors import BackboneError
+from iai_hf.hyperparameters import SPEED
 from iai_hf.tables.solvers.implicit import Implicit
 from iai_hf.tables.solvers.network import NetworkSizes
 from iai_hf.tables.solvers.one_shot import OneShot
@@ -129,6 +130,8 @@ def shaken(make: Callable[[], Solver]) -> Solver:
         for name, parameter in solver.named_parameters():
             if not name.endswith("slow"):
                 parameter.add_(0.1 * torch.randn(parameter.shape))
+            elif name == "correction.exponent.slow":
+                parameter.add_(0.1 / SPEED * torch.randn(parameter.shape))
     return solver
 
 
