@@ -223,14 +223,14 @@ class Amortizer(ABC):
             raise StateError(f"got {len(states)} state(s) to merge; expected at least two")
         for state in states:
             self.check(state)
-        read = [state.header.stream.source for state in states if state.header.stream is not None]
-        if len(set(map(id, states))) < len(states) or len(set(read)) < len(read):
-            raise StateError("two of the states have read the same data; merge states of disjoint parts")
         labels = tuple(dict.fromkeys(label for state in states for label in state.task.labels))
         warn_of_alike((), labels)
         task = TaskSpec(states[0].task.kind, labels, states[0].task.columns)
         check_task(self, task)
         tensors = self.combine([(state.tensors, state.task) for state in states], task)
+        read = [state.header.stream.source for state in states if state.header.stream is not None]
+        if len(set(map(id, states))) < len(states) or len(set(read)) < len(read):
+            raise StateError("two of the states have read the same data; merge states of disjoint parts")
         header = dataclasses.replace(
             states[0].header,
             task=task,
