@@ -49,7 +49,7 @@ class Case:
 
 
 def _cases() -> dict[str, Case]:
-    rows = {name.replace("/", "-"): Case(*row) for name, row in METHODS.items()}
+    rows = {name.replace("/", "-"): Case(*row[:3]) for name, row in METHODS.items()}
     for name in ("in-context", "prompt-tuning", "lora", "lm-state"):
         row = rows[name]
         rows[f"{name}-words"] = Case(row.method, row.backbone, {**row.config, "max_new_tokens": 5}, "generation")
