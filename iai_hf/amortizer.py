@@ -18,14 +18,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal
 from weakref import WeakKeyDictionary
+
+from typing_extensions import TypeVar
 
 from iai_hf import __version__, hub, shipped, values
 from iai_hf.adapt import adapt
 from iai_hf.backbones import Backbone
 from iai_hf.card import amortizer_card
-from iai_hf.config import current_names, first_names
+from iai_hf.config import Settings, current_names, first_names
 from iai_hf.errors import BackboneError, ConfigError, DataError, StateError
 from iai_hf.files import CONFIG_FILE, check_own, write_together
 from iai_hf.header import FORMAT_VERSION, StateHeader
@@ -38,8 +40,11 @@ if TYPE_CHECKING:
     import torch
 
 
-class Amortizer(ABC):
-    """Base class of all methods.
+Config = TypeVar("Config", bound=Settings, default=Any)
+
+
+class Amortizer(ABC, Generic[Config]):
+    """Base class of all methods, of the type of their configuration.
 
     Attributes:
         method: registered name.
@@ -56,12 +61,12 @@ class Amortizer(ABC):
     regime: ClassVar[Literal["parametric", "explicit", "implicit"]]
     kinds: ClassVar[tuple[Kind, ...]] = ("classification", "generation")
     reads: ClassVar[Literal["texts", "numbers"]] = "texts"
-    config_class: ClassVar[type]
+    config_class: type[Config]
     default_backbone: ClassVar[str]
     answer_settings: ClassVar[tuple[str, ...]] = ()
     chunk_free: ClassVar[bool] = False
 
-    def __init__(self, backbone: Backbone, config: Any = None) -> None:
+    def __init__(self, backbone: Backbone, config: Config | None = None) -> None:
         if backbone.reads != self.reads:
             raise BackboneError(
                 f"{self.method!r} reads {self.reads}, the backbone {backbone.name} {backbone.reads}; choose another "
@@ -178,8 +183,7 @@ class Amortizer(ABC):
             groups.setdefault(id(made), []).append(i)
         answers: dict[int, Prediction] = {}
         for group in groups.values():
-            first = group[0]
-            found = self.answer(prepared[first], tasks[first], [queries[i] for i in group])
+            found = self.answer(prepared[group[0]], tasks[group[0]], [queries[i] for i in group])
             answers.update({i: found.row(place) for place, i in enumerate(group)})
         return [answers[i] for i in range(len(queries))]
 
@@ -380,11 +384,7 @@ class Amortizer(ABC):
             HubError: refused or cut off; what was saved is kept, and the message says how to push it again.
             DataError: README.md was edited both in `directory` and on the Hub.
         """
-        described = {
-            "method": self.method,
-            "config": dataclasses.asdict(self.config),
-            "backbone": self.backbone.name,
-        }
+        described = {"method": self.method, "config": dataclasses.asdict(self.config), "backbone": self.backbone.name}
         card = amortizer_card(described, repo_id, tags)
         files, contents = hub.AMORTIZER_FILES, shipped.published(self.contents())
         return hub.publish(

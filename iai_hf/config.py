@@ -7,11 +7,19 @@ import json
 import math
 import operator
 from collections.abc import Collection, Mapping
-from typing import Any, TypeVar, get_args, get_type_hints
+from types import UnionType
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from iai_hf.errors import ConfigError
 
-T = TypeVar("T")
+
+class Settings(Protocol):
+    """Any configuration: a dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
+
+T = TypeVar("T", bound=Settings)
 # In a field's metadata: what the setting was before there was one, and what it was called when it was first saved.
 ABSENT, FORMER = "absent", "former"
 APART = {"apart": True}  # a field's metadata, in a class or its base: learned weights do not depend on the setting
@@ -45,7 +53,7 @@ def read_config(cls: type[T], values: Mapping[str, Any]) -> T:
     Raises:
         ConfigError: an unknown key, or a value of another type; both are named.
     """
-    known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    known = {field.name for field in dataclasses.fields(cls)}
     unknown = sorted(set(values) - known)
     if unknown:
         renamed = [f"{old} is now {new}" for new, old in _former_names(cls).items() if old in unknown]
@@ -65,7 +73,7 @@ def read_config(cls: type[T], values: Mapping[str, Any]) -> T:
     return cls(**made)
 
 
-def plain(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+def plain(cls: type[Settings], values: Mapping[str, Any]) -> dict[str, Any]:
     """Values for `cls` as plain ones: what is written, read by the type of its setting, and numpy's numbers."""
     made = {}
     for key, value in values.items():
@@ -75,16 +83,19 @@ def plain(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
     return made
 
 
-def _types(cls: type, key: str) -> tuple[type, ...]:
+def _types(cls: type[Settings], key: str) -> tuple[type, ...]:
     """The types that a setting may have; none where there is no such setting."""
     hint = get_type_hints(cls).get(key)
-    return () if hint is None else get_args(hint) or (hint,)
+    if hint is None:
+        return ()
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    # list of list[str], str of a Literal of texts
+    return tuple(str if get_origin(kind) is Literal else get_origin(kind) or kind for kind in kinds)
 
 
 def read_stored(cls: type[T], values: Mapping[str, Any]) -> T:
     """As `read_config`, of what was saved: former names count, and what came later is as it was before it came."""
-    fields: Any = dataclasses.fields(cls)  # type: ignore[arg-type]
-    later = {field.name: field.metadata[ABSENT] for field in fields if ABSENT in field.metadata}
+    later = {field.name: field.metadata[ABSENT] for field in dataclasses.fields(cls) if ABSENT in field.metadata}
     return read_config(cls, {**later, **current_names(cls, values)})
 
 
@@ -93,7 +104,7 @@ def renamed(default: Any, former: str) -> Any:
     return dataclasses.field(default=default, metadata={FORMER: former})
 
 
-def current_names(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+def current_names(cls: type[Settings], values: Mapping[str, Any]) -> dict[str, Any]:
     """Settings by their names of today; where both are given, today's counts."""
     current = {old: new for new, old in _former_names(cls).items()}
     return {current[key]: value for key, value in values.items() if key in current} | {
@@ -101,18 +112,18 @@ def current_names(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def first_names(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+def first_names(cls: type[Settings], values: Mapping[str, Any]) -> dict[str, Any]:
     """Settings by the names under which they were first saved, so that their digest is the same for ever."""
     former = _former_names(cls)
     return {former.get(key, key): value for key, value in values.items()}
 
 
-def _former_names(cls: type) -> dict[str, str]:
+def _former_names(cls: type[Settings]) -> dict[str, str]:
     """First names of renamed settings, by their names of today."""
     return {field.name: field.metadata[FORMER] for field in dataclasses.fields(cls) if FORMER in field.metadata}
 
 
-def apart(cls: type) -> frozenset[str]:
+def apart(cls: type[Settings]) -> frozenset[str]:
     """Settings of a configuration that learned weights do not depend on."""
     bases = [base for base in cls.__mro__ if dataclasses.is_dataclass(base)]
     return frozenset(

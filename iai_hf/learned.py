@@ -9,11 +9,14 @@ import logging
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
+
+from typing_extensions import TypeVar
 
 from iai_hf import shipped
 from iai_hf.amortizer import Amortizer
 from iai_hf.backbones import Backbone
+from iai_hf.config import Settings
 from iai_hf.errors import ConfigError
 from iai_hf.files import CONFIG_FILE, WEIGHTS_FILE
 from iai_hf.shipped import AUTO, WHENCE
@@ -27,14 +30,25 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class Learned(Amortizer):
+class LearnedConfig(Settings, Protocol):
+    """What is needed of the configuration of a method with meta-learned numbers."""
+
+    @property
+    def weights(self) -> str | None:
+        """Where they are; see `Learned`."""
+
+
+Config = TypeVar("Config", bound=LearnedConfig, default=Any)
+
+
+class Learned(Amortizer[Config]):
     """A subclass makes its `module` and the curriculum that trains it; its configuration has `weights`.
 
     `weights` is the name of shipped ones, a folder or a repository, see `shipped.locate`; None for the module at its
     initial value, a known solver; "auto" for the shipped ones that belong to the backbone, where there are any.
     """
 
-    def __init__(self, backbone: Backbone, config: Any = None) -> None:
+    def __init__(self, backbone: Backbone, config: Config | None = None) -> None:
         super().__init__(backbone, config)
         self.module = self.make_module().requires_grad_(False)
         source = self.config.weights

@@ -74,7 +74,9 @@ class StatePipeline(Pipeline):
             raise DataError("queries: there are none; expected at least one text")
         return list(self._answers(found, size, reading, form))
 
-    def _answers(self, inputs: Iterable[Any], size: int, reading: dict, form: dict) -> Iterator[Any]:
+    def _answers(
+        self, inputs: Iterable[Any], size: int, reading: dict[str, Any], form: dict[str, Any]
+    ) -> Iterator[Any]:
         """An answer an input, `size` of them at a time."""
         numbered = enumerate(inputs)
         while batch := list(itertools.islice(numbered, size)):
@@ -86,7 +88,7 @@ class StatePipeline(Pipeline):
     def _classifies(self) -> bool:
         return self.state.task.kind == "classification"
 
-    def _sanitize_parameters(self, **parameters: Any) -> tuple[dict, dict, dict]:
+    def _sanitize_parameters(self, **parameters: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         unknown = sorted(set(parameters) - PARAMETERS)
         if unknown:
             raise DataError(

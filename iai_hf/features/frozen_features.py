@@ -7,7 +7,9 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, cast
+
+from typing_extensions import TypeVar
 
 from iai_hf import shipped
 from iai_hf.backbones import Backbone
@@ -52,14 +54,16 @@ class FrozenFeaturesConfig:
         require(self.max_features > 0, f"max_features is {self.max_features}; expected 1 or more")
 
 
-class FrozenFeatures(Learned):
+Config = TypeVar("Config", bound=FrozenFeaturesConfig, default=Any)
+
+
+class FrozenFeatures(Learned[Config]):
     """Base class: a subclass names its `regime` and makes its head."""
 
     kinds = ("classification",)
-    config_class: ClassVar[type] = FrozenFeaturesConfig
     default_backbone = "sentence-transformers/all-MiniLM-L6-v2"
 
-    def __init__(self, backbone: Backbone, config: Any = None) -> None:
+    def __init__(self, backbone: Backbone, config: Config | None = None) -> None:
         config = config if config is not None else self.config_class()
         source = shipped.find(ADAPTER, None, backbone) if config.adapter == AUTO else config.adapter
         if source is not None:

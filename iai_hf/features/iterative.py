@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, get_args
 from iai_hf.backbones import load_backbone
 from iai_hf.backbones.cached import CachedBackbone
 from iai_hf.config import APART, read_config, require
-from iai_hf.features.frozen_features import FrozenFeatures, FrozenFeaturesConfig
+from iai_hf.features.frozen_features import Config, FrozenFeatures, FrozenFeaturesConfig
 from iai_hf.features.heads import ExplicitHead, Head, ImplicitHead, ParametricHead
 from iai_hf.task import Signal
 
@@ -25,7 +25,7 @@ class IterativeConfig(FrozenFeaturesConfig):
         signal: what an update takes from a chunk: "data", "gradient" or "both".
     """
 
-    signal: str = "both"
+    signal: Signal = "both"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,7 +48,7 @@ class IterativeImplicitConfig(FrozenFeaturesConfig):
         require(self.budget > 0, f"budget is {self.budget}; expected 1 or more")
 
 
-class _OnTasks(FrozenFeatures):
+class _OnTasks(FrozenFeatures[Config]):
     """What they learn from: a head from features that are computed once; an adapter, which changes them, from texts."""
 
     @classmethod
@@ -68,7 +68,7 @@ class _OnTasks(FrozenFeatures):
         return amortizer, FeatureCurriculum(amortizer, load_tasks(files, amortizer, config.max_task_examples), config)
 
 
-class Iterative(_OnTasks):
+class Iterative(_OnTasks[IterativeConfig]):
     """Parametric: the state is a linear classifier's parameters (see `iai_hf.features.heads.parametric`)."""
 
     method = "iterative"
@@ -79,17 +79,18 @@ class Iterative(_OnTasks):
         return ParametricHead(self.config.signal)
 
 
-class IterativeExplicit(_OnTasks):
+class IterativeExplicit(_OnTasks[FrozenFeaturesConfig]):
     """Explicit: the state is a compact code, the predictor is learned (see `iai_hf.features.heads.explicit`)."""
 
     method = "iterative-explicit"
     regime = "explicit"
+    config_class = FrozenFeaturesConfig
 
     def make_module(self) -> Head:
         return ExplicitHead()
 
 
-class IterativeImplicit(_OnTasks):
+class IterativeImplicit(_OnTasks[IterativeImplicitConfig]):
     """Implicit: the state is observations, queries' logits are refined by them (see `heads/implicit.py`)."""
 
     method = "iterative-implicit"

@@ -6,7 +6,9 @@ import itertools
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+from typing_extensions import TypeVar
 
 from iai_hf.backbones.batching import BATCH_TOKENS
 from iai_hf.backbones.packing import packs
@@ -69,10 +71,11 @@ class Retained(NamedTuple):
     left_out: int = 0
 
 
-class Gradient(Prompted, Learned):
-    """A subclass makes the learner and says how a task's own weights enter the model."""
+Config = TypeVar("Config", bound=GradientConfig, default=Any)
 
-    config_class: ClassVar[type] = GradientConfig
+
+class Gradient(Prompted[Config], Learned[Config]):
+    """A subclass makes the learner and says how a task's own weights enter the model."""
 
     @property
     def learner(self) -> Learner:

@@ -38,7 +38,7 @@ class InContextConfig(PromptConfig):
         require(self.budget > 0, f"budget is {self.budget}; expected 1 or more tokens")
 
 
-class InContext(Prompted):
+class InContext(Prompted[InContextConfig]):
     """Keeps as many demonstrations as `budget` tokens hold, and encodes them once for all queries.
 
     p(answer | query) = LM(answer | x[1], y[1], ..., x[k], y[k], query)    (Brown et al. 2020, arXiv 2005.14165)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from iai_hf.config import renamed, require
 from iai_hf.errors import BackboneError
@@ -49,7 +49,7 @@ class LoRAConfig(GradientConfig):
 
     rank: int = 8
     alpha: int = 16
-    target_modules: list | None = None
+    target_modules: list[str] | None = None
     layers: int | None = None
     demonstration_tokens: int = renamed(0, former="demonstrations")
     seed: int = 0
@@ -67,7 +67,7 @@ class LoRAConfig(GradientConfig):
         require(names, f"target_modules is {self.target_modules}; expected names of linear layers")
 
 
-class LoRA(Trained):
+class LoRA(Trained[LoRAConfig]):
     """Low-rank weights beside linear layers, trained chunk by chunk (Hu et al. 2021, arXiv 2106.09685).
 
     y = W x + alpha / rank * up (down x)
@@ -82,7 +82,7 @@ class LoRA(Trained):
     shares_down: ClassVar[bool] = False
     usual_targets: ClassVar[tuple[str, ...]] = ("q_proj", "k_proj", "v_proj", "o_proj")
 
-    def __init__(self, backbone: Backbone, config: Any = None) -> None:
+    def __init__(self, backbone: Backbone, config: LoRAConfig | None = None) -> None:
         settings = config if config is not None else self.config_class()
         Prompter(backbone, settings)  # an encoder is refused as one, not for the names of its layers
         if settings.target_modules is None:
@@ -122,26 +122,25 @@ class LoRA(Trained):
             BackboneError: the model has none of that name.
         """
         model = self.prompter.model.model
+        asked = self.config.target_modules or []  # None was made names of the family's before
         depth = int(model.config.num_hidden_layers)
         first = 0 if self.config.layers is None else max(depth - self.config.layers, 0)
-        named = {
-            name: layer for name, layer in linear_layers(model).items() if last_part(name) in self.config.target_modules
-        }
+        named = {name: layer for name, layer in linear_layers(model).items() if last_part(name) in asked}
         if not named:
-            raise unknown(self.backbone, self.config.target_modules)
-        again = over_the_cache(self.backbone, self.config.target_modules) if self.config.demonstration_tokens else set()
+            raise unknown(self.backbone, asked)
+        again = over_the_cache(self.backbone, asked) if self.config.demonstration_tokens else set()
         if again:
             raise BackboneError(
                 f"{self.backbone.name} applies {', '.join(sorted(again))} to its cache too, so that weights there "
                 "would change the demonstrations; leave it out of target_modules, or set demonstration_tokens to 0"
             )
-        missing = set(self.config.target_modules) - set(map(last_part, named))
+        missing = set(asked) - set(map(last_part, named))
         if missing:
             log.warning("%s has no linear layers called %s", self.backbone.name, ", ".join(sorted(missing)))
         found = {name: layer for name, layer in named.items() if layer_of(name) >= first}
         if not found:
             raise BackboneError(
-                f"{self.backbone.name} has {', '.join(self.config.target_modules)} in layers up to "
+                f"{self.backbone.name} has {', '.join(asked)} in layers up to "
                 f"{max(map(layer_of, named))} only, none in the last {self.config.layers}; raise 'layers'"
             )
         return found

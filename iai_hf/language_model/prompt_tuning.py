@@ -38,7 +38,7 @@ class PromptTuningConfig(GradientConfig):
         require(self.num_virtual_tokens > 0, f"num_virtual_tokens is {self.num_virtual_tokens}; expected more than 0")
 
 
-class PromptTuning(Trained):
+class PromptTuning(Trained[PromptTuningConfig]):
     """A trained soft prompt P before the embeddings E of a query (Lester et al. 2021, arXiv 2104.08691).
 
     p(answer | query) = LM(answer | [P; E(query)])

@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import TypeVar
+
 from iai_hf.amortizer import Amortizer
 from iai_hf.backbones import Backbone
-from iai_hf.language_model.prompting import Prompter
+from iai_hf.language_model.prompting import PromptConfig, Prompter
 from iai_hf.task import Chunk, Prediction, TaskSpec
 from iai_hf.threads import computing
 
@@ -23,13 +25,16 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class Prompted(Amortizer):
-    """A subclass says what condition a state puts the model under; its `config_class` is a `PromptConfig`."""
+Config = TypeVar("Config", bound=PromptConfig, default=Any)
+
+
+class Prompted(Amortizer[Config]):
+    """A subclass says what condition a state puts the model under."""
 
     answer_settings = ("calibrate", "max_new_tokens")
     default_backbone = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
-    def __init__(self, backbone: Backbone, config: Any = None) -> None:
+    def __init__(self, backbone: Backbone, config: Config | None = None) -> None:
         super().__init__(backbone, config)
         _ = self.prompter  # a backbone that can't be prompted is refused here, not at the first query
 

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 from iai_hf.backbones import load_backbone
 from iai_hf.config import read_config
-from iai_hf.language_model.gradient import Gradient
+from iai_hf.language_model.gradient import Config, Gradient
 
 if TYPE_CHECKING:
     from iai_hf.training.config import TrainingConfig
     from iai_hf.training.curriculum import Curriculum, Sources
 
 
-class Trained(Gradient):
+class Trained(Gradient[Config]):
     """Stands above its curriculum, as `Gradient` stands below it."""
 
     @classmethod

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 
+from typing_extensions import TypeVar
+
 from iai_hf.backbones import load_backbone
 from iai_hf.backbones.numeric import NumericBackbone
 from iai_hf.config import APART, read_config, require
@@ -63,6 +65,9 @@ class NumericConfig:
         require(self.hidden > 0 and self.hidden % 8 == 0, f"hidden is {self.hidden}; expected a multiple of 8, e.g. 64")
 
 
+Config = TypeVar("Config", bound=NumericConfig, default=Any)
+
+
 class _Prepared(NamedTuple):
     solver: Solver
     tensors: Tensors
@@ -70,7 +75,7 @@ class _Prepared(NamedTuple):
     scale: torch.Tensor
 
 
-class Numeric(Learned):
+class Numeric(Learned[Config]):
     """Base class.
 
     Attributes:
@@ -79,7 +84,6 @@ class Numeric(Learned):
 
     kinds = ("classification", "regression")
     reads = "numbers"
-    config_class: ClassVar[type] = NumericConfig
     default_backbone = "numeric/llama"
     greedy: ClassVar[bool] = True
 

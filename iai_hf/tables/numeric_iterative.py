@@ -30,10 +30,10 @@ class NumericIterativeConfig(NumericConfig):
         half_life: for streams that drift (parametric and explicit): examples after which what was seen counts half.
     """
 
-    signal: str = "both"
+    signal: Signal = "both"
     free: bool = False
     window: int = 1
-    carried: str = "logits"
+    carried: ImplicitState = "logits"
     budget: int = field(default=4096, metadata=APART)
     batches: int = 5
     half_life: int | None = field(default=None, metadata=APART)
@@ -51,7 +51,7 @@ class NumericIterativeConfig(NumericConfig):
         require(self.inputs > 0 or not self.free, "free has nothing but a network; give inputs and outputs")
 
 
-class _Refining(Numeric):
+class _Refining(Numeric[NumericIterativeConfig]):
     config_class = NumericIterativeConfig
 
     def make_solver(self, predictor: Predictor, sizes: NetworkSizes | None) -> Solver:
@@ -76,7 +76,7 @@ class NumericExplicit(_Refining):
     regime = "explicit"
 
 
-class NumericImplicit(Numeric):
+class NumericImplicit(Numeric[NumericIterativeConfig]):
     """The answers are the state; the task information is the observations, newest ones first within the budget."""
 
     method = "numeric-implicit"
@@ -112,7 +112,7 @@ class OneShotConfig(NumericConfig):
         require(self.budget > 0, f"budget is {self.budget}; expected 1 or more")
 
 
-class Hypernetwork(Numeric):
+class Hypernetwork(Numeric[OneShotConfig]):
     """theta in one shot from all observations retained; without a network the ridge solution."""
 
     method = "hypernetwork"
@@ -124,7 +124,7 @@ class Hypernetwork(Numeric):
         return OneShot(Parametric(predictor, "data", sizes, free=sizes is not None), self.config.budget)
 
 
-class PriorFitted(Numeric):
+class PriorFitted(Numeric[OneShotConfig]):
     """Answers in one shot from all observations retained; without a network ridge answers.
 
     Mueller et al. 2022, arXiv 2112.10510.

@@ -38,7 +38,7 @@ class AdaptiveConfig(OptimizerConfig):
     rate: float = 0.05
 
 
-class _Optimizer(Numeric):
+class _Optimizer(Numeric[OptimizerConfig]):
     regime = "parametric"
     config_class = OptimizerConfig
     rule: ClassVar[Rule] = "sgd"

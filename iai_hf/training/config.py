@@ -49,9 +49,9 @@ class TrainingConfig:
 
     method: str
     backbone: str
-    tasks: list = field(default_factory=list)
-    validation: list = field(default_factory=list)
-    settings: dict = field(default_factory=dict)
+    tasks: list[str] = field(default_factory=list)
+    validation: list[str] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
     learns: str = "head"
     adapter_rank: int = 10
     moved_weight: float = 0.25
@@ -66,7 +66,7 @@ class TrainingConfig:
     queries: int = 128
     shortest: int = 4
     longest: int = 4096
-    chunk_sizes: list = field(default_factory=lambda: [4, 128])
+    chunk_sizes: list[int] = field(default_factory=lambda: [4, 128])
     most_steps: int = 40
     subset: float = 0.6
     merge: float = 0.2
@@ -74,7 +74,7 @@ class TrainingConfig:
     hidden_names: float = 0.1
     permuted_names: float = 0.0
     swap: float = 0.0
-    unrelated: list = field(default_factory=list)
+    unrelated: list[str] = field(default_factory=list)
     unrelated_weight: float = 0.0
     evaluate_every: int = 50
     regularisation: float = 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy
 import pytest
@@ -22,7 +23,9 @@ class Settings:
     switch: bool = False
     name: str = "a"
     source: str | None = "auto"
-    parts: list = field(default_factory=list)
+    parts: list[str] = field(default_factory=list)
+    sizes: list[int] | None = None
+    signal: Literal["data", "both"] = "both"
 
 
 @pytest.mark.parametrize(
@@ -49,6 +52,9 @@ class Settings:
         ("source", "12", "12"),
         ("parts", "a,b", ["a", "b"]),
         ("parts", '["a"]', ["a"]),
+        ("sizes", "[4, 128]", [4, 128]),
+        ("sizes", "none", None),
+        ("signal", "data", "data"),
     ],
 )
 def test_what_is_written_is_read_as_a_person_means_it(key: str, text: str, value: object) -> None:
@@ -77,7 +83,7 @@ def test_numbers_of_numpy_are_numbers() -> None:
     [{"temperature": 0}, {"temperature": -1}, {"temperature": float("nan")}, {"top_p": 0}, {"top_p": 2}, {"seed": 0.5}],
     ids=str,
 )
-def test_what_nothing_can_be_drawn_with_is_refused(given: dict) -> None:
+def test_what_nothing_can_be_drawn_with_is_refused(given: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(given))):
         Sampling(**given)
 
@@ -87,7 +93,7 @@ def test_what_nothing_can_be_drawn_with_is_refused(given: dict) -> None:
     [{"chunk_size": 2.5}, {"chunk_size": -1}, {"max_examples": 0}, {"checkpointing_steps": 0}, {"shuffle_seed": -1}],
     ids=str,
 )
-def test_the_streaming_loop_checks_its_numbers(given: dict, encoder: Backbone) -> None:
+def test_the_streaming_loop_checks_its_numbers(given: dict[str, Any], encoder: Backbone) -> None:
     rows = [{"input": "ball", "output": "a"}, {"input": "song", "output": "b"}]
     with pytest.raises(ConfigError, match=next(iter(given))):
         AutoAmortizer.from_pretrained("iterative", backbone=encoder).adapt(rows, progress=False, **given)
