@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy
 from sklearn.base import BaseEstimator, ClassifierMixin
@@ -15,6 +15,9 @@ from iai_hf.auto import AutoAmortizer, amortizer_class, methods
 from iai_hf.config import whole_number
 from iai_hf.errors import DataError
 from iai_hf.task import Chunk, TaskSpec
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 Inputs = Sequence[str] | Any  # or an array of numbers, `[n, columns]`
 
@@ -48,7 +51,7 @@ class IAIClassifier(ClassifierMixin, BaseEstimator):
         self.method, self.backbone, self.config, self.chunk_size = method, backbone, config, chunk_size
         self.shuffle_seed = shuffle_seed
 
-    def fit(self, X: Inputs, y: Sequence[Any]) -> IAIClassifier:
+    def fit(self, X: Inputs, y: ArrayLike) -> IAIClassifier:
         """Adapt from the initial state to texts `[n]`, or numbers `[n, columns]`, and their labels `[n]`.
 
         Raises:
@@ -62,7 +65,7 @@ class IAIClassifier(ClassifierMixin, BaseEstimator):
             raise DataError(f"y has {len(classes)} class; expected at least two classes")
         return self._adapt(X, labels, classes, first=True, shuffled=self.shuffle_seed is not None)
 
-    def partial_fit(self, X: Inputs, y: Sequence[Any], classes: Sequence[Any] | None = None) -> IAIClassifier:
+    def partial_fit(self, X: Inputs, y: ArrayLike, classes: ArrayLike | None = None) -> IAIClassifier:
         """Go on with more examples.
 
         Args:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests never download
 
 import torch
 
+from iai_hf import Prediction
 from iai_hf.backbones import Backbone, load_backbone
 
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
@@ -49,7 +51,13 @@ def examples(count: int, seed: int = 0, labels: tuple[str, ...] = LABELS) -> lis
     return rows
 
 
-def _tokenizer(causal: bool):
+def log_probs(prediction: Prediction) -> torch.Tensor:
+    """Of an answer that has some, `[queries, labels]`."""
+    assert prediction.log_probs is not None
+    return prediction.log_probs
+
+
+def _tokenizer(causal: bool) -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 

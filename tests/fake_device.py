@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 from unittest.mock import patch
 
 import torch
@@ -29,16 +29,16 @@ class FakeTensor(torch.Tensor):
     @staticmethod
     def __new__(cls, value: torch.Tensor) -> FakeTensor:
         layout = (value.shape, value.stride(), value.storage_offset())
-        return torch.Tensor._make_wrapper_subclass(cls, *layout, dtype=value.dtype, device=FAKE_DEVICE)  # type: ignore[attr-defined,no-any-return]
+        return torch.Tensor._make_wrapper_subclass(cls, *layout, dtype=value.dtype, device=FAKE_DEVICE)
 
     def __init__(self, value: torch.Tensor) -> None:
         self.value = value
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         return call(func, args, kwargs or {})
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"FakeTensor({self.value})"
 
 
@@ -96,7 +96,10 @@ def fake_device() -> Iterator[torch.device]:
         yield FAKE_DEVICE
 
 
-def to_fake_device(module: torch.nn.Module) -> torch.nn.Module:
+Module = TypeVar("Module", bound=torch.nn.Module)
+
+
+def to_fake_device(module: Module) -> Module:
     """The module with its parameters and buffers on the fake device."""
     for part in module.modules():
         for name, parameter in part._parameters.items():

@@ -64,7 +64,7 @@ def _cases() -> dict[str, Case]:
             continue  # the same networks as of classification: fixtures stay small
         made = amortizer(row)
         if isinstance(made, Learned) and any(True for _ in made.module.parameters()):
-            config = {**row.config, "kind": row.kind} if row.backbone == "numeric" else row.config
+            config = {**row.config, **({"kind": row.kind} if row.backbone == "numeric" else {})}
             rows[f"{name}-trained"] = Case(row.method, row.backbone, config, row.kind, trained=True)
     return rows
 

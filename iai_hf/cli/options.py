@@ -201,7 +201,7 @@ def parse_settings(settings: list[str] | None) -> dict[str, Any]:
     for setting in settings or []:
         key, equals, text = setting.partition("=")
         if not equals or not key.strip():
-            raise ConfigError(f"--set {setting!r} is not a setting; expected KEY=VALUE, e.g. budget=512")
+            raise ConfigError(f"--set {setting!r} is not a setting; expected KEY=VALUE, e.g. half_life=1000")
         values[key.strip()] = Written(text)
     return values
 

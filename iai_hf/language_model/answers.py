@@ -20,11 +20,11 @@ _LOST = re.compile(rf"[{ESCAPE}{''.join(SIGNS)}]|[\n\r]|^[{SPACES}]+|[{SPACES}]+
 _WRITTEN = re.compile(rf"{ESCAPE}(.)|([{''.join(SIGNS)}])")
 
 
-def written(output: str) -> str:
+def escape(output: str) -> str:
     """The output as one line, without spaces at its ends."""
     return _LOST.sub(lambda lost: "".join(PICTURES.get(sign, ESCAPE + sign) for sign in lost[0]), output)
 
 
-def read(line: str) -> str:
-    """The output that was written so."""
+def unescape(line: str) -> str:
+    """The output that `escape` made the line of."""
     return _WRITTEN.sub(lambda found: found[1] or SIGNS[found[2]], line)

@@ -62,12 +62,12 @@ class Retained(NamedTuple):
 
     Attributes:
         tensors: of the state.
-        others: places in the chunk of all examples that were not kept, on which steps are taken.
+        trained_on: places in the chunk of the examples on which steps are taken: those that were not kept.
         left_out: examples that were passed over, as they alone are too long.
     """
 
     tensors: Mapping[str, torch.Tensor]
-    others: Sequence[int]
+    trained_on: Sequence[int]
     left_out: int = 0
 
 
@@ -133,9 +133,9 @@ class Gradient(Prompted[Config], Learned[Config]):
         cuts = sum(self.prompter.query(text)[1] for text in chunk.inputs) if limit else 0
         shared = self.learner.shared_weights()
         moved = self.learner.loaded(tensors, self.backbone.device)
-        retained, others, left_out = self.retain(self.retained(tensors), chunk, int(moved["steps"]))
+        retained, trained_on, left_out = self.retain(self.retained(tensors), chunk, int(moved["steps"]))
         rows = self.rows(chunk)
-        for group in prefill_groups([rows[i] for i in others]):
+        for group in prefill_groups([rows[i] for i in trained_on]):
             prefilled = self.prefill(group, self.condition(self.learner.task_weights(moved), shared, retained))
             for batch in itertools.chain(*(self.batches(prefilled) for _ in range(self.config.passes))):
                 leaves = {name: own.detach().requires_grad_() for name, own in self.learner.task_weights(moved).items()}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from iai_hf.config import require
+from iai_hf.config import renamed, require
 from iai_hf.language_model.prompted import Prompted
 from iai_hf.language_model.prompting import PromptConfig
 from iai_hf.task import Chunk, TaskSpec
@@ -28,24 +28,25 @@ class InContextConfig(PromptConfig):
     """Settings of `in-context`.
 
     Attributes:
-        budget: tokens of demonstrations that are kept, at most half of the model's context.
+        demonstration_tokens: of demonstrations that are kept, at most half of the model's context.
     """
 
-    budget: int = 1024
+    demonstration_tokens: int = renamed(1024, former="budget")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.budget > 0, f"budget is {self.budget}; expected 1 or more tokens")
+        tokens = self.demonstration_tokens
+        require(tokens > 0, f"demonstration_tokens is {tokens}; expected 1 or more")
 
 
 class InContext(Prompted[InContextConfig]):
-    """Keeps as many demonstrations as `budget` tokens hold, and encodes them once for all queries.
+    """Keeps as many demonstrations as `demonstration_tokens` hold, and encodes them once for all queries.
 
     p(answer | query) = LM(answer | x[1], y[1], ..., x[k], y[k], query)    (Brown et al. 2020, arXiv 2005.14165)
 
-    When the budget is full, the oldest demonstration of the output that has most of them leaves, so that classes stay
+    When they are full, the oldest demonstration of the output that has most of them leaves, so that classes stay
     balanced whatever the order of the stream; where all outputs differ, that is the oldest of all. A demonstration
-    that alone exceeds the budget is left out, which the state counts and the log tells.
+    that alone exceeds them is left out, which the state counts and the log tells.
     """
 
     method = "in-context"
@@ -61,7 +62,7 @@ class InContext(Prompted[InContextConfig]):
     ) -> tuple[Mapping[str, torch.Tensor], Mapping[str, int]]:
         kept = [tuple(part.tolist()) for part in tensors["tokens"].split(tensors["lengths"].tolist())]
         outputs = tensors["outputs"].tolist()
-        budget = min(self.config.budget, self.backbone.context // 2)
+        budget = min(self.config.demonstration_tokens, self.backbone.context // 2)
         total, left_out, cuts = sum(map(len, kept)), 0, 0
         for text, output in zip(chunk.inputs, chunk.outputs, strict=True):
             tokens, cut = self.prompter.demonstration(text, output)
@@ -78,7 +79,7 @@ class InContext(Prompted[InContextConfig]):
                 outputs.pop(leaving)
                 total -= len(kept.pop(leaving))
         if left_out:
-            log.warning("left out %d demonstrations longer than the budget of %d tokens", left_out, budget)
+            log.warning("left out %d demonstrations longer than demonstration_tokens, %d", left_out, budget)
         counts = {"demonstrations_left_out": left_out} | ({"texts_cut": cuts} if self.config.max_tokens else {})
         return self._tensors(kept, outputs), counts | self.counted(task, chunk)
 

@@ -186,9 +186,9 @@ class LoRA(Trained[LoRAConfig]):
                 min(lengths),
                 budget,
             )
-        others = [place for place in range(len(chunk)) if place not in taken]
+        trained_on = [place for place in range(len(chunk)) if place not in taken]
         left_out = sum(length > budget for length in lengths)
-        return Retained({RETAINED: torch.tensor(tokens, dtype=torch.int32)}, others, left_out)
+        return Retained({RETAINED: torch.tensor(tokens, dtype=torch.int32)}, trained_on, left_out)
 
     def prefix(self, retained: Mapping[str, torch.Tensor]) -> Prefix:
         """The demonstrations as the plain model reads them; those of the last few states stay encoded."""

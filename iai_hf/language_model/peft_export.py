@@ -62,7 +62,7 @@ def write_lora(
         target_modules=sorted({name.split(".")[-1] for name in weights.down}),
         layers_to_transform=None if everywhere else layers,
         fan_in_fan_out=transposed == {True},
-        alora_invocation_tokens=list(prompter.head) if before else None,
+        alora_invocation_tokens=list(prompter.query_prefix) if before else None,
         **_base(backbone),
     )
     texts = {}

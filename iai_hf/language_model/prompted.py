@@ -50,7 +50,7 @@ class Prompted(Amortizer[Config]):
         """Outputs of a chunk that no answer can be, for the header; the log tells each reason once."""
         if task.kind != "generation":
             return {}
-        cut, changed = self.prompter.lost(chunk.outputs)
+        cut, changed = self.prompter.unanswerable(chunk.outputs)
         if cut and "cut" not in self._warned:
             longest = max(cut, key=lambda output: len(self.prompter.answer(output)))
             log.warning(
@@ -65,7 +65,7 @@ class Prompted(Amortizer[Config]):
                 "the tokenizer of %s can't write an output as it is: %r is answered as %r at best",
                 self.backbone.name,
                 changed[0][:40],
-                self.prompter.answered(self.prompter.answer(changed[0]))[:40],
+                self.prompter.decode_answer(self.prompter.answer(changed[0]))[:40],
             )
         self._warned.update(["cut"] * bool(cut) + ["changed"] * bool(changed))
         return {"outputs_cut": len(cut), "outputs_changed": len(changed)}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from iai_hf.backbones import Backbone
 from iai_hf.config import APART, require
 from iai_hf.errors import BackboneError
-from iai_hf.language_model.answers import read, written
+from iai_hf.language_model.answers import escape, unescape
 
 if TYPE_CHECKING:
     import torch
@@ -60,7 +60,7 @@ class Prompter:
         self.config = config
 
     @property
-    def head(self) -> tuple[int, ...]:
+    def query_prefix(self) -> tuple[int, ...]:
         """Tokens that every query begins with."""
         return self.model.tokens(self.config.input_label)
 
@@ -69,24 +69,24 @@ class Prompter:
         body = self.model.tokens(f" {text}")
         limit = self.config.max_tokens
         tail = self.model.tokens(f"{STOP}{self.config.output_label}")
-        return self.head + body[:limit] + tail, limit is not None and len(body) > limit
+        return self.query_prefix + body[:limit] + tail, limit is not None and len(body) > limit
 
     def answer(self, text: str) -> tuple[int, ...]:
         """Tokens of an answer with its end."""
-        return self.model.texts.line(f" {written(text)}")
+        return self.model.texts.line(f" {escape(text)}")
 
-    def answered(self, tokens: Sequence[int]) -> str:
+    def decode_answer(self, tokens: Sequence[int]) -> str:
         """The output that generated tokens are, up to the end of their line."""
-        return read(self.model.texts.until(tokens, STOP))
+        return unescape(self.model.texts.until(tokens, STOP))
 
-    def lost(self, outputs: Sequence[str]) -> tuple[list[str], list[str]]:
+    def unanswerable(self, outputs: Sequence[str]) -> tuple[list[str], list[str]]:
         """Outputs longer than `max_new_tokens`, and those that the tokenizer can't write: neither can be an answer."""
         cut, changed = [], []
         for output in outputs:
             tokens = self.answer(output)
-            if self.answered(tokens) != output:
+            if self.decode_answer(tokens) != output:
                 changed.append(output)
-            elif self.answered(tokens[: self.config.max_new_tokens]) != output:
+            elif self.decode_answer(tokens[: self.config.max_new_tokens]) != output:
                 cut.append(output)
         return cut, changed
 
@@ -119,4 +119,4 @@ class Prompter:
     def generate(self, condition: Condition, queries: Sequence[Row], sampling: Sampling | None = None) -> list[str]:
         """Answers in free text, up to the end of their line."""
         lines = self.model.generate(condition, queries, self.config.max_new_tokens, STOP, sampling)
-        return [read(line) for line in lines]
+        return [unescape(line) for line in lines]

@@ -167,7 +167,7 @@ def query_cost(data: Path) -> dict[str, float]:
     ]
     with_state, alone = (sum(seconds) for seconds in zip(*turns, strict=True))
     lm = load_backbone(CAUSAL)
-    in_context = AutoAmortizer.from_pretrained("in-context", backbone=lm, config={"budget": 4096})
+    in_context = AutoAmortizer.from_pretrained("in-context", backbone=lm, config={"demonstration_tokens": 4096})
     shots = in_context.adapt(rows[:32], progress=False)
     few = queries[:8]
     shared, again = interleaved(

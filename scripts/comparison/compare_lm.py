@@ -54,7 +54,7 @@ def answered(task: Task, seconds: float, predict: Callable[[list[str]], Predicti
 
 def retrieved(model: CausalLM, task: Task, rows: Rows) -> Answers:
     """In-context learning with the nearest examples by the model's own features, nearest last."""
-    config = {"max_tokens": MAX_TOKENS, "budget": 4096}
+    config = {"max_tokens": MAX_TOKENS, "demonstration_tokens": 4096}
     amortizer = AutoAmortizer.from_pretrained("in-context", backbone=model, config=config)
     began = time.perf_counter()
     keys = model.features([row["input"] for row in rows], MAX_TOKENS).vectors
@@ -88,7 +88,7 @@ def measure(row: str, model: CausalLM, task: Task, rows: Rows, unit: float) -> A
     if row.startswith("in-context, "):
         shots = row.removeprefix("in-context, ")
         count = len(rows) if shots == "4,096 tokens" else int(shots)
-        return adapted(model, task, rows[:count], "in-context", {"budget": 4096})
+        return adapted(model, task, rows[:count], "in-context", {"demonstration_tokens": 4096})
     rows_of: dict[str, Callable[[], Answers]] = {
         "iterative": lambda: adapted(model, task, rows, "iterative", {}),
         "zero-shot": lambda: adapted(model, task, [], "in-context", {}),

@@ -136,7 +136,7 @@ def measure(
     if row.startswith("in-context, "):
         shots = row.removeprefix("in-context, ")
         shown = rows if shots == SHOTS[-1] else rows[: int(shots)]
-        return in_one_pass(model, task, shown, "in-context", {"budget": 4096})
+        return in_one_pass(model, task, shown, "in-context", {"demonstration_tokens": 4096})
     trained = every[: longest_trained()]
     longer = list(itertools.islice(itertools.cycle(every), TIMES * len(trained)))
     rows_of: dict[str, Callable[[], Answers]] = {

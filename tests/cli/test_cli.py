@@ -107,7 +107,7 @@ def test_answers_follow_settings_of_answering_and_the_dtype(causal_folder, tmp_p
         lengths.append(sum(len(json.loads(line)["prediction"]) for line in output.read_text().splitlines()))
     assert lengths[1] > lengths[0]
     assert iai(capsys, "evaluate", state, *common, "--set", "max_new_tokens=12")[0] == 0
-    status, _, err = iai(capsys, "predict", state, *common, "--set", "budget=12", "--output", output)
+    status, _, err = iai(capsys, "predict", state, *common, "--set", "demonstration_tokens=12", "--output", output)
     assert status == 2
     assert "max_new_tokens" in err
 

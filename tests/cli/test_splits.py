@@ -42,8 +42,9 @@ def test_splits_are_those_to_learn_from_and_those_to_answer(encoder_folder, hub_
         status, out, err = iai(capsys, "evaluate", state, *data, *choice)
         assert (status, json.loads(out)["examples"]) == (0, size), err
     more = ("--methods", "iterative", *options)
-    for choice, tested, learned in (((), 10, 40), (("--split", "validation", "--test-split", "train"), 40, 7)):
-        status, out, err = iai(capsys, "compare", *data, *more, "--output", tmp_path / f"c{tested}", *choice)
+    both = ("--split", "validation", "--test-split", "train")
+    for chosen, tested, learned in ((), 10, 40), (both, 40, 7):
+        status, out, err = iai(capsys, "compare", *data, *more, "--output", tmp_path / f"c{tested}", *chosen)
         assert status == 0, err
         found = json.loads(out)
         assert (found["test_examples"], found["methods"][0]["examples"]) == (tested, learned)

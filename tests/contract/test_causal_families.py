@@ -37,9 +37,9 @@ CHUNK = Chunk(
     ("goal of the team", "a song and a guitar", "salt and soup", "the referee", "melody of the band", "cheese"),
     LABELS * 2,
 )
-CLOSE = {"atol": 1e-3, "rtol": 0}
+CLOSE: dict[str, Any] = {"atol": 1e-3, "rtol": 0}
 SETTINGS: dict[str, dict[str, Any]] = {
-    "in-context": {"budget": 80},
+    "in-context": {"demonstration_tokens": 80},
     "prompt-tuning": {"num_virtual_tokens": 20, "learning_rate": 0.3},
     "lora": {"rank": 2, "learning_rate": 0.05},
     "lm-state": {"rank": 2, "layers": 1, "learning_rate": 0.1, "demonstration_tokens": 64, "batch_size": 2},
@@ -61,7 +61,7 @@ FAMILIES = list(tiny_backbones.CAUSAL)
 
 @cache
 def folder_of(family: str) -> Path:
-    changes = {"max_seq_len": tiny_backbones.POSITIONS} if family == "mpt" else {}
+    changes: dict[str, Any] = {"max_seq_len": tiny_backbones.POSITIONS} if family == "mpt" else {}
     return tiny_backbones.make(Path(mkdtemp()), family, **changes)
 
 
@@ -191,7 +191,7 @@ def test_a_state_answers_as_its_peft_export(family: str, method: str, tmp_path: 
     expected = torch.stack([plain_scores(exported, start, row) for row in rows])
     assert (expected[0] - unadapted).abs().max() > 1e-2, "the adapter changes nothing: its equality says nothing"
     torch.testing.assert_close(found, expected, **CLOSE)
-    ids, new = [*start, *rows[0].query], []
+    ids, new = [*start, *rows[0].query], list[int]()
     while len(new) < 3 and (not new or new[-1] not in model._ends(STOP)):
         with torch.no_grad():
             logits = exported(input_ids=torch.tensor([ids + new]), use_cache=False).logits[0, -1]

@@ -259,7 +259,8 @@ def test_a_state_of_another_backbone_is_refused(amortizer: Amortizer, tmp_path: 
 
 def test_a_state_of_another_method_or_setting_is_refused(amortizer: Amortizer) -> None:
     state = amortizer.init_state(task_of(amortizer))
-    for change, words in ({"method": "other"}, "made by"), ({"amortizer": "0" * 32}, "another configuration"):
+    changes: tuple[dict[str, Any], ...] = ({"method": "other"}, {"amortizer": "0" * 32})
+    for change, words in zip(changes, ("made by", "another configuration"), strict=True):
         with pytest.raises(StateError, match=words):
             amortizer.predict(
                 TaskState(state.tensors, dataclasses.replace(state.header, **change)), queries_of(amortizer)
@@ -270,7 +271,7 @@ def test_bad_queries_are_refused(amortizer: Amortizer) -> None:
     state = amortizer.init_state(task_of(amortizer))
     for queries in ([], [""], ["   "], [3]):
         with pytest.raises(DataError):
-            amortizer.predict(state, queries)  # type: ignore[arg-type]
+            amortizer.predict(state, queries)
     with pytest.raises(DataError, match="at least two"):
         amortizer.predict(amortizer.init_state(task_of(amortizer, ())), queries_of(amortizer))
 

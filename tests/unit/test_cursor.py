@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import examples
@@ -25,7 +26,7 @@ def test_other_columns_of_the_same_file_are_refused(amortizer: Amortizer, tmp_pa
     data = tmp_path / "train.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     for seed in (None, 3):
-        options = {"chunk_size": 8, "shuffle_seed": seed, "progress": False}
+        options: dict[str, Any] = {"chunk_size": 8, "shuffle_seed": seed, "progress": False}
         part = amortizer.adapt(data, max_examples=16, **options)
         for columns in (Columns("title"), Columns("input", "topic")):
             with pytest.raises(StateError, match="was left in a stream of columns"):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,7 +37,7 @@ CONFIG = TrainingConfig(
     most_steps=3,
     tasks_per_episode=2,
 )
-HEADS = {
+HEADS: dict[str, Callable[[], Head]] = {
     "both": ParametricHead,
     "data": lambda: ParametricHead("data"),
     "gradient": lambda: ParametricHead("gradient"),
@@ -92,7 +94,7 @@ def test_heads_are_validated_where_they_are(encoder: Backbone) -> None:
 
 
 NETWORK = {"inputs": 3, "outputs": 1, "hidden": 16, "layers": 1, "standardise": False}
-NUMERIC = {
+NUMERIC: dict[str, dict[str, Any]] = {
     "numeric-parametric": {},
     "numeric-parametric/data": {"signal": "data"},
     "numeric-parametric/gradient": {"signal": "gradient"},
@@ -132,7 +134,7 @@ def test_solvers_are_trained_where_the_episode_is(name: str) -> None:
 
 
 IN_WORDS = {
-    "in-context": {"budget": 200},
+    "in-context": {"demonstration_tokens": 200},
     "prompt-tuning": {"num_virtual_tokens": 4},
     "lora": {"rank": 2},
     "lm-state": {"rank": 2, "layers": 1},

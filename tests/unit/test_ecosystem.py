@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
@@ -141,11 +142,14 @@ def test_progress_bars_obey_the_hubs_own_setting(encoder_folder: Path, tmp_path:
 
 def test_a_device_map_reaches_the_model(encoder_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = load_backbone(str(encoder_folder), dtype="float32")
-    given = []
+    given: list[dict[str, Any]] = []
     load = AutoModel.from_pretrained
-    monkeypatch.setattr(
-        AutoModel, "from_pretrained", lambda *args, **kwargs: given.append(kwargs) or load(*args, **kwargs)
-    )
+
+    def loading(*args: Any, **kwargs: Any) -> Any:
+        given.append(kwargs)
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(AutoModel, "from_pretrained", loading)
     spread = load_backbone(str(encoder_folder), dtype="float32", device_map={"": "cpu"})
     assert given[0]["device_map"] == {"": "cpu"}
     texts = ["ball goal", "song"]

@@ -7,12 +7,13 @@ import pickle
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy
 import pandas
 import pytest
-from conftest import LABELS, examples
+from conftest import LABELS, examples, log_probs
 from sklearn.base import clone
 from sklearn.exceptions import DataConversionWarning, NotFittedError, SkipTestWarning
 from sklearn.metrics import get_scorer, log_loss, roc_auc_score
@@ -41,7 +42,7 @@ def test_it_answers_as_the_amortizer_does(classifier: IAIClassifier, encoder: Ba
     amortizer = AutoAmortizer.from_pretrained("iterative", backbone=encoder)
     task = TaskSpec("classification", tuple(sorted(LABELS)))
     state = amortizer.adapt(ROWS, amortizer.init_state(task), chunk_size=16, progress=False)
-    numpy.testing.assert_allclose(found, amortizer.predict(state, TEXTS[:5]).log_probs.exp(), rtol=1e-5)
+    numpy.testing.assert_allclose(found, log_probs(amortizer.predict(state, TEXTS[:5])).exp(), rtol=1e-5)
     numpy.testing.assert_allclose(found.sum(1), 1, rtol=1e-5)
     assert list(classifier.classes_) == sorted(LABELS)
 
@@ -124,7 +125,7 @@ def test_numbers_are_sorted_as_numbers_and_equal_ones_are_one_class(kind: type, 
 
 @pytest.mark.parametrize("missing", [None, float("nan"), numpy.nan, pandas.NA, pandas.NaT, "", " "])
 @pytest.mark.parametrize("form", [list, lambda labels: pandas.Series(labels, dtype=object)])
-def test_a_label_that_is_missing_is_none(missing: object, form: Callable, classifier: IAIClassifier) -> None:
+def test_a_label_that_is_missing_is_none(missing: object, form: Callable[..., Any], classifier: IAIClassifier) -> None:
     for method in (classifier.fit, classifier.partial_fit):
         with pytest.raises(DataError, match=r"y\[2\] is (missing|empty)"):
             method(TEXTS[:4], form(["music", "food", missing, "music"]))
@@ -133,7 +134,7 @@ def test_a_label_that_is_missing_is_none(missing: object, form: Callable, classi
 
 def test_labels_of_two_types_are_refused(classifier: IAIClassifier) -> None:
     with pytest.raises(DataError, match="one type"):
-        classifier.fit(TEXTS[:2], ["1", 1])
+        classifier.fit(TEXTS[:2], ["1", 1])  # type: ignore[arg-type]
     classifier.partial_fit(TEXTS[:2], [0, 1])
     with pytest.raises(DataError, match="one type"):
         classifier.partial_fit(TEXTS[:2], ["0", "1"])
@@ -219,7 +220,7 @@ def test_a_table_of_other_columns_changes_nothing() -> None:
     classifier = IAIClassifier("numeric-parametric").fit(numbers, numbers[:, 0] > 0)
     before = dict(classifier.__dict__)
     with pytest.raises(DataError, match="y"):
-        classifier.fit(numbers[:, :2], [None] * 20)
+        classifier.fit(numbers[:, :2], [None] * 20)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="as many"):
         classifier.fit(numbers[:, :2], [0, 1])
     assert classifier.__dict__ == before

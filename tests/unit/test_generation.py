@@ -14,8 +14,9 @@ import torch
 
 from iai_hf import AutoAmortizer, Chunk, TaskSpec, TaskState
 from iai_hf.backbones import Backbone, load_backbone
+from iai_hf.config import first_names
 from iai_hf.errors import ConfigError
-from iai_hf.language_model.answers import PICTURES, read, written
+from iai_hf.language_model.answers import PICTURES, escape, unescape
 from iai_hf.language_model.prompting import PromptConfig, Prompter
 
 GENERATION = TaskSpec("generation")
@@ -102,15 +103,15 @@ def test_what_is_written_can_be_read() -> None:
     draw = random.Random(0)
     signs = [*PICTURES, *PICTURES.values(), "␛", "a", "é", "\\", "\u2028", "\u00a0"]
     for output in [*OUTPUTS, *("".join(draw.choices(signs, k=draw.randint(0, 6))) for _ in range(3000))]:
-        line = written(output)
-        assert read(line) == output
+        line = escape(output)
+        assert unescape(line) == output
         assert line.strip(" \t\n\r\v\f") == line
         assert "\n" not in line
 
 
 def test_ordinary_outputs_are_written_as_they_are() -> None:
     for output in ("positive", "a b  c", "a\tb", "\\frac{1}{2}", "naïve → 東京"):
-        assert written(output) == output
+        assert escape(output) == output
 
 
 @pytest.mark.parametrize("output", OUTPUTS)
@@ -119,8 +120,8 @@ def test_every_output_can_come_back(tmp_path: Path, output: str) -> None:
     prompter = Prompter(model, PromptConfig(max_new_tokens=100))
     tokens = prompter.answer(output)
     assert model.tokenizer.decode(tokens).count("\n") == 1
-    assert prompter.answered(tokens) == output
-    assert prompter.lost([output]) == ([], [])
+    assert prompter.decode_answer(tokens) == output
+    assert prompter.unanswerable([output]) == ([], [])
 
 
 def test_a_language_model_answers_in_several_lines(smollm: Backbone) -> None:
@@ -169,8 +170,8 @@ def test_settings_of_answering_can_be_changed_for_a_state(tmp_path: Path) -> Non
     gone_on = longer.update(state, Chunk(("song",), ("music",)))
     assert gone_on.header.config["max_new_tokens"] == 9
     assert AutoAmortizer.for_state(gone_on, backbone).predict(gone_on, ["band"]).outputs
-    with pytest.raises(ConfigError, match="budget is what a state"):
-        AutoAmortizer.for_state(state, backbone, config={"budget": 5})
+    with pytest.raises(ConfigError, match="demonstration_tokens is what a state"):
+        AutoAmortizer.for_state(state, backbone, config={"demonstration_tokens": 5})
     with pytest.raises(ConfigError, match="unknown"):
         AutoAmortizer.for_state(state, backbone, config={"max_tokenz": 5})
 
@@ -184,7 +185,7 @@ def test_a_state_answers_with_the_settings_of_each_call(tmp_path: Path) -> None:
 
 def test_a_state_whose_fingerprint_covers_the_settings_of_answering_is_known(causal: Backbone) -> None:
     amortizer, state = adapted(causal, [("ball", "sports")], max_new_tokens=50, calibrate=True)
-    older = amortizer.digest(state.header.config)
+    older = amortizer.digest(first_names(amortizer.config_class, state.header.config))
     assert older != amortizer.fingerprint
     old = TaskState(state.tensors, dataclasses.replace(state.header, amortizer=older))
     for config in ({}, {"max_new_tokens": 9}):

@@ -246,7 +246,7 @@ def test_implicit_refinement_is_kernel_logistic_regression() -> None:
         loss.backward()
         return loss
 
-    best = float(optimizer.step(closure).detach())  # type: ignore[no-untyped-call]
+    best = float(optimizer.step(closure).detach())
     assert found - best < 0.1 * (start - best)
 
 

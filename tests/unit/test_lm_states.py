@@ -6,11 +6,12 @@ import json
 import re
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import tiny_backbones
 import torch
-from conftest import LABELS, examples
+from conftest import LABELS, examples, log_probs
 
 from iai_hf import AutoAmortizer, Chunk, TaskSpec, TaskState
 from iai_hf.backbones import Backbone, load_backbone, packed_pass
@@ -24,11 +25,11 @@ from iai_hf.language_model.prompted import Prompted
 
 WORDS = TaskSpec("generation")
 TEXTS = ["the match was won", "shares fell", "rain is expected in the north today"]
-ADAPTED = {
+ADAPTED: dict[str, dict[str, Any]] = {
     "lora": {"rank": 2, "learning_rate": 0.03},
     "lm-state": {"rank": 2, "layers": 1, "learning_rate": 0.1, "input_label": "Input"},
     "prompt-tuning": {"num_virtual_tokens": 3, "learning_rate": 0.3},
-    "in-context": {"budget": 64},
+    "in-context": {"demonstration_tokens": 64},
 }
 
 
@@ -131,11 +132,10 @@ def test_rows_of_several_tasks_run_in_one_forward_pass(causal: CausalLM, monkeyp
     amortizer, one = adapted("lm-state", causal, 0, task)
     states = [one, adapted("lm-state", causal, 1, task)[1], one]
     assert causal.abilities.packed  # the self-test has passes of its own
-    passes = []
-    forward = packed_pass.logits
-    monkeypatch.setattr(packed_pass, "logits", lambda *given: passes.append(1) or forward(*given))
+    passes = Mock(side_effect=packed_pass.logits)
+    monkeypatch.setattr(packed_pass, "logits", passes)
     amortizer.predict_each(states, TEXTS)
-    assert len(passes) == 1
+    assert passes.call_count == 1
     with pytest.raises(DataError, match="one for each"):
         amortizer.predict_each(states[:2], TEXTS)
 
@@ -183,7 +183,9 @@ def test_before_its_first_step_lm_state_is_in_context_learning_on_its_first_exam
     chunk = Chunk(tuple(row["input"] for row in rows), tuple(row["output"] for row in rows))
     config = {**ADAPTED["lm-state"], "demonstration_tokens": 80}
     amortizer = AutoAmortizer.from_pretrained("lm-state", backbone=causal, config=config)
-    plain = AutoAmortizer.from_pretrained("in-context", backbone=causal, config={"budget": 80, "input_label": "Input"})
+    plain = AutoAmortizer.from_pretrained(
+        "in-context", backbone=causal, config={"demonstration_tokens": 80, "input_label": "Input"}
+    )
     state = amortizer.update(amortizer.init_state(task), chunk)
     expected = plain.update(plain.init_state(task), chunk)
     assert state.tensors["demonstrations"].tolist() == expected.tensors["tokens"].tolist()
@@ -287,5 +289,5 @@ def test_a_state_without_demonstrations_reads_start_of_text_once(tmp_path: Path)
     for passes in (1, 2):
         amortizer = AutoAmortizer.from_pretrained("lm-state", backbone=backbone, config={**config, "passes": passes})
         state = amortizer.adapt(examples(12), chunk_size=6, progress=False)
-        answers.append(amortizer.predict(state, TEXTS).log_probs)
+        answers.append(log_probs(amortizer.predict(state, TEXTS)))
     assert not torch.equal(*answers)

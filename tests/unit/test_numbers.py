@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,7 +30,9 @@ class Leaning(LinearRegression):
         return TableEpisode(stream, asked, None)
 
 
-def trained(tmp_path: Path, method: str, tasks: Family, steps: int = 60, resume: bool = False, **settings) -> float:
+def trained(
+    tmp_path: Path, method: str, tasks: Family, steps: int = 60, resume: bool = False, **settings: Any
+) -> float:
     config = {"inputs": tasks.inputs, "outputs": tasks.outputs, "hidden": 16, "layers": 1, "standardise": False}
     amortizer = AutoAmortizer.from_pretrained(method, config={**config, **settings})
     run = TrainingConfig(
@@ -47,7 +50,7 @@ def trained(tmp_path: Path, method: str, tasks: Family, steps: int = 60, resume:
     )
     curriculum = TableCurriculum(amortizer, tasks, run)  # type: ignore[arg-type]
     first = curriculum.evaluate().loss
-    progress = train(amortizer, curriculum, run, Accelerator(), tmp_path, resume=resume, progress_bar=False)  # type: ignore[arg-type]
+    progress = train(amortizer, curriculum, run, Accelerator(), tmp_path, resume=resume, progress_bar=False)
     amortizer.save_pretrained(tmp_path / "saved")
     again = AutoAmortizer.from_pretrained(tmp_path / "saved")
     assert again.fingerprint == amortizer.fingerprint
@@ -65,16 +68,25 @@ def trained(tmp_path: Path, method: str, tasks: Family, steps: int = 60, resume:
         ("prior-fitted", {}),
     ],
 )
-def test_training_lowers_the_loss_on_tasks_that_it_has_not_seen(tmp_path: Path, method: str, settings: dict) -> None:
+def test_training_lowers_the_loss_on_tasks_that_it_has_not_seen(
+    tmp_path: Path, method: str, settings: dict[str, Any]
+) -> None:
     tasks = Leaning("leaning", False, 2, 1)
     assert trained(tmp_path, method, tasks, **settings) > 0.01
 
 
-def test_the_prior_is_estimated_once_and_is_a_part_of_the_checkpoint(tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_the_prior_is_estimated_once_and_is_a_part_of_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A run that goes on does not estimate it again, over what was learned since."""
     calls = []
     begin = TableCurriculum.begin
-    monkeypatch.setattr(TableCurriculum, "begin", lambda self: (calls.append(self), begin(self)))
+
+    def counted(self: TableCurriculum) -> None:
+        calls.append(self)
+        begin(self)
+
+    monkeypatch.setattr(TableCurriculum, "begin", counted)
     tasks = Leaning("leaning", False, 2, 1)
     trained(tmp_path, "numeric-parametric", tasks, steps=4)
     first = AutoAmortizer.from_pretrained(tmp_path / "saved").solver.prior  # type: ignore[attr-defined]

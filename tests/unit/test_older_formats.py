@@ -43,6 +43,16 @@ def test_settings_under_their_former_names_are_the_same_ones() -> None:
     assert state.header.amortizer == today.header.amortizer == AutoAmortizer.for_state(today, backbone).fingerprint
 
 
+def test_a_budget_of_demonstrations_is_counted_in_tokens_under_its_former_name(causal: Backbone) -> None:
+    backbone = load_backbone(str(FORMAT_1 / "causal"), dtype="float32")
+    state = TaskState.from_pretrained(FORMAT_1 / "in-context")
+    former = AutoAmortizer.for_state(state, backbone)
+    assert former.config.demonstration_tokens == state.header.config["budget"]
+    assert state.header.amortizer == former.fingerprint == former.init_state(state.task).header.amortizer
+    with pytest.raises(ConfigError, match="budget is now demonstration_tokens"):
+        AutoAmortizer.from_pretrained("in-context", backbone=causal, config={"budget": 8})
+
+
 def test_an_amortizer_of_an_older_format_loads_and_a_new_value_counts(causal: Backbone, tmp_path: Path) -> None:
     settings = {"rank": 2, "layers": 1, "target_modules": ["v_proj"], "demonstrations": 8, "decay": -0.5}
     older = {"method": "lora", "config": settings, "base_model_name_or_path": causal.name, "format_version": 1}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import datasets
 import numpy
 import pandas
@@ -78,7 +81,7 @@ def form(answer: object) -> object:
     return [form(part) for part in answer]  # type: ignore[attr-defined]
 
 
-ASKED = {
+ASKED: dict[str, Callable[[], Any]] = {
     "one": lambda: TEXTS[0],
     "many": lambda: TEXTS[:3],
     "a list of one": lambda: TEXTS[:1],
@@ -92,7 +95,7 @@ ASKED = {
 @pytest.mark.parametrize("asked", ASKED)
 @pytest.mark.parametrize("parameters", [{}, {"top_k": 1}, {"top_k": 2}, {"top_k": None}, {"truncation": True}], ids=str)
 def test_answers_have_transformers_own_form(
-    asked: str, parameters: dict, pipeline: StatePipeline, theirs: TextClassificationPipeline
+    asked: str, parameters: dict[str, Any], pipeline: StatePipeline, theirs: TextClassificationPipeline
 ) -> None:
     made = ASKED[asked]
     ours = pipeline(made(), **parameters)
@@ -161,7 +164,7 @@ def test_the_text_that_fails_in_a_stream_is_named(pipeline: StatePipeline) -> No
 
 
 @pytest.mark.parametrize("parameters", [{"top_k": 0}, {"top_k": 1.5}, {"top_k": "all"}, {"batch_size": -1}])
-def test_numbers_are_checked(parameters: dict, pipeline: StatePipeline) -> None:
+def test_numbers_are_checked(parameters: dict[str, Any], pipeline: StatePipeline) -> None:
     with pytest.raises(ConfigError, match=next(iter(parameters))):
         pipeline(TEXTS, **parameters)
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -113,7 +114,8 @@ def test_a_state_answers_with_other_settings_on_the_backbone_that_it_has() -> No
     numbers = AutoAmortizer.from_pretrained("numeric-parametric")
     state = numbers.init_state(TaskSpec("regression", columns=("size", "age")))
     state = numbers.update(state, Chunk(((1.0, 2.0), (0.0, 1.0), (3.0, 0.0)), ("1", "2", "5")))
-    answers = [state.predict([(1.0, 2.0)], config=config).outputs for config in (None, {}, None)]
+    settings: tuple[dict[str, Any] | None, ...] = (None, {}, None)
+    answers = [state.predict([(1.0, 2.0)], config=config).outputs for config in settings]
     assert answers[0] == answers[1] == answers[2]
 
 

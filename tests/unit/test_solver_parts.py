@@ -35,7 +35,7 @@ def most_probable(batch: Batch) -> torch.Tensor:
         fit.backward()
         return fit
 
-    optimizer.step(loss)  # type: ignore[arg-type]
+    optimizer.step(loss)
     return theta.detach()
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import get_args
 
 import pytest
 import torch
@@ -19,8 +21,9 @@ from iai_hf.tables.solvers.predictor import Predictor
 from iai_hf.tables.solvers.retained import merged
 from iai_hf.tables.solvers.solver import Batch, Solver
 from iai_hf.tables.solvers.tokens import ThetaTokens
+from iai_hf.task import Signal
 
-SIGNALS = ("data", "gradient", "both")
+SIGNALS: tuple[Signal, ...] = get_args(Signal)
 LLAMA = NumericBackbone("numeric/llama", torch.device("cpu"))
 
 
@@ -63,7 +66,7 @@ def test_one_implicit_step_is_ridge_regression_in_both_of_its_forms() -> None:
     for examples in (3, 64):  # fewer examples than features, and more
         batch = regression(examples)
         for signal in SIGNALS:
-            found = outputs(Implicit(Predictor(False), signal), [batch], asked)  # type: ignore[arg-type]
+            found = outputs(Implicit(Predictor(False), signal), [batch], asked)
             torch.testing.assert_close(found, ridge(batch, asked), atol=1e-4, rtol=1e-4)
 
 
@@ -102,17 +105,17 @@ def test_an_untrained_network_changes_nothing(signal: str) -> None:
     torch.testing.assert_close(outputs(explicit, parts, asked), outputs(fixed, parts, asked), atol=1e-5, rtol=1e-5)
 
 
+def network(kind: type[Parametric] | type[Implicit], signal: Signal, free: bool) -> Solver:
+    return kind(Predictor(False), signal, sizes(), free=free)
+
+
 def networks() -> dict[str, Callable[[], Solver]]:
     made: dict[str, Callable[[], Solver]] = {}
     for signal in SIGNALS:
         for free in (False, True):
             word = f"{signal}{'/free' if free else ''}"
-            made[f"parametric/{word}"] = lambda signal=signal, free=free: Parametric(
-                Predictor(False), signal, sizes(), free=free
-            )
-            made[f"implicit/{word}"] = lambda signal=signal, free=free: Implicit(
-                Predictor(False), signal, sizes(), free=free
-            )
+            made[f"parametric/{word}"] = partial(network, Parametric, signal, free)
+            made[f"implicit/{word}"] = partial(network, Implicit, signal, free)
     made["hypernetwork"] = lambda: OneShot(Parametric(Predictor(False), "data", sizes(), free=True))
     made["prior-fitted"] = lambda: OneShot(Implicit(Predictor(False), "data", sizes(), free=True))
     made["window"] = lambda: Parametric(Predictor(False), "both", sizes(), free=True, window=3)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import examples
+from conftest import examples, log_probs
 
 from iai_hf import AutoAmortizer, TaskSpec, TaskState, threads
 from iai_hf.amortizer import Amortizer
@@ -111,16 +111,16 @@ def test_methods_on_one_language_model_do_not_mix(causal: Backbone) -> None:
         AutoAmortizer.from_pretrained("lm-state", backbone=causal, config={"rank": 2, "layers": 1}),
         AutoAmortizer.from_pretrained("lora", backbone=causal, config={"rank": 2, "learning_rate": 0.1}),
         AutoAmortizer.from_pretrained("prompt-tuning", backbone=causal, config={"num_virtual_tokens": 4}),
-        AutoAmortizer.from_pretrained("in-context", backbone=causal, config={"budget": 100}),
+        AutoAmortizer.from_pretrained("in-context", backbone=causal, config={"demonstration_tokens": 100}),
         AutoAmortizer.from_pretrained("iterative", backbone=causal),
     ]
 
     def adapted(amortizer: Amortizer, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
         state = amortizer.adapt(examples(16, seed=seed), chunk_size=8, progress=False)
-        answers = [amortizer.predict(state, queries).log_probs for _ in range(2)]
+        answers = [log_probs(amortizer.predict(state, queries)) for _ in range(2)]
         assert all(torch.equal(found, answers[0]) for found in answers)
         again = amortizer.predict_each([state] * len(queries), queries)
-        return answers[0], torch.cat([found.log_probs for found in again])
+        return answers[0], torch.cat(list(map(log_probs, again)))
 
     runs = [(amortizer, seed) for amortizer in amortizers for seed in (1, 2)]
     expected = [adapted(*run) for run in runs]
@@ -160,7 +160,7 @@ def test_the_likelier_a_token_the_more_often_it_is_drawn() -> None:
         (Sampling(temperature=0.5), probabilities.square() / probabilities.square().sum()),
         (Sampling(top_p=0.6), torch.tensor([0.625, 0.375, 0.0, 0.0])),
     ):
-        found = processors(sampling)(torch.zeros(20_000, 1, dtype=torch.long), scores).argmax(-1)
+        found = processors(sampling)(torch.zeros(20_000, 1, dtype=torch.long), scores).argmax(-1)  # type: ignore[arg-type]
         shares = torch.bincount(found, minlength=4) / len(found)
         torch.testing.assert_close(shares, expected, atol=0.02, rtol=0)
 
@@ -176,7 +176,7 @@ def test_the_first_predict_of_several_threads_leaves_the_process_as_it_was(
         backbone = load_backbone(str(folder), dtype="bfloat16")
         amortizer = AutoAmortizer.from_pretrained(method, backbone=backbone)
         states.append(amortizer.adapt(examples(16), progress=False))
-    expected = [state.predict(["the match", "a song"], dtype="bfloat16").log_probs for state in states]
+    expected = [log_probs(state.predict(["the match", "a song"], dtype="bfloat16")) for state in states]
     for _ in range(5):
         fresh = [TaskState(state.tensors, state.header) for state in states]
         found = together(
@@ -185,7 +185,7 @@ def test_the_first_predict_of_several_threads_leaves_the_process_as_it_was(
         after = torch.get_default_dtype(), logging.get_verbosity(), logging.is_progress_bar_enabled()
         assert after == before
         for prediction, scores in zip(found, expected * 4, strict=True):
-            assert torch.equal(prediction.log_probs, scores)
+            assert torch.equal(log_probs(prediction), scores)
 
 
 def test_a_state_loads_its_backbone_once(encoder: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:

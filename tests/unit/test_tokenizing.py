@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import tiny_backbones
 import torch
-from conftest import examples
+from conftest import examples, log_probs
 
 from iai_hf import AutoAmortizer, Chunk, TaskSpec
 from iai_hf.backbones import Backbone, load_backbone
@@ -75,7 +75,7 @@ def test_states_learn_from_control_tokens_as_from_text(causal: Backbone, method:
         rows = [(row["input"] + sign, label if i % 2 else "music") for i, row in enumerate(examples(8))]
         chunk = Chunk(*(tuple(column) for column in zip(*rows, strict=True)))
         spec = TaskSpec(task.kind, (label, "music"))
-        return amortizer.predict(amortizer.update(amortizer.init_state(spec), chunk), ["ball" + sign]).log_probs
+        return log_probs(amortizer.predict(amortizer.update(amortizer.init_state(spec), chunk), ["ball" + sign]))
 
     torch.testing.assert_close(answers(" [PAD]", "[PAD]"), answers(" [ PAD ]", "[ PAD ]"), atol=1e-5, rtol=1e-5)
 

@@ -106,8 +106,9 @@ def test_the_gradient_reaches_every_learned_part_and_stops_before_the_unrolled_s
     for unroll in (1, 1, 3):
         objective = HeadObjective(ParametricHead(), unroll)
         objective(episode).backward()
-        gradients.append([parameter.grad for parameter in objective.parameters()])
-    assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients[0])
+        found = [parameter.grad for parameter in objective.parameters()]
+        gradients.append([torch.zeros(1) if gradient is None else gradient for gradient in found])
+    assert all(gradient.abs().sum() > 0 for gradient in gradients[0])
     assert all(torch.equal(first, again) for first, again in zip(gradients[0], gradients[1], strict=True))
     assert any(not torch.equal(first, more) for first, more in zip(gradients[0], gradients[2], strict=True))
 
@@ -141,7 +142,7 @@ def test_a_resumed_run_ends_as_one_that_was_not_cut_off(encoder, tasks, tmp_path
             cut()
         accelerator_log(values, step=step)
 
-    first.log = log  # type: ignore[method-assign]
+    first.log = log
     (tmp_path / "broken").mkdir()
     with pytest.raises(Cut):
         train(broken, FeatureCurriculum(broken, tasks, CONFIG), CONFIG, first, tmp_path / "broken", progress_bar=False)
@@ -204,6 +205,7 @@ def adapt_features(encoder: Backbone, folder: Path, output: Path, **changes: obj
     shorter = {"learns": "adapter", "adapter_rank": 2, "averaging": 0.5, "learning_rate": 0.02, **changes}
     config = dataclasses.replace(CONFIG, **shorter)  # type: ignore[arg-type]
     amortizer = AutoAmortizer.from_pretrained("iterative", backbone=encoder)
+    assert isinstance(amortizer, FrozenFeatures)
     curriculum = AdapterCurriculum(amortizer, load_text_tasks(task_files(["{data}/*"], folder), 1000), config)
     progress = train(amortizer, curriculum, config, Accelerator(cpu=True), output, resume=resume, progress_bar=False)
     return progress, curriculum

@@ -70,10 +70,10 @@ class PrequentialObjective(nn.Module):
         chunks: list[tuple[list[Row], Tensors]] = []
         steps = 0
         for chunk in episode.chunks:
-            retained, others, _ = self.amortizer.retain(retained, chunk, steps)
+            retained, trained_on, _ = self.amortizer.retain(retained, chunk, steps)
             rows = self.amortizer.rows(chunk)
-            chunks.append(([rows[i] for i in others], retained))
-            steps += len(others)
+            chunks.append(([rows[i] for i in trained_on], retained))
+            steps += len(trained_on)
         return chunks, retained
 
     def _leaves(self, theta: Tensors) -> tuple[Tensors, Tensors]:
