@@ -112,10 +112,14 @@ def current_names(cls: type[Settings], values: Mapping[str, Any]) -> dict[str, A
     }
 
 
-def first_names(cls: type[Settings], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by the names under which they were first saved, so that their digest is the same for ever."""
+def first_names(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by the names under which they were first saved, so that their digest is the same for ever.
+
+    Those that came later are left out where they are as it was before.
+    """
     former = _former_names(cls)
-    return {former.get(key, key): value for key, value in values.items()}
+    later = {field.name: field.metadata[ABSENT] for field in dataclasses.fields(cls) if ABSENT in field.metadata}
+    return {former.get(key, key): value for key, value in values.items() if key not in later or value != later[key]}
 
 
 def _former_names(cls: type[Settings]) -> dict[str, str]:

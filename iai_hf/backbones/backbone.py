@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from iai_hf.backbones.batching import length_buckets, split_windows
+from iai_hf.backbones.low_rank import LowRank, applied
 from iai_hf.backbones.self_test import Traits, attention_windows, last_hidden_state, traits
 from iai_hf.backbones.sentence_transformers import Pipeline
 from iai_hf.backbones.tokenizing import TextTokenizer
@@ -72,6 +73,11 @@ class Backbone:
     def plain(self) -> Backbone:
         """The backbone as it was loaded: itself, or what a feature adapter was merged into."""
         return self._plain or self
+
+    @property
+    def uncached(self) -> Backbone:
+        """The backbone that reads every text anew: itself, or what a cache stands before."""
+        return self
 
     def with_model(self, model: PreTrainedModel, fingerprint: str) -> Backbone:
         """The same backbone with other weights of the same shapes, known by another fingerprint."""
@@ -209,11 +215,19 @@ class Backbone:
         return ids
 
     @one_at_a_time
-    def features(self, texts: Sequence[str], max_tokens: int | None = None) -> Features:
+    def features(
+        self,
+        texts: Sequence[str],
+        max_tokens: int | None = None,
+        weights: Sequence[LowRank] = (),
+        adapter_indices: Sequence[int] | None = None,
+    ) -> Features:
         """Features of texts of any length: longer ones than the context are read in windows and pooled over all.
 
         Args:
             max_tokens: read only that many tokens of a text; how many texts that cut is returned.
+            weights: added to the model's for this call.
+            adapter_indices: which of several weights each text is read with, below 0 for none.
 
         Raises:
             BackboneError: a feature is not finite; its text is named.
@@ -221,18 +235,21 @@ class Backbone:
         """
         import torch
 
-        return self._features(texts, max_tokens, torch.inference_mode())
+        return self._features(texts, max_tokens, torch.inference_mode(), weights, adapter_indices)
 
     @one_at_a_time
-    def differentiable_features(self, texts: Sequence[str], max_tokens: int | None = None) -> torch.Tensor:
-        """As `features`, with the gradient in whatever is added to the model (`low_rank.applied`)."""
-        return self._features(texts, max_tokens, nullcontext()).vectors
+    def differentiable_features(
+        self, texts: Sequence[str], max_tokens: int | None = None, weights: Sequence[LowRank] = ()
+    ) -> torch.Tensor:
+        """As `features`, with the gradient in `weights`; of processes that read together, that of each one's share."""
+        return self._features(texts, max_tokens, nullcontext(), weights).vectors
 
     @cached_property
     def linear_layers(self) -> dict[str, tuple[int, int]]:
         """Sizes, in and out, of the linear layers that a feature comes from, by their name in the model."""
         from torch import nn
 
+        self.features([SAMPLE])  # what is found out about the model at the first pass calls other layers too
         layers = {name: part for name, part in self.model.named_modules() if isinstance(part, nn.Linear)}
         called: list[nn.Module] = []
         hooks = [part.register_forward_hook(lambda part, *_: called.append(part)) for part in layers.values()]
@@ -244,7 +261,14 @@ class Backbone:
         used = set(map(id, called))
         return {name: (part.in_features, part.out_features) for name, part in layers.items() if id(part) in used}
 
-    def _features(self, texts: Sequence[str], max_tokens: int | None, passing: AbstractContextManager[Any]) -> Features:
+    def _features(
+        self,
+        texts: Sequence[str],
+        max_tokens: int | None,
+        passing: AbstractContextManager[Any],
+        weights: Sequence[LowRank] = (),
+        adapter_indices: Sequence[int] | None = None,
+    ) -> Features:
         """As `features`, with the model's passes under `passing`."""
         import torch
 
@@ -279,9 +303,15 @@ class Backbone:
         with passing:
             for group in groups[self.group.index :: self.group.count]:
                 batch, mask = self._pad([windows[i] for i in group])
-                pooled = self._pooled(batch, mask, before).cpu()
-                sums.index_add_(0, torch.tensor([owners[i] for i in group]), pooled)
-        sums = self.group.total(sums)
+                of_group = [owners[i] for i in group]
+                chosen = None
+                if adapter_indices is not None:
+                    chosen = torch.tensor([[adapter_indices[owner]] for owner in of_group], device=self.device)
+                with applied(self.model, weights, chosen):
+                    pooled = self._pooled(batch, mask, before).cpu()
+                sums.index_add_(0, torch.tensor(of_group), pooled)
+        own = sums.detach()
+        sums = sums + (self.group.total(own) - own)
         lengths = torch.tensor([len(window) for window in windows], dtype=torch.float32)
         tokens = torch.zeros(len(ids), dtype=torch.float32).index_add_(
             0, torch.tensor(owners, dtype=torch.long), lengths

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from iai_hf.backbones.backbone import Backbone, Features
+from iai_hf.backbones.low_rank import LowRank
 from iai_hf.errors import BackboneError, DataError
 from iai_hf.files import write_whole
 from iai_hf.threads import one_at_a_time
@@ -54,15 +55,27 @@ class CachedBackbone(Backbone):
         other._plain = self
         return other
 
+    @property
+    def uncached(self) -> Backbone:
+        return self.backbone
+
     @one_at_a_time
-    def features(self, texts: Sequence[str], max_tokens: int | None = None) -> Features:
-        """As `Backbone.features`; `tokens` counts those that the model had to read now.
+    def features(
+        self,
+        texts: Sequence[str],
+        max_tokens: int | None = None,
+        weights: Sequence[LowRank] = (),
+        adapter_indices: Sequence[int] | None = None,
+    ) -> Features:
+        """As `Backbone.features`; `tokens` counts those that the model had to read now. Under weights none is kept.
 
         Raises:
             BackboneError: a shard is damaged or of another size; the message names it.
         """
         import torch
 
+        if weights:
+            return self.backbone.features(texts, max_tokens, weights, adapter_indices)
         places = self._open(max_tokens)
         keys = [_key(text) for text in texts]
         unknown = {key: text for key, text in zip(keys, texts, strict=True) if key not in places}

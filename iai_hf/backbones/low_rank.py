@@ -29,6 +29,11 @@ class LowRank:
     up: Mapping[str, torch.Tensor]
 
 
+def layer_of(name: str) -> int:
+    """Number of the layer that a module belongs to by its name in the model, -1 for none."""
+    return next((int(part) for part in name.split(".") if part.isdecimal()), -1)
+
+
 @contextmanager
 def applied(
     model: torch.nn.Module, weights: Sequence[LowRank], adapter_indices: torch.Tensor | None = None

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +51,7 @@ class NumericBackbone(Backbone):
 
         return SetTransformer(self._configured(hidden, layers))
 
-    def features(self, texts: Sequence[str], max_tokens: int | None = None) -> Features:
+    def features(self, *_: Any, **__: Any) -> Features:
         """Raise BackboneError: there are no texts here."""
         raise BackboneError(f"{self.name} reads numbers; for texts choose a pretrained backbone, e.g. an encoder")
 

@@ -19,7 +19,7 @@ from iai_hf.features.heads import TEMPLATES, Head
 from iai_hf.files import ADAPTER_FILE
 from iai_hf.learned import AUTO, Learned
 from iai_hf.posterior import half_life_decay
-from iai_hf.task import Chunk, Prediction, TaskSpec
+from iai_hf.task import Chunk, Prediction, TaskSpec, Tensors
 
 if TYPE_CHECKING:
     import torch
@@ -89,7 +89,11 @@ class FrozenFeatures(Learned[Config]):
     def features(self, texts: Sequence[str]) -> tuple[torch.Tensor, int]:
         """Features of texts, float32 `[texts, feature_size]`, and how many texts were cut at `max_tokens`."""
         found = self.backbone.features(texts, self.config.max_tokens)
-        return (found.vectors if self._projection is None else found.vectors @ self._projection), found.cut
+        return self.projected(found.vectors), found.cut
+
+    def projected(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Features as the head sees them, of the backbone's `[texts, hidden_size]`."""
+        return vectors if self._projection is None else vectors @ self._projection
 
     def name_features(self, labels: Sequence[str]) -> torch.Tensor:
         """Features of label names, in each of the ways that they are put, `[templates, labels, feature_size]`."""
@@ -102,16 +106,18 @@ class FrozenFeatures(Learned[Config]):
     def refine(
         self, tensors: Mapping[str, torch.Tensor], task: TaskSpec, chunk: Chunk, examples: int
     ) -> tuple[Mapping[str, torch.Tensor], Mapping[str, int]]:
+        features, cut = self.features(chunk.inputs)
+        absorbed = self.absorbed(tensors, task, features, targets_of(chunk, task))
+        return absorbed, {"texts_cut": cut} if self.config.max_tokens else {}
+
+    def absorbed(self, tensors: Tensors, task: TaskSpec, features: torch.Tensor, targets: torch.Tensor) -> Tensors:
+        """The head's tensors after examples with such features `[n, feature_size]` and classes int64 `[n]`."""
         import torch
 
-        features, cut = self.features(chunk.inputs)
-        class_of = {label: place for place, label in enumerate(task.labels)}
-        targets = torch.tensor([class_of[output] for output in chunk.outputs])
         with torch.no_grad():
             if self.config.half_life is not None:
-                tensors = self.head.faded(tensors, half_life_decay(len(chunk), self.config.half_life))
-            refined = self.head.refine(self._grown(tensors, task), features, targets)
-        return refined, {"texts_cut": cut} if self.config.max_tokens else {}
+                tensors = self.head.faded(tensors, half_life_decay(len(targets), self.config.half_life))
+            return self.head.refine(self._grown(tensors, task), features, targets)
 
     def prepare(self, tensors: Mapping[str, torch.Tensor], task: TaskSpec) -> Any:
         import torch
@@ -157,6 +163,14 @@ class FrozenFeatures(Learned[Config]):
         if wide <= size:
             return None
         return torch.randn(wide, size, generator=torch.Generator().manual_seed(0), dtype=torch.float32) / size**0.5
+
+
+def targets_of(chunk: Chunk, task: TaskSpec) -> torch.Tensor:
+    """Numbers of a chunk's classes among the task's labels, int64 `[n]`."""
+    import torch
+
+    class_of = {label: place for place, label in enumerate(task.labels)}
+    return torch.tensor([class_of[output] for output in chunk.outputs])
 
 
 def verbalize(label: str) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, get_args
 from iai_hf.backbones import load_backbone
 from iai_hf.backbones.cached import CachedBackbone
 from iai_hf.config import APART, read_config, require
+from iai_hf.features.adapted_features import AdaptedFeatures, AdaptedFeaturesConfig
 from iai_hf.features.frozen_features import Config, FrozenFeatures, FrozenFeaturesConfig
 from iai_hf.features.heads import ExplicitHead, Head, ImplicitHead, ParametricHead
 from iai_hf.task import Signal
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class IterativeConfig(FrozenFeaturesConfig):
+class IterativeConfig(AdaptedFeaturesConfig):
     """Settings of `iterative`.
 
     Attributes:
@@ -68,7 +69,7 @@ class _OnTasks(FrozenFeatures[Config]):
         return amortizer, FeatureCurriculum(amortizer, load_tasks(files, amortizer, config.max_task_examples), config)
 
 
-class Iterative(_OnTasks[IterativeConfig]):
+class Iterative(AdaptedFeatures[IterativeConfig], _OnTasks[IterativeConfig]):
     """Parametric: the state is a linear classifier's parameters (see `iai_hf.features.heads.parametric`)."""
 
     method = "iterative"

@@ -11,11 +11,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from iai_hf.backbones.low_rank import layer_of
 from iai_hf.config import renamed, require
 from iai_hf.errors import BackboneError
 from iai_hf.language_model.gradient import GradientConfig, Retained
 from iai_hf.language_model.prompting import Prompter
-from iai_hf.language_model.targets import by_family, last_part, layer_of, linear_layers, over_the_cache, sizes, unknown
+from iai_hf.language_model.targets import by_family, last_part, linear_layers, over_the_cache, sizes, unknown
 from iai_hf.language_model.trained import Trained
 from iai_hf.task import Chunk, TaskSpec
 from iai_hf.threads import computing

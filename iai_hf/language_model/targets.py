@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
+from iai_hf.backbones.low_rank import layer_of
 from iai_hf.backbones.self_test import FAULTS
 from iai_hf.errors import BackboneError
 from iai_hf.threads import computing
@@ -44,11 +45,6 @@ def sizes(layer: torch.nn.Module) -> tuple[int, int]:
 def last_part(name: str) -> str:
     """What a layer is called in its own module."""
     return name.split(".")[-1]
-
-
-def layer_of(name: str) -> int:
-    """Number of the layer that a module belongs to by its name, -1 for none."""
-    return next((int(part) for part in name.split(".") if part.isdecimal()), -1)
 
 
 def by_family(backbone: Backbone, usual: Sequence[str]) -> list[str]:

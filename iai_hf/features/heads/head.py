@@ -58,6 +58,16 @@ class Head(nn.Module, ABC):
         mixed = self.mixed_names(names).to(torch.float16)
         return {**tensors, **more, "names": torch.cat([tensors["names"], mixed])}
 
+    def reread(self, tensors: Tensors, features: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> Tensors:
+        """The state with what it knows of its examples taken from other features of the same ones.
+
+        Args:
+            features: of all examples, `[n, d]`.
+            targets: int64 `[n]`.
+            weights: how much each example counts, `[n]`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} keeps more of its examples than sums")
+
     def merge(self, parts: Sequence[Tensors]) -> Tensors:
         """The state of all examples from the states of disjoint parts of them, whose classes are in the same order.
 

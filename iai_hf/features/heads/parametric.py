@@ -124,6 +124,14 @@ class ParametricHead(Head):
         logits = scores @ (prior + deviation).exp() + offset
         return vars(self._correct(state, ones, targets, logits, trust, experts.variance, values))
 
+    def reread(self, tensors: Tensors, features: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> Tensors:
+        """As `Head.reread`; the experts' weights and the correction stay."""
+        ones = torch.cat([features, features.new_ones(len(features), 1)], dim=1)
+        weighted = weights[:, None] * ones
+        own = nn.functional.one_hot(targets, len(tensors["counts"])).to(features)
+        sums = own.T @ weighted
+        return {**tensors, "counts": sums[:, -1], "sums": sums[:, :-1], "gram": pack(ones.T @ weighted)}
+
     def merge(self, parts: Sequence[Tensors]) -> Tensors:
         """As `Head.merge`; corrections are averaged by the examples that made them, deviations by their evidence."""
         merged = dict(super().merge(parts))

@@ -1,0 +1,285 @@
+"""Amortizers whose state reaches into the backbone: fast weights of the last layers, on top of a head that stays.
+
+A state of depth 0 is the head on frozen features (`frozen_features.py`), and so is the floor of every deeper one.
+Beside it stands the same head on features under the task's own low-rank weights. A chunk is
+
+1. answered by both, which is the evidence for one or the other (`fast_weights/evidence.py`);
+2. absorbed by both heads, the adapted one on features that were not yet trained on it, so that what it learns about its
+   own reliability is honest;
+3. trained on, together with retained examples, through the adapted head (`fast_weights/weights.py`);
+4. read again, as far as examples were retained, so that the adapted head's moments fit the weights.
+
+Queries are read once, under whichever weights are ahead.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from typing_extensions import TypeVar
+
+from iai_hf.backbones.adapter import FeatureAdapter
+from iai_hf.backbones.low_rank import LowRank
+from iai_hf.config import ABSENT, APART, require
+from iai_hf.features.fast_weights import Evidence, FastWeights, Retained, Schedule
+from iai_hf.features.frozen_features import FrozenFeatures, FrozenFeaturesConfig, targets_of
+from iai_hf.task import Chunk, Prediction, TaskSpec, Tensors
+
+if TYPE_CHECKING:
+    import torch
+
+    from iai_hf.backbones import Backbone
+
+SMALLEST_PART, LARGEST_PART = 8, 64  # examples between two answers that count as evidence
+REREAD_RATIO = 1.5  # examples are read again each time they have become so many times as many
+REREAD_TOKENS = 128  # of a text, in gradient steps and where it is read again
+ADAPTED, WEIGHTS, RETAINED, EVIDENCE = "adapted.", "low_rank.", "retained.", "evidence."  # of tensors' names
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class AdaptedFeaturesConfig(FrozenFeaturesConfig):
+    """Settings of amortizers with fast weights.
+
+    Attributes:
+        depth: of the backbone's last layers so many get weights of the task's own; 0 leaves the backbone as it is,
+            "auto" takes all layers that a feature comes from. States of before there was any have 0.
+        rank: of these weights.
+        learning_rate: of their steps, of Adam.
+        steps: gradient steps on n examples: `steps * sqrt(n)`, and at least one pass.
+        batch_size: examples a step.
+        retained_bytes: of text that the state may keep as it is, to train on it again.
+    """
+
+    depth: int | str = field(default=0, metadata={ABSENT: 0, **APART})
+    rank: int = field(default=4, metadata={ABSENT: 4, **APART})
+    learning_rate: float = field(default=1e-3, metadata={ABSENT: 1e-3, **APART})
+    steps: float = field(default=5.0, metadata={ABSENT: 5.0, **APART})
+    batch_size: int = field(default=32, metadata={ABSENT: 32, **APART})
+    retained_bytes: int = field(default=65536, metadata={ABSENT: 65536, **APART})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        sound = self.depth == AUTO if isinstance(self.depth, str) else self.depth >= 0
+        require(sound, f"depth is {self.depth!r}; expected 0 or more layers, or {AUTO!r}")
+        for name in ("rank", "learning_rate", "batch_size", "retained_bytes"):
+            require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; expected more than 0")
+        require(self.steps >= 0, f"steps is {self.steps}; expected 0 or more")
+
+
+Config = TypeVar("Config", bound=AdaptedFeaturesConfig, default=Any)
+
+
+class Prepared(NamedTuple):
+    """What answers: a prepared head, and the backbone under the weights whose features it takes.
+
+    Attributes:
+        low_rank: the task's own weights, None where frozen features answer.
+        factor: of the logits.
+    """
+
+    head: Any
+    backbone: Backbone
+    low_rank: LowRank | None
+    factor: torch.Tensor | None
+
+
+class AdaptedFeatures(FrozenFeatures[Config]):
+    """Base class: frozen features where depth is 0; a subclass's head must take its moments anew (`Head.reread`)."""
+
+    @cached_property
+    def fast_weights(self) -> FastWeights:
+        """What moves. Its backbone has no such layers: BackboneError."""
+        depth = None if self.config.depth == AUTO else self.config.depth
+        return FastWeights(self.backbone, depth, self.config.rank)
+
+    def initial(self, task: TaskSpec) -> Tensors:
+        floor = super().initial(task)
+        if not self.config.depth:
+            return floor
+        return {
+            **floor,
+            **_named(ADAPTED, floor),
+            **_named(WEIGHTS, self.fast_weights.initial()),
+            **_named(RETAINED, Retained().tensors()),
+            **_named(EVIDENCE, Evidence.none().tensors()),
+        }
+
+    def refine(
+        self, tensors: Tensors, task: TaskSpec, chunk: Chunk, examples: int
+    ) -> tuple[Tensors, Mapping[str, int]]:
+        if not self.config.depth:
+            return super().refine(tensors, task, chunk, examples)
+        counts = {"texts_cut": 0} if self.config.max_tokens else {}
+        for part in _parts(chunk, examples):
+            tensors, cut = self._refined(tensors, task, part, examples)
+            examples += len(part)
+            if self.config.max_tokens:
+                counts["texts_cut"] += cut
+        return tensors, counts
+
+    def _refined(self, tensors: Tensors, task: TaskSpec, part: Chunk, seen: int) -> tuple[Tensors, int]:
+        """The tensors after a part of a chunk behind `seen` examples, and how many of its texts were cut."""
+        import torch
+
+        floor: Tensors = _of("", tensors)
+        adapted: Tensors = _of(ADAPTED, tensors)
+        weights: Tensors = _of(WEIGHTS, tensors)
+        evidence = Evidence(**_of(EVIDENCE, tensors))
+        targets = targets_of(part, task)
+        frozen_features, cut = self.features(part.inputs)
+        features = self._read(part.inputs, weights, self.config.max_tokens)
+        if len(floor["counts"]) > 1:  # of classes that came with this chunk nobody could know
+            known = targets < len(floor["counts"])
+            with torch.no_grad():
+                evidence = evidence.after(
+                    self.head.logits(self.head.prepare(floor), frozen_features[known]),
+                    self.head.logits(self.head.prepare(adapted), features[known]),
+                    targets[known],
+                    torch.tensor(float(seen)),
+                )
+        floor = self.absorbed(floor, task, frozen_features, targets)
+        adapted = self.absorbed(adapted, task, features, targets)
+        new = Retained.chunk(part.inputs, targets.tolist(), seen)
+        retained = Retained.of(_of(RETAINED, tensors)).joined(new, self.config.retained_bytes, self.config.half_life)
+        weights = self._trained(weights, adapted, retained, seen, seen + len(part))
+        adapted = self._reread(adapted, weights, retained, seen, seen + len(part))
+        return {
+            **floor,
+            **_named(ADAPTED, adapted),
+            **_named(WEIGHTS, weights),
+            **_named(RETAINED, retained.tensors()),
+            **_named(EVIDENCE, evidence.tensors()),
+        }, cut
+
+    def _trained(self, weights: Tensors, adapted: Tensors, retained: Retained, before: int, after: int) -> Tensors:
+        """The weights after the steps that the examples from number `before` to `after` bring."""
+        import torch
+
+        config = self.config
+        schedule = Schedule(config.steps, config.learning_rate, config.batch_size)
+        steps = schedule.between(before, after)
+        if not steps or not len(retained):
+            return weights
+        with torch.no_grad():
+            head = self.head.prepare(adapted)
+
+        def logits(texts: Sequence[str], low_rank: LowRank) -> torch.Tensor:
+            backbone = self.fast_weights.backbone
+            found = backbone.differentiable_features(texts, self._reread_tokens, (low_rank,))
+            return self.head.logits(head, self.projected(found))
+
+        shares = retained.weights(after, config.half_life)
+        return self.fast_weights.refined(weights, logits, retained.texts, retained.targets, shares, schedule, steps)
+
+    def _reread(self, adapted: Tensors, weights: Tensors, retained: Retained, before: int, after: int) -> Tensors:
+        """The adapted head's tensors with moments that fit the weights, where all examples are there to be read again.
+
+        That is done each time a stream has become half as long again, so it costs three passes in all.
+        """
+        import torch
+
+        due = math.floor(math.log(after, REREAD_RATIO)) > math.floor(math.log(max(before, 1), REREAD_RATIO))
+        if len(retained) < after or not due:
+            return adapted
+        features = self._read(retained.texts, weights, self._reread_tokens)
+        with torch.no_grad():
+            shares = retained.weights(after, self.config.half_life)
+            return self.head.reread(adapted, features, retained.targets, shares)
+
+    def _read(self, texts: Sequence[str], weights: Tensors, max_tokens: int | None) -> torch.Tensor:
+        """Features of texts under the task's own weights, `[texts, feature_size]`."""
+        low_rank = self.fast_weights.low_rank(weights)
+        return self.projected(self.backbone.features(texts, max_tokens, (low_rank,)).vectors)
+
+    @property
+    def _reread_tokens(self) -> int:
+        return min(self.config.max_tokens or REREAD_TOKENS, REREAD_TOKENS)
+
+    def prepare(self, tensors: Tensors, task: TaskSpec) -> Any:
+        if not self.config.depth:
+            return super().prepare(tensors, task)
+        evidence = Evidence(**_of(EVIDENCE, tensors))
+        if not evidence.prefers_adapted:
+            return Prepared(super().prepare(_of("", tensors), task), self.backbone, None, None)
+        low_rank = self.fast_weights.low_rank(_of(WEIGHTS, tensors))
+        plain = self.fast_weights.backbone
+        merged = FeatureAdapter(low_rank, plain.fingerprint).merged(plain)
+        head = super().prepare(_of(ADAPTED, tensors), task)
+        return Prepared(head, merged, low_rank, evidence.log_temperature.exp())
+
+    def answer(self, prepared: Any, task: TaskSpec, queries: Sequence[str]) -> Prediction:
+        if not self.config.depth:
+            return super().answer(prepared, task, queries)
+        features = self.projected(prepared.backbone.features(queries, self.config.max_tokens).vectors)
+        return self._answered(prepared, task, features)
+
+    def answer_each(
+        self, prepared: Sequence[Any], tasks: Sequence[TaskSpec], queries: Sequence[Any]
+    ) -> list[Prediction]:
+        if not self.config.depth:
+            return super().answer_each(prepared, tasks, queries)
+        weights = {id(made): made.low_rank for made in prepared if made.low_rank is not None}
+        index = {key: place for place, key in enumerate(weights)}
+        indices = [index.get(id(made), -1) for made in prepared]
+        found = self.backbone.features(queries, self.config.max_tokens, tuple(weights.values()), indices)
+        features = self.projected(found.vectors)
+        return [
+            self._answered(made, task, features[i : i + 1])
+            for i, (made, task) in enumerate(zip(prepared, tasks, strict=True))
+        ]
+
+    def _answered(self, prepared: Prepared, task: TaskSpec, features: torch.Tensor) -> Prediction:
+        import torch
+
+        with torch.no_grad():
+            logits = self.head.logits(prepared.head, features)
+            return Prediction.from_logits(logits if prepared.factor is None else logits * prepared.factor, task.labels)
+
+    def combine(self, parts: Sequence[tuple[Tensors, TaskSpec]], task: TaskSpec) -> Tensors:
+        """The floor is merged as ever; weights are averaged, and the retained examples read again under the average."""
+        floor = super().combine([(_of("", tensors), part) for tensors, part in parts], task)
+        if not self.config.depth:
+            return floor
+        counts = [float(tensors["counts"].sum()) for tensors, _ in parts]
+        adapted = super().combine([(_of(ADAPTED, tensors), part) for tensors, part in parts], task)
+        weights = self.fast_weights.average(
+            [(_of(WEIGHTS, tensors), count) for (tensors, _), count in zip(parts, counts, strict=True)]
+        )
+        class_of = {label: place for place, label in enumerate(task.labels)}
+        retained = Retained()
+        for tensors, part in parts:
+            own = Retained.of(_of(RETAINED, tensors)).renumbered([class_of[label] for label in part.labels])
+            retained = retained.joined(own, self.config.retained_bytes, self.config.half_life)
+        evidence = [Evidence(**_of(EVIDENCE, tensors)) for tensors, _ in parts]
+        return {
+            **floor,
+            **_named(ADAPTED, self._reread(adapted, weights, retained, 0, round(sum(counts)))),
+            **_named(WEIGHTS, weights),
+            **_named(RETAINED, retained.tensors()),
+            **_named(EVIDENCE, Evidence.merged(evidence).tensors()),
+        }
+
+
+def _parts(chunk: Chunk, seen: int) -> Iterator[Chunk]:
+    """A chunk in parts, each at most as large as what was read before it."""
+    first = 0
+    while first < len(chunk):
+        last = first + min(max(SMALLEST_PART, seen + first), LARGEST_PART)
+        yield Chunk(chunk.inputs[first:last], chunk.outputs[first:last])
+        first = last
+
+
+def _of(prefix: str, tensors: Tensors) -> dict[str, torch.Tensor]:
+    """Tensors whose names begin with the prefix, without it; of no prefix, those that have none."""
+    if not prefix:
+        return {name: tensor for name, tensor in tensors.items() if "." not in name}
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _named(prefix: str, tensors: Tensors) -> dict[str, torch.Tensor]:
+    return {prefix + name: tensor for name, tensor in tensors.items()}

@@ -1,0 +1,187 @@
+"""FastWeights: low-rank weights of the last layers, moved by gradient steps through the head's closed form.
+
+    theta[i+1] = theta[i] - rate * direction( d/d theta  -log p(y | W_i phi_theta(x) + b_i) )
+
+phi are the backbone's features under the weights theta (LoRA, Hu et al. 2021, arXiv 2106.09685), W_i and b_i the head's
+closed form on all that was read: the greedy objective in the parametric regime of Mittal et al. 2025 (arXiv
+2510.11471).
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from iai_hf.backbones.low_rank import LowRank, layer_of
+from iai_hf.errors import BackboneError, DataError
+
+if TYPE_CHECKING:
+    import torch
+
+    from iai_hf.backbones import Backbone
+    from iai_hf.task import Tensors
+
+WARMUP = 0.1  # share of the steps on which the rate rises
+LEAST_RATE = 0.05  # share of the rate that is left at the last step
+LARGEST_GRADIENT = 1.0  # norm over all weights; longer ones are cut
+BETAS = (0.9, 0.99)
+
+Logits = Callable[[Sequence[str], LowRank], "torch.Tensor"]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How much is learned from n examples: `steps * sqrt(n)` steps in all, at least `passes` passes over each chunk.
+
+    Few examples are passed often, as far as that still teaches something; many are passed once.
+
+    Attributes:
+        rate: of Adam, at its height.
+        batch_size: examples a step.
+    """
+
+    steps: float
+    rate: float
+    batch_size: int
+    passes: float = 1.0
+
+    def between(self, before: int, after: int) -> int:
+        """Steps that the examples from number `before` to `after` bring."""
+        by_root = math.floor(self.steps * math.sqrt(after)) - math.floor(self.steps * math.sqrt(before))
+        return max(by_root, math.ceil(self.passes * (after - before) / self.batch_size))
+
+
+class FastWeights:
+    """Weights `up @ down` beside the linear layers of the backbone's last `depth` layers.
+
+    Args:
+        depth: layers, counted from that which a feature is taken from; None for all.
+
+    Raises:
+        BackboneError: the backbone has fewer layers, or none that is linear.
+    """
+
+    def __init__(self, backbone: Backbone, depth: int | None, rank: int) -> None:
+        self.backbone, self.rank = backbone.uncached, rank
+        self.sizes = _last_layers(self.backbone, depth)
+
+    @cached_property
+    def groups(self) -> dict[str, list[str]]:
+        """Layers of one size, whose weights are kept in one tensor each, e.g. "384x1536"."""
+        found: dict[str, list[str]] = {}
+        for name, (inputs, outputs) in self.sizes.items():
+            found.setdefault(f"{inputs}x{outputs}", []).append(name)
+        return found
+
+    def initial(self) -> Tensors:
+        """Without effect: `down_SIZE` random `[layers, rank, in]`, `up_SIZE` zeros `[layers, out, rank]`, float16."""
+        import torch
+
+        generator = torch.Generator().manual_seed(0)
+        tensors: dict[str, torch.Tensor] = {}
+        for group, names in self.groups.items():
+            inputs, outputs = self.sizes[names[0]]
+            drawn = torch.randn(len(names), self.rank, inputs, generator=generator, dtype=torch.float32)
+            tensors[f"down_{group}"] = (drawn / math.sqrt(inputs)).half()
+            tensors[f"up_{group}"] = torch.zeros(len(names), outputs, self.rank, dtype=torch.float16)
+        return tensors
+
+    def low_rank(self, tensors: Tensors) -> LowRank:
+        """The weights as the model takes them, in its precision and on its device, differentiable in `tensors`."""
+        down: dict[str, torch.Tensor] = {}
+        up: dict[str, torch.Tensor] = {}
+        for group, names in self.groups.items():
+            for kind, found in (("down", down), ("up", up)):
+                cast = tensors[f"{kind}_{group}"].to(self.backbone.device, self.backbone.dtype)
+                found.update(zip(names, cast.unbind(), strict=True))
+        return LowRank(down, up)
+
+    def average(self, parts: Sequence[tuple[Tensors, float]]) -> Tensors:
+        """The mean of weights, each with its share."""
+        total = sum(share for _, share in parts)
+        return {
+            name: sum(tensors[name].float() * (share / total) for tensors, share in parts).half()  # type: ignore[union-attr]
+            for name in parts[0][0]
+        }
+
+    def refined(
+        self,
+        tensors: Tensors,
+        logits: Logits,
+        texts: Sequence[str],
+        targets: torch.Tensor,
+        shares: torch.Tensor,
+        schedule: Schedule,
+        steps: int,
+    ) -> Tensors:
+        """The weights after gradient steps on examples.
+
+        Args:
+            logits: of texts under weights, `[texts, C]`, differentiable in them.
+            targets: classes of `texts`, int64 `[n]`.
+            shares: how much each example counts, float32 `[n]`.
+
+        Raises:
+            DataError: the loss is no finite number.
+        """
+        import torch
+        from torch.nn.functional import cross_entropy
+
+        moving = {name: tensor.float().requires_grad_() for name, tensor in tensors.items()}
+        parameters = list(moving.values())
+        optimizer = torch.optim.Adam(parameters, lr=schedule.rate, betas=BETAS)
+        rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _envelope(step, steps))
+        batches = _batches(len(texts), schedule.batch_size, seed=len(texts) + steps)
+        with torch.enable_grad():
+            for _ in range(steps):
+                batch = next(batches)
+                found = logits([texts[i] for i in batch], self.low_rank(moving))
+                losses = cross_entropy(found, targets[batch], reduction="none")
+                loss = (losses * shares[batch]).sum() / shares[batch].sum()
+                if not loss.isfinite():
+                    raise DataError(
+                        f"the loss of the fast weights is {loss.item()}; the state is as it was before the chunk: look "
+                        "at its texts, lower learning_rate, or set depth to 0"
+                    )
+                for part, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+                    part.grad = self.backbone.group.total(gradient)
+                torch.nn.utils.clip_grad_norm_(parameters, LARGEST_GRADIENT)
+                optimizer.step()
+                rates.step()
+        return {name: tensor.detach().half() for name, tensor in moving.items()}
+
+
+def _envelope(step: int, steps: int) -> float:
+    """Share of the rate: a short rise, then a straight fall."""
+    return min(1.0, (step + 1) / (WARMUP * steps + 1)) * max(1 - step / steps, LEAST_RATE)
+
+
+def _batches(examples: int, size: int, seed: int) -> Iterator[list[int]]:
+    """Without end: passes over all examples in orders drawn from `seed`, in batches of `size`."""
+    chance, waiting = random.Random(seed), list[int]()
+    while True:
+        while len(waiting) < min(size, examples):
+            waiting += chance.sample(range(examples), examples)
+        batch, waiting = waiting[: min(size, examples)], waiting[min(size, examples) :]
+        yield batch
+
+
+def _last_layers(backbone: Backbone, depth: int | None) -> dict[str, tuple[int, int]]:
+    """Sizes of the linear layers in the last `depth` layers that a feature comes from, by their names."""
+    layers = {name: size for name, size in backbone.linear_layers.items() if layer_of(name) >= 0}
+    known = sorted({layer_of(name) for name in layers})
+    if not known:
+        raise BackboneError(
+            f"{backbone.name} has no linear layers in numbered blocks that low-rank weights could stand beside; set "
+            "depth to 0, or choose another backbone"
+        )
+    if depth is not None and depth > len(known):
+        raise BackboneError(
+            f"depth is {depth}; a feature of {backbone.name} comes from {len(known)} layers: expected 0 to {len(known)}"
+        )
+    first = known[0] if depth is None else known[-depth]
+    return {name: size for name, size in layers.items() if layer_of(name) >= first}

@@ -1,0 +1,267 @@
+"""Fast weights: what a state that reaches into the backbone promises beyond the contract."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from conftest import LABELS, examples
+
+from iai_hf import AutoAmortizer, Chunk, TaskSpec, TaskState
+from iai_hf.backbones import Backbone
+from iai_hf.backbones.adapter import FeatureAdapter
+from iai_hf.backbones.low_rank import LowRank
+from iai_hf.errors import BackboneError, ConfigError, DataError
+from iai_hf.features.adapted_features import ADAPTED, EVIDENCE, RETAINED, WEIGHTS
+from iai_hf.features.fast_weights import Evidence, FastWeights, Retained, Schedule
+from iai_hf.features.iterative import Iterative
+
+SETTINGS = {"depth": "auto", "rank": 2, "steps": 2.0, "learning_rate": 3e-3, "weights": None}
+
+
+def deep(backbone: Backbone, **settings: Any) -> Iterative:
+    amortizer = AutoAmortizer.from_pretrained("iterative", backbone=backbone, config={**SETTINGS, **settings})
+    assert isinstance(amortizer, Iterative)
+    return amortizer
+
+
+def chunk(count: int, seed: int = 0) -> Chunk:
+    rows = examples(count, seed)
+    return Chunk(tuple(row["input"] for row in rows), tuple(row["output"] for row in rows))
+
+
+def random_weights(backbone: Backbone, seed: int) -> LowRank:
+    generator = torch.Generator().manual_seed(seed)
+    sizes = backbone.linear_layers
+    return LowRank(
+        {name: torch.randn(2, inputs, generator=generator) for name, (inputs, _) in sizes.items()},
+        {name: 0.05 * torch.randn(outputs, 2, generator=generator) for name, (_, outputs) in sizes.items()},
+    )
+
+
+@pytest.fixture(params=["encoder", "causal"])
+def backbone(request: pytest.FixtureRequest) -> Backbone:
+    found: Backbone = request.getfixturevalue(request.param)
+    return found
+
+
+def test_the_floor_is_the_shallow_state(backbone: Backbone) -> None:
+    shallow = AutoAmortizer.from_pretrained("iterative", backbone=backbone, config={"weights": None})
+    amortizer, rows = deep(backbone), examples(50)
+    # The parts in which a deep state absorbs a chunk are its own.
+    plain, state = shallow.init_state(TaskSpec(labels=LABELS)), amortizer.init_state(TaskSpec(labels=LABELS))
+    for first, last in ((0, 8), (8, 16), (16, 32), (32, 50)):
+        part = Chunk([row["input"] for row in rows[first:last]], [row["output"] for row in rows[first:last]])
+        plain, state = shallow.update(plain, part), amortizer.update(state, part)
+    for name, tensor in plain.tensors.items():
+        assert torch.equal(state.tensors[name], tensor), name
+
+
+def test_before_any_example_it_answers_as_the_shallow_one(backbone: Backbone) -> None:
+    shallow = AutoAmortizer.from_pretrained("iterative", backbone=backbone, config={"weights": None})
+    amortizer, task = deep(backbone), TaskSpec(labels=LABELS)
+    queries = [row["input"] for row in examples(5, 3)]
+    mine = amortizer.predict(amortizer.init_state(task), queries).log_probs
+    theirs = shallow.predict(shallow.init_state(task), queries).log_probs
+    assert mine is not None
+    assert theirs is not None
+    assert torch.allclose(mine, theirs, atol=1e-4)
+
+
+def test_without_steps_adapted_features_are_the_frozen_ones(encoder: Backbone) -> None:
+    amortizer = deep(encoder, steps=0.0, learning_rate=1e-12)
+    state = amortizer.update(amortizer.init_state(), chunk(30))
+    assert torch.allclose(state.tensors["sums"], state.tensors[ADAPTED + "sums"], atol=1e-3)
+
+
+def test_steps_lower_the_loss_that_they_are_taken_on(encoder: Backbone) -> None:
+    weights, rows = FastWeights(encoder, None, 2), examples(48)
+    texts, targets = [row["input"] for row in rows], torch.tensor([LABELS.index(row["output"]) for row in rows])
+    head = torch.randn(3, encoder.hidden_size, generator=torch.Generator().manual_seed(0))
+
+    def logits(part: Sequence[str], low_rank: LowRank) -> torch.Tensor:
+        return 3 * encoder.differentiable_features(part, None, (low_rank,)) @ head.T
+
+    def loss(tensors: Any) -> float:
+        with torch.no_grad():
+            return float(torch.nn.functional.cross_entropy(logits(texts, weights.low_rank(tensors)), targets))
+
+    schedule, start = Schedule(steps=5.0, rate=3e-3, batch_size=16), weights.initial()
+    moved = weights.refined(start, logits, texts, targets, torch.ones(48), schedule, 30)
+    again = weights.refined(start, logits, texts, targets, torch.ones(48), schedule, 30)
+    assert loss(moved) < loss(start) - 0.2
+    assert all(torch.equal(moved[name], again[name]) for name in moved)
+    assert all(tensor.dtype == torch.float16 for tensor in moved.values())
+
+
+def test_features_under_weights_are_those_of_the_merged_model(backbone: Backbone) -> None:
+    texts = [row["input"] for row in examples(6)]
+    weights = [random_weights(backbone, seed) for seed in (1, 2)]
+    merged = [FeatureAdapter(each, backbone.fingerprint).merged(backbone).features(texts).vectors for each in weights]
+    plain = backbone.features(texts).vectors
+    assert torch.allclose(backbone.features(texts, None, weights[:1]).vectors, merged[0], atol=1e-4)
+    assert not torch.allclose(merged[0], merged[1], atol=1e-2)
+    mixed = backbone.features(texts, None, weights, [0, 1, -1, 1, 0, -1]).vectors
+    expected = torch.stack([(merged[0], merged[1], plain)[which][i] for i, which in enumerate((0, 1, 2, 1, 0, 2))])
+    assert torch.allclose(mixed, expected, atol=1e-4)
+
+
+def test_gradients_are_those_of_finite_differences(encoder: Backbone) -> None:
+    weights = FastWeights(encoder, None, 2)
+    tensors = {name: tensor.float() for name, tensor in weights.initial().items()}
+    name = next(name for name in tensors if name.startswith("up_"))
+    texts = [row["input"] for row in examples(3)]
+    direction = torch.randn(3, encoder.hidden_size, generator=torch.Generator().manual_seed(0))
+
+    def value(up: torch.Tensor) -> torch.Tensor:
+        low_rank = weights.low_rank({**tensors, name: up})
+        return (encoder.differentiable_features(texts, None, (low_rank,)) * direction).sum()
+
+    start = tensors[name].clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(value(start), start)
+    step = torch.randn(start.shape, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        found = (value(start + 1e-2 * step) - value(start - 1e-2 * step)) / 2e-2
+    assert float(found) == pytest.approx(float((gradient * step).sum()), rel=0.05)
+
+
+def test_states_are_answered_in_one_pass_as_alone(encoder: Backbone) -> None:
+    amortizer = deep(encoder)
+    states = [amortizer.update(amortizer.init_state(), chunk(40, seed)) for seed in (1, 2)]
+    states.append(amortizer.init_state(TaskSpec(labels=("x", "y"))))
+    queries = [row["input"] for row in examples(3, 5)]
+    together = amortizer.predict_each(states, queries)
+    for state, query, found in zip(states, queries, together, strict=True):
+        alone = amortizer.predict(state, [query])
+        assert found.labels == alone.labels
+        assert torch.allclose(found.log_probs, alone.log_probs, atol=1e-3)
+
+
+def test_a_depth_that_the_backbone_does_not_have_is_refused(encoder: Backbone) -> None:
+    with pytest.raises(BackboneError, match="expected 0 to 2"):
+        deep(encoder, depth=9).init_state()
+    for wrong in (-1, "deep"):
+        with pytest.raises(ConfigError, match="depth is"):
+            deep(encoder, depth=wrong)
+
+
+def test_depth_counts_from_the_last_layer(encoder: Backbone) -> None:
+    assert {name.split(".")[2] for name in FastWeights(encoder, 1, 2).sizes} == {"1"}
+    assert {name.split(".")[2] for name in FastWeights(encoder, None, 2).sizes} == {"0", "1"}
+
+
+def test_a_state_of_another_depth_is_refused(encoder: Backbone) -> None:
+    from iai_hf.errors import StateError
+
+    state = deep(encoder, depth=1).init_state()
+    with pytest.raises(StateError):
+        deep(encoder).predict(state, ["a ball"])
+
+
+@pytest.mark.parametrize("half_life", [None, 20])
+def test_retained_examples_do_not_depend_on_chunks(half_life: int | None) -> None:
+    texts, targets = [f"text number {i}" for i in range(200)], list(range(200))
+    whole = Retained().joined(Retained.chunk(texts, targets, 0), 500, half_life)
+    parts = Retained()
+    for first in range(0, 200, 13):
+        new = Retained.chunk(texts[first : first + 13], targets[first : first + 13], first)
+        parts = parts.joined(new, 500, half_life)
+    if half_life is None:
+        assert parts == whole
+    assert 0 < sum(len(text.encode()) for text in parts.texts) <= 500
+    assert list(parts.targets) == sorted(parts.targets)
+
+
+def test_retained_examples_are_a_uniform_sample_or_recent_ones() -> None:
+    texts, targets = [f"text number {i:04}" for i in range(2000)], [0] * 2000
+    plain = Retained().joined(Retained.chunk(texts, targets, 0), 3000)
+    recent = Retained().joined(Retained.chunk(texts, targets, 0), 3000, 100)
+    mean = sum(example.place for example in plain.examples) / len(plain)
+    assert 850 < mean < 1150
+    assert sum(example.place for example in recent.examples) / len(recent) > 1700
+
+
+def test_what_is_retained_is_read_back() -> None:
+    texts = ["plain", "Zürich 東京 🙂", "", "x" * 5000, "\udcff broken"]
+    kept = Retained.chunk(texts, [0, 1, 2, 3, 4], 10)
+    again = Retained.of(kept.tensors())
+    assert again == kept
+    assert again.texts[:3] == texts[:3]
+    assert len(again.texts[3]) == 1024
+    assert len(Retained.of(Retained().tensors())) == 0
+
+
+def test_a_state_keeps_to_its_budget(encoder: Backbone) -> None:
+    amortizer = deep(encoder, retained_bytes=300, steps=0.0)
+    state = amortizer.adapt(examples(300), progress=False)
+    assert state.tensors[RETAINED + "texts"].numel() <= 300
+    assert float(state.tensors[ADAPTED + "counts"].sum()) == 300
+
+
+def test_evidence_takes_the_features_that_were_right() -> None:
+    targets = torch.arange(40) % 2
+    right = 4.0 * torch.nn.functional.one_hot(targets, 2).float()
+    seen = torch.tensor(16.0)
+    assert Evidence.none().after(-right, right, targets, seen).prefers_adapted
+    assert not Evidence.none().after(right, -right, targets, seen).prefers_adapted
+
+
+def test_evidence_of_overconfident_logits_cools_them() -> None:
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.randint(2, (200,), generator=generator)
+    said = torch.where(torch.rand(200, generator=generator) < 0.7, targets, 1 - targets)
+    logits = 10.0 * torch.nn.functional.one_hot(said, 2).float()
+    evidence = Evidence.none()
+    for part in range(0, 200, 20):
+        rows = slice(part, part + 20)
+        evidence = evidence.after(torch.zeros(20, 2), logits[rows], targets[rows], torch.tensor(float(part)))
+    assert float(10 * evidence.log_temperature.exp()) < 3
+
+
+@pytest.mark.parametrize("sizes", [(64,), (16, 48), (1,) * 64])
+def test_the_schedule_does_not_depend_on_parts(sizes: Sequence[int]) -> None:
+    schedule, seen, total = Schedule(steps=5.0, rate=1e-3, batch_size=32, passes=0.0), 0, 0
+    for size in sizes:
+        total += schedule.between(seen, seen + size)
+        seen += size
+    assert total == 40
+
+
+def test_every_example_of_a_long_stream_is_passed_once() -> None:
+    assert Schedule(steps=5.0, rate=1e-3, batch_size=32).between(1_000_000, 1_000_064) == 2
+
+
+def test_a_loss_that_is_not_finite_leaves_the_state(encoder: Backbone) -> None:
+    amortizer = deep(encoder, learning_rate=1e30)
+    state = amortizer.init_state(TaskSpec(labels=LABELS))
+    before = {name: tensor.clone() for name, tensor in state.tensors.items()}
+    with pytest.raises((DataError, BackboneError)):
+        amortizer.update(state, chunk(64))
+    assert all(torch.equal(state.tensors[name], tensor) for name, tensor in before.items())
+
+
+def test_a_merged_state_knows_the_parts(encoder: Backbone) -> None:
+    amortizer = deep(encoder, steps=4.0)
+    rows = examples(128)
+    parts = [amortizer.adapt(rows[first : first + 64], progress=False) for first in (0, 64)]
+    merged, whole = amortizer.merge(parts), amortizer.adapt(rows, progress=False)
+    assert torch.allclose(merged.tensors["sums"], whole.tensors["sums"], atol=1e-3)
+    assert (
+        len(Retained.of({k.removeprefix(RETAINED): v for k, v in merged.tensors.items() if k.startswith(RETAINED)}))
+        == 128
+    )
+    held_out = examples(100, 7)
+
+    def hits(state: TaskState) -> int:
+        found = amortizer.predict(state, [row["input"] for row in held_out])
+        return sum(mine == row["output"] for mine, row in zip(found.outputs, held_out, strict=True))
+
+    assert hits(merged) >= hits(whole) - 8
+
+
+def test_the_parts_of_a_state_are_named(encoder: Backbone) -> None:
+    state = deep(encoder).init_state()
+    prefixes = {name.split(".")[0] + "." for name in state.tensors if "." in name}
+    assert prefixes == {ADAPTED, WEIGHTS, RETAINED, EVIDENCE}
