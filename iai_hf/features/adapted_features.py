@@ -94,8 +94,8 @@ class AdaptedFeatures(FrozenFeatures[Config]):
     @cached_property
     def fast_weights(self) -> FastWeights:
         """What moves. Its backbone has no such layers: BackboneError."""
-        depth = None if self.config.depth == AUTO else self.config.depth
-        return FastWeights(self.backbone, depth, self.config.rank)
+        depth = self.config.depth
+        return FastWeights(self.backbone, depth if isinstance(depth, int) else None, self.config.rank)
 
     def initial(self, task: TaskSpec) -> Tensors:
         floor = super().initial(task)
