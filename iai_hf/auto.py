@@ -96,7 +96,7 @@ class AutoAmortizer:
             backbone: Hub id, folder, or one that is loaded already, where the state's own can't be had by its name.
             config: settings of answering that differ from the state's, e.g. `max_new_tokens`.
             weights, adapter: the amortizer's repository or folder, and the feature adapter's, where they are elsewhere.
-            loading: for the backbone and for repositories; `revision` is the backbone's.
+            loading: for the backbone and for repositories; `revision` is the backbone's, by default the state's.
 
         Raises:
             StateError: the backbone or the weights are others than the state was made with.

@@ -32,11 +32,9 @@ def restore(
     backbone: str | Backbone | None = None,
     *,
     config: Mapping[str, Any] | None = None,
-    weights: str | None = None,
-    adapter: str | None = None,
-    **loading: Any,
+    **given: Any,
 ) -> Any:
-    """The amortizer; see `AutoAmortizer.for_state`."""
+    """The amortizer; see `AutoAmortizer.for_state`. `given`: `weights` and `adapter`, and what is for loading."""
     header = state.header
     cls = registered(header.method)
     changed = plain(cls.config_class, config or {})
@@ -48,9 +46,10 @@ def restore(
             f"{', '.join(fixed)} is what a state of {header.method!r} is made with; what can be changed for a "
             f"state that stands: {free}. Adapt anew with other settings"
         )
-    moved = {key: value for key, value in (("weights", weights), ("adapter", adapter)) if value is not None}
-    if backbone is None:
-        loading = {"revision": header.backbone_revision, **loading}
+    moved = {key: given[key] for key in shipped.WHENCE if given.get(key) is not None}
+    loading = {key: value for key, value in given.items() if key not in shipped.WHENCE}
+    if backbone is None and loading.get("revision") is None:
+        loading["revision"] = header.backbone_revision
     downloading = {key: value for key, value in loading.items() if key in hub.DOWNLOADING}
     settings = located({**header.config, **changed, **moved}, downloading)
     chosen = backbone or header.backbone

@@ -30,6 +30,7 @@ from iai_hf.cli.options import (
     Split,
     StateAdapter,
     StateBackbone,
+    StateDir,
     StateRevision,
     StateWeights,
     Target,
@@ -42,7 +43,6 @@ from iai_hf.cli.options import (
     interruptible,
     parse_limits,
     parse_settings,
-    places,
     print_table,
     read_records,
     report,
@@ -182,7 +182,8 @@ def merge(
     if (output / STATE_FILE).is_file():
         raise StateError(f"{output} holds a state already; choose another folder")
     parts = [TaskState.from_pretrained(path) for path in states]
-    merged = AutoAmortizer.for_state(parts[0], **places(backbone, revision, weights, adapter)).merge(parts)
+    made_by = AutoAmortizer.for_state(parts[0], backbone, weights=weights, adapter=adapter, revision=revision)
+    merged = made_by.merge(parts)
     merged.save_pretrained(output)
     report(
         describe(merged), as_json, f"{merged.header.examples:,} examples in {merged.nbytes / 1000:,.0f} kB at {output}"
@@ -191,7 +192,7 @@ def merge(
 
 @app.command()
 def predict(
-    state_dir: Annotated[Path, typer.Argument(metavar="STATE_DIR", help="Folder with a state.")],
+    state_dir: StateDir,
     data: DataOption,
     output: Annotated[Path, typer.Option("--output", help="JSONL file for the predictions.")],
     backbone: StateBackbone = None,
@@ -219,8 +220,10 @@ def predict(
         )
     state = TaskState.from_pretrained(state_dir)
     records = read_records(data, columns(input_column, None, None, state, quotes), split)
-    given = places(backbone, revision, weights, adapter)
-    amortizer = AutoAmortizer.for_state(state, config=parse_settings(settings), dtype=dtype, **given)
+    config = parse_settings(settings)
+    amortizer = AutoAmortizer.for_state(
+        state, backbone, config=config, weights=weights, adapter=adapter, dtype=dtype, revision=revision
+    )
     lines = []
     for batch in batches(records, quiet):
         prediction = amortizer.predict(state, [record.input for record in batch])
@@ -238,7 +241,7 @@ def predict(
 
 @app.command()
 def evaluate(
-    state_dir: Annotated[Path, typer.Argument(metavar="STATE_DIR", help="Folder with a state.")],
+    state_dir: StateDir,
     data: DataOption,
     output: Annotated[Path | None, typer.Option("--output", help="JSON file for the metrics.")] = None,
     allow_unseen_labels: AllowUnseenLabels = False,
@@ -273,8 +276,10 @@ def evaluate(
     outputs = [record.output for record in records]
     if state.task.kind == "classification" and not allow_unseen_labels:
         check_labels(state.task.labels, outputs)
-    given = places(backbone, revision, weights, adapter)
-    amortizer = AutoAmortizer.for_state(state, config=parse_settings(settings), dtype=dtype, **given)
+    config = parse_settings(settings)
+    amortizer = AutoAmortizer.for_state(
+        state, backbone, config=config, weights=weights, adapter=adapter, dtype=dtype, revision=revision
+    )
     parts = [amortizer.predict(state, [record.input for record in batch]) for batch in batches(records, quiet)]
     scores = [part.log_probs for part in parts if part.log_probs is not None]
     values = all(part.values is not None for part in parts)

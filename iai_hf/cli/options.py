@@ -47,6 +47,7 @@ AllowUnseenLabels = Annotated[
 BackboneOption = Annotated[
     str | None, typer.Option("--backbone", help="Hub id or folder; by default the method's own.")
 ]
+StateDir = Annotated[Path, typer.Argument(metavar="STATE_DIR", help="Folder with a state.")]
 StateBackbone = Annotated[
     str | None,
     typer.Option("--backbone", help="Hub id or folder of the state's backbone, where it is elsewhere now."),
@@ -155,12 +156,6 @@ def describe(state: Any) -> dict[str, Any]:
         "bytes": state.nbytes,
         "tensors": {name: list(tensor.shape) for name, tensor in state.tensors.items()},
     }
-
-
-def places(backbone: str | None, revision: str | None, weights: str | None, adapter: str | None) -> dict[str, Any]:
-    """Where backbone and weights of a state are, as far as the command line tells it, for `AutoAmortizer.for_state`."""
-    given = {"backbone": backbone, "revision": revision, "weights": weights, "adapter": adapter}
-    return {key: value for key, value in given.items() if value is not None}
 
 
 def columns(

@@ -13,10 +13,10 @@ from iai_hf.cli.options import (
     Quiet,
     StateAdapter,
     StateBackbone,
+    StateDir,
     StateRevision,
     StateWeights,
     hold,
-    places,
     report,
     start_logging,
 )
@@ -28,7 +28,7 @@ app = typer.Typer()
 @app.command()
 def export(
     context: typer.Context,
-    state_dir: Annotated[Path, typer.Argument(metavar="STATE_DIR", help="Folder with a state.")],
+    state_dir: StateDir,
     peft: Annotated[Path, typer.Option("--peft", help="Folder for the PEFT adapter.")],
     backbone: StateBackbone = None,
     revision: StateRevision = None,
@@ -48,7 +48,9 @@ def export(
     if (peft / ADAPTER_CONFIG).is_file():
         raise StateError(f"{peft} holds an adapter already; choose another folder")
     state = TaskState.from_pretrained(state_dir)
-    amortizer = AutoAmortizer.for_state(state, **places(backbone, revision, weights, adapter), dtype=dtype)
+    amortizer = AutoAmortizer.for_state(
+        state, backbone, weights=weights, adapter=adapter, dtype=dtype, revision=revision
+    )
     amortizer.export(state, peft)
     size = sum(path.stat().st_size for path in peft.iterdir())
     report({"output": str(peft), "bytes": size}, as_json, f"PEFT adapter of {size / 1000:,.0f} kB at {peft}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from statistics import mean
 from typing import Any
@@ -48,6 +48,25 @@ def rows_of(cells: Sequence[Cell], family: str) -> dict[str, list[Cell]]:
     return {name: row for name, row in found.items() if row}
 
 
+def table_rows(cells: Sequence[Cell]) -> Iterator[tuple[str, str, list[Cell]]]:
+    """The rows of all families' tables: family, name, cells."""
+    for family in families(cells):
+        for name, row in rows_of(cells, family).items():
+            yield family, name, row
+
+
+def ratios(cells: Sequence[Cell], plain: Sequence[Cell], **changes: str) -> list[float]:
+    """Loss after 10 chunks, relative to that of the cell of `plain` with the same family, method, signal and seed.
+
+    But for `changes`; cells without such a one are left out.
+    """
+    found = []
+    for cell in cells:
+        twin = pick(plain, **{key: changes.get(key, cell[key]) for key in ("family", "method", "signal", "seed")})
+        found += [losses([cell], "10")[0] / losses(twin, "10")[0]] if twin else []
+    return found
+
+
 def main_table(cells: Sequence[Cell], family: str) -> str:
     """Errors after 1 to 50 chunks in distribution, after 10 and 50 out of it; the exact answer below."""
     rows = rows_of(cells, family)
@@ -70,20 +89,13 @@ def main_table(cells: Sequence[Cell], family: str) -> str:
 def excess_table(cells: Sequence[Cell]) -> str:
     """Risk above the Bayes-optimal one on the same data, linear regression."""
     lines = [["excess risk, %", "seeds", "dimensions", "10 chunks", "50 chunks"]]
-    for family in families(cells):
-        if not family.startswith("linear regression"):
-            continue
-        for name, row in rows_of(cells, family).items():
-            part = [
-                [
-                    cell["in distribution"]["steps"][steps]["loss"] / cell["in distribution"]["exact"][steps]["loss"]
-                    - 1
-                    for cell in row
-                ]
-                for steps in ("10", "50")
-            ]
-            dimensions = family.rpartition(" ")[2]
-            lines.append([name, str(len(row)), dimensions, *(shown(values, 100, 1) for values in part)])
+    for family, name, row in table_rows([cell for cell in cells if cell["family"].startswith("linear regression")]):
+        part = [
+            [loss / exact - 1 for loss, exact in zip(losses(row, steps), exact_losses(row, steps), strict=True)]
+            for steps in ("10", "50")
+        ]
+        dimensions = family.rpartition(" ")[2]
+        lines.append([name, str(len(row)), dimensions, *(shown(values, 100, 1) for values in part)])
     return markdown(lines)
 
 
@@ -121,29 +133,19 @@ def pays_table(cells: Sequence[Cell]) -> str:
 
 def ratio_table(cells: Sequence[Cell]) -> str:
     """Loss after 10 chunks of variants, relative to the plain form on the same seed."""
-    free = pick(cells, group="free")
-    variants: list[tuple[str, list[Cell], Callable[[Cell], list[Cell]]]] = []
-    for carried in ("probabilities", "latents"):
-        row = pick(cells, group="carried", carried=carried)
-        variants.append((f"implicit state: {carried} instead of logits", row, lambda cell: _twin(free, cell)))
-    variants.append(("window of 4 states instead of 1", pick(cells, group="window"), lambda cell: _twin(free, cell)))
-    grid = pick(cells, group="grid")
-    row = pick(cells, group="architecture")
-    variants.append(("BERT instead of Llama (on a solver)", row, lambda cell: _twin(grid, cell)))
+    grid, free = pick(cells, group="grid"), pick(cells, group="free")
+    variants = [
+        (f"implicit state: {carried} instead of logits", pick(cells, group="carried", carried=carried), free)
+        for carried in ("probabilities", "latents")
+    ]
+    variants.append(("window of 4 states instead of 1", pick(cells, group="window"), free))
+    variants.append(("BERT instead of Llama (on a solver)", pick(cells, group="architecture"), grid))
     names = list(dict.fromkeys(cell["family"] for _, row, _ in variants for cell in row))
     lines = [["loss relative to the plain form, after 10 chunks", *names]]
-    for title, row, twin in variants:
-        line = [title]
-        for name in names:
-            mine = pick(row, family=name)
-            ratios = [losses([cell], "10")[0] / losses(twin(cell), "10")[0] for cell in mine if twin(cell)]
-            line.append(shown(ratios))
-        lines.append(line)
+    lines += [
+        [title, *(shown(ratios(pick(row, family=name), plain)) for name in names)] for title, row, plain in variants
+    ]
     return markdown(lines)
-
-
-def _twin(cells: Sequence[Cell], cell: Cell) -> list[Cell]:
-    return pick(cells, **{key: cell[key] for key in ("family", "method", "signal", "seed")})
 
 
 def generation_table(cells: Sequence[Cell]) -> str:
@@ -175,10 +177,9 @@ def size_table(cells: Sequence[Cell]) -> str:
         return ""
     marks = list(rows[0]["sizes"])
     lines = [["loss / exact answer's, by examples", "", *(f"{int(mark):,}" for mark in marks)]]
-    for family in families(rows):
-        for name, row in rows_of(rows, family).items():
-            ratios = [[cell["sizes"][mark]["loss"] / cell["sizes"][mark]["exact"] for cell in row] for mark in marks]
-            lines.append([family, name, *(shown(each, digits=2) for each in ratios)])
+    for family, name, row in table_rows(rows):
+        found = [[cell["sizes"][mark]["loss"] / cell["sizes"][mark]["exact"] for cell in row] for mark in marks]
+        lines.append([family, name, *(shown(each, digits=2) for each in found)])
     return markdown(lines)
 
 
@@ -190,13 +191,12 @@ def continual_table(cells: Sequence[Cell]) -> str:
     marks = list(rows[0]["continual"])
     head = ["stream whose task changes: loss on the new one, by chunks of it", "", *marks, "old, before", "old, after"]
     lines = [head]
-    for family in families(rows):
-        for name, row in rows_of(rows, family).items():
-            for key, title in (("continual", name), ("continual, forgetting", f"{name}, forgetting")):
-                runs = [cell[key] for cell in row if key in cell]
-                values = [[run[mark]["new"] for run in runs] for mark in marks]
-                values += [[run[mark]["old"] for run in runs] for mark in (marks[0], marks[-1])]
-                lines += [[family, title, *(shown(each, digits=2) for each in values)]] if runs else []
+    for family, name, row in table_rows(rows):
+        for key, title in (("continual", name), ("continual, forgetting", f"{name}, forgetting")):
+            runs = [cell[key] for cell in row if key in cell]
+            values = [[run[mark]["new"] for run in runs] for mark in marks]
+            values += [[run[mark]["old"] for run in runs] for mark in (marks[0], marks[-1])]
+            lines += [[family, title, *(shown(each, digits=2) for each in values)]] if runs else []
     return markdown(lines)
 
 
@@ -214,12 +214,12 @@ def training_table(cells: Sequence[Cell]) -> str:
             for steps in steps_of
             for part in ("seconds", "bytes")
         }
-        ratios = [
+        relative = [
             " / ".join(f"{costs[steps, part] / costs['1', part]:.1f}" for part in ("seconds", "bytes"))
             for steps in steps_of[1:]
         ]
         first = [f"{1000 * costs['1', 'seconds']:.0f}", f"{costs['1', 'bytes'] / 1e6:.1f}"]
-        lines.append([f"{name[0].removeprefix('numeric-')}, {name[1]}", *first, *ratios])
+        lines.append([f"{name[0].removeprefix('numeric-')}, {name[1]}", *first, *relative])
     return markdown(lines)
 
 
@@ -263,8 +263,7 @@ def cost_table(cells: Sequence[Cell]) -> str:
 def findings(cells: Sequence[Cell]) -> list[str]:
     """A line for each finding of the paper: confirmed or not, with the figure."""
     grid, free = pick(cells, group="grid"), pick(cells, group="free")
-    groups = [row for family in families(grid) for row in rows_of(grid, family).values()]
-    groups += [row for family in families(free) for row in rows_of(free, family).values()]
+    groups = [row for part in (grid, free) for _, _, row in table_rows(part)]
     better = [
         [mean(losses(row, late, where)) < mean(losses(row, early, where)) for row in groups]
         for early, late in (("1", "10"), ("10", "50"))
@@ -306,31 +305,27 @@ def findings(cells: Sequence[Cell]) -> list[str]:
                 f"high-dimensional cells; both best, or within 1% of it, in {both[0]} of {both[1]}",
             )
         )
-    ratios = []
-    for part in (grid, free):
-        for cell in pick(part, method="numeric-parametric"):
-            twin = _twin(part, {**cell, "method": "numeric-explicit"})
-            ratios += [losses([cell], "10")[0] / losses(twin, "10")[0]] if twin else []
-    if ratios:
-        share_better = mean(float(ratio < 1) for ratio in ratios)
+    against_explicit = [
+        ratio
+        for part in (grid, free)
+        for ratio in ratios(pick(part, method="numeric-parametric"), part, method="numeric-explicit")
+    ]
+    if against_explicit:
+        share_better = mean(float(ratio < 1) for ratio in against_explicit)
         lines.append(
             _line(
                 3,
                 "parametric beats explicit",
-                share_better > 0.5 and mean(ratios) < 1,
-                f"lower loss after 10 chunks in {100 * share_better:.0f}% of {len(ratios)} pairs, mean ratio "
-                f"{mean(ratios):.3f}",
+                share_better > 0.5 and mean(against_explicit) < 1,
+                f"lower loss after 10 chunks in {100 * share_better:.0f}% of {len(against_explicit)} pairs, mean ratio "
+                f"{mean(against_explicit):.3f}",
             )
         )
     for number, title, group, good in (
         (4, "logits are the best implicit state", "carried", lambda ratio: ratio > 1),
         (5, "a longer history barely helps", "window", lambda ratio: ratio > 0.97),
     ):
-        pairs = [
-            losses([cell], "10")[0] / losses(_twin(free, cell), "10")[0]
-            for cell in pick(cells, group=group)
-            if _twin(free, cell)
-        ]
+        pairs = ratios(pick(cells, group=group), free)
         if pairs:
             figure = f"loss relative to the plain form {shown(pairs)} over {len(pairs)} pairs"
             lines.append(_line(number, title, good(mean(pairs)), figure))

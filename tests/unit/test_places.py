@@ -7,12 +7,13 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 from conftest import examples
 
-from iai_hf import AutoAmortizer, Chunk, TaskSpec, TaskState
+from iai_hf import AutoAmortizer, Chunk, TaskSpec, TaskState, restore
 from iai_hf.amortizer import Amortizer
 from iai_hf.backbones import Backbone, load_backbone
 from iai_hf.card import amortizer_card, state_card
@@ -117,6 +118,18 @@ def test_a_state_answers_with_other_settings_on_the_backbone_that_it_has() -> No
     settings: tuple[dict[str, Any] | None, ...] = (None, {}, None)
     answers = [state.predict([(1.0, 2.0)], config=config).outputs for config in settings]
     assert answers[0] == answers[1] == answers[2]
+
+
+@pytest.mark.parametrize(("asked", "expected"), [(None, "a" * 40), ("main", "main")])
+def test_a_backbone_is_loaded_at_the_states_own_revision(
+    asked: str | None, expected: str, encoder: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = AutoAmortizer.from_pretrained("iterative", backbone=encoder).init_state()
+    pinned = TaskState(state.tensors, dataclasses.replace(state.header, backbone_revision="a" * 40))
+    loading = Mock(return_value=encoder)
+    monkeypatch.setattr(restore, "load_backbone", loading)
+    AutoAmortizer.for_state(pinned, revision=asked)
+    assert loading.call_args.kwargs["revision"] == expected
 
 
 def test_a_commit_that_is_gone_is_named() -> None:
