@@ -35,8 +35,9 @@ def write_lora(
 ) -> None:
     """A LoRA adapter: `lora_A` is `down` [rank, in], `lora_B` times alpha / rank is `up` [out, rank].
 
-    Where the plain model reads demonstrations first (else None), it is an activated LoRA (Greenewald et al. 2025): the
-    weights act from the query on, whose first tokens invoke them. What belongs before every query is written beside it.
+    Where the plain model reads demonstrations first (else None), it is an activated LoRA (Greenewald et al. 2025, arXiv
+    2504.12397): the weights act from the query on, whose first tokens invoke them. What belongs before every query is
+    written beside it.
     """
     import peft
 

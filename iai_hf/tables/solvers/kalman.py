@@ -15,9 +15,9 @@ MAX_GRADIENT_RATIO = 2.0  # lengths of a gradient, relative to the expected one,
 class GradientFilter(nn.Module):
     """gain = v / (d^c k v + noise / n): v the error's variance, k the curvature, d the features, c their correlation.
 
-    A weight's gradient is its error times its curvature, but for noise (Kalman 1960; as a rule of steps, Vuckovic 2018,
-    arXiv 1810.12273). The noise is that of the targets, and that of the other weights' errors, since a chunk's
-    curvature is known only on average. The numbers are learned.
+    A weight's gradient is its error times its curvature, but for noise, so a Kalman filter (Kalman 1960) estimates the
+    error; in Vuckovic 2018 (arXiv 1810.12273) one estimates the gradient. The noise is that of the targets, and that of
+    the other weights' errors, since a chunk's curvature is known only on average. The numbers are learned.
 
     Args:
         size: features, each with a curvature of its own; 0 for curvatures of one, which fit any size.
