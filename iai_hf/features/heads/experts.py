@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 
 from iai_hf.features.heads.moments import ClassMeans, Values, class_means, log_shares, pooled_variance
+from iai_hf.features.heads.unlabelled import SoftMoments
 
 EXPERTS = ("name", "centred", "lda", "lda_shrunk", "centroid", "ridge", "frequency")
 INITIAL = {
@@ -47,6 +48,10 @@ class Summary:
     def total(self) -> torch.Tensor:
         """Examples, `[]`."""
         return self.counts.sum()
+
+    def with_soft(self, soft: SoftMoments) -> Summary:
+        """The same with moments of unlabelled rows beside them."""
+        return Summary(self.counts + soft.counts, self.sums + soft.sums, self.second + soft.second, self.names)
 
 
 @dataclass(frozen=True, eq=False)

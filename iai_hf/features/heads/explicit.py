@@ -18,11 +18,13 @@ import torch
 from torch import nn
 
 from iai_hf.features.heads.head import Head
-from iai_hf.features.heads.moments import class_means, class_sums, log_shares, pooled_variance
+from iai_hf.features.heads.moments import Values, class_means, class_sums, log_shares, pooled_variance
+from iai_hf.features.heads.unlabelled import Scores, SoftMoments, informed, split
 from iai_hf.posterior import bounded
 from iai_hf.task import Tensors
 
 SCORES = ("name", "centred", "centroid", "diagonal", "frequency")
+INFORMED = ("centred", "centroid", "diagonal")  # those that take unlabelled rows
 HYPERPARAMETERS = {
     "name_count": 2.0,
     "name_reach": 0.5,
@@ -43,6 +45,11 @@ class Code:
     sums: torch.Tensor
     squares: torch.Tensor
     names: torch.Tensor
+
+    def with_soft(self, soft: SoftMoments) -> Code:
+        """The same with moments of unlabelled rows beside them."""
+        counts, sums, squares = self.counts + soft.counts, self.sums + soft.sums, self.squares + soft.second.diagonal()
+        return Code(counts, sums, squares, self.names)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,29 +99,23 @@ class ExplicitHead(Head):
         return vars(replace(code, counts=code.counts + counts, sums=code.sums + sums, squares=squares))
 
     def prepare(self, tensors: Tensors) -> Prepared:
+        tensors, sample = split(tensors)
         code = Code(**tensors)
-        counts, sums, total, classes = code.counts, code.sums, code.counts.sum(), len(code.counts)
+        total, classes = code.counts.sum(), len(code.counts)
         values = self.hyperparameters(total, classes)
-        names = nn.functional.normalize(code.names.float(), dim=1)
-        found = class_means(counts, sums, names, values)
-        means, centre = found.means, found.centre
-        within = (code.squares - (2 * means * sums - counts[:, None] * means.square()).sum(0)).clamp(min=0)
-        typical = pooled_variance(within.mean(), found.names, total)
-        variance = (within + values["variance_count"] * typical) / (total + values["variance_count"])
-        unit, precision = 0.1 / typical, 0.3 / variance
-        scores = {
-            "name": (0.3 * unit * names, torch.zeros_like(counts)),
-            "centred": (unit * found.names, -unit * found.names @ centre),
-            "centroid": (unit * (means - centre), -0.5 * unit * means.square().sum(1)),
-            "diagonal": (
-                precision * (means - centre),
-                -0.5 * (precision * (means.square() - centre.square())).sum(1),
-            ),
-            "frequency": (torch.zeros_like(names), log_shares(counts, total, classes, values["share_count"])),
-        }
-        weight, bias = (torch.stack([scores[name][part] for name in SCORES]) for part in (0, 1))
-        weights = torch.stack([values[f"weight_{name}"] for name in SCORES])
-        return Prepared(weight, bias, weights, torch.log1p(counts), torch.log1p(total))
+        amounts = torch.stack([values[f"weight_{name}"] for name in SCORES]), code.counts.log1p(), total.log1p()
+        scores = _scores(code, values)
+        if sample is not None:
+            scores = informed(
+                sample,
+                code.counts,
+                code.sums,
+                scores,
+                lambda soft: _scores(code.with_soft(soft), values),
+                lambda found, features: self.logits(Prepared(found.weight, found.bias, *amounts), features),
+                torch.tensor([float(name in INFORMED) for name in SCORES]).to(total),
+            )
+        return Prepared(scores.weight, scores.bias, *amounts)
 
     def logits(self, prepared: Prepared, features: torch.Tensor) -> torch.Tensor:
         scores = (torch.einsum("nd,kcd->nck", features, prepared.weight) + prepared.bias.T) * prepared.weights
@@ -131,3 +132,27 @@ class ExplicitHead(Head):
         inputs = torch.cat([scores - scores.mean(1, keepdim=True), against_best, 0.2 * amounts], -1)
         correction = LARGEST_CORRECTION * self.network(inputs)[..., 0]
         return scores.sum(-1) + bounded(correction, LARGEST_CORRECTION)
+
+
+def _scores(code: Code, values: Values) -> Scores:
+    """Those of `SCORES`, in that order."""
+    counts, sums, total, classes = code.counts, code.sums, code.counts.sum(), len(code.counts)
+    names = nn.functional.normalize(code.names.float(), dim=1)
+    found = class_means(counts, sums, names, values)
+    means, centre = found.means, found.centre
+    within = (code.squares - (2 * means * sums - counts[:, None] * means.square()).sum(0)).clamp(min=0)
+    typical = pooled_variance(within.mean(), found.names, total)
+    variance = (within + values["variance_count"] * typical) / (total + values["variance_count"])
+    unit, precision = 0.1 / typical, 0.3 / variance
+    scores = {
+        "name": (0.3 * unit * names, torch.zeros_like(counts)),
+        "centred": (unit * found.names, -unit * found.names @ centre),
+        "centroid": (unit * (means - centre), -0.5 * unit * means.square().sum(1)),
+        "diagonal": (
+            precision * (means - centre),
+            -0.5 * (precision * (means.square() - centre.square())).sum(1),
+        ),
+        "frequency": (torch.zeros_like(names), log_shares(counts, total, classes, values["share_count"])),
+    }
+    weight, bias = (torch.stack([scores[name][part] for name in SCORES]) for part in (0, 1))
+    return Scores(weight, bias)

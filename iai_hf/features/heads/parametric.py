@@ -29,6 +29,7 @@ from iai_hf.features.heads.experts import EXPERTS, INITIAL, Experts, Summary
 from iai_hf.features.heads.head import Head
 from iai_hf.features.heads.moments import Values, class_coverage, class_sums, pack, unpack
 from iai_hf.features.heads.stacking import stack
+from iai_hf.features.heads.unlabelled import Scores, informed, split
 from iai_hf.posterior import own_curvature, residual, solve
 from iai_hf.task import Signal, Tensors
 
@@ -40,6 +41,7 @@ HYPERPARAMETERS = {
     "share": 2.0,  # safety factor on a class's share of the curvature
     "warmup": 32.0,  # examples after which a correction step has half its size, and the curvature half its prior value
 }
+INFORMED = ("centred", "lda_shrunk", "ridge")  # experts that take unlabelled rows; with others too, tasks lost more
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,23 +153,46 @@ class ParametricHead(Head):
 
     def prepare(self, tensors: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
         """The linear map that the state stands for: weight `[C, d]`, bias `[C]`."""
+        tensors, sample = split(tensors)
         state = Parameters(**tensors)
         values = self.hyperparameters(state.counts.sum(), len(state.counts))
-        experts = self._experts(state, values)
         weights = (_prior(values)[0] + state.deviation).exp()
-        weight = torch.einsum("k,kcd->cd", weights, experts.weight) + state.correction[:, :-1]
-        return weight, weights @ experts.bias + state.correction[:, -1]
+        summary = self._summary(state)
+
+        def scores(summary: Summary) -> Scores:
+            experts = Experts(summary, values)
+            return Scores(experts.weight, experts.bias)
+
+        def together(found: Scores) -> tuple[torch.Tensor, torch.Tensor]:
+            weight = torch.einsum("k,kcd->cd", weights, found.weight) + state.correction[:, :-1]
+            return weight, weights @ found.bias + state.correction[:, -1]
+
+        found = scores(summary)
+        if sample is not None:
+            found = informed(
+                sample,
+                state.counts,
+                state.sums,
+                found,
+                lambda soft: scores(summary.with_soft(soft)),
+                lambda found, features: self.logits(together(found), features),
+                torch.tensor([float(name in INFORMED) for name in EXPERTS]).to(weights),
+            )
+        return together(found)
 
     def logits(self, prepared: tuple[torch.Tensor, torch.Tensor], features: torch.Tensor) -> torch.Tensor:
         return nn.functional.linear(features, *prepared)
 
     def _experts(self, state: Parameters, values: Values) -> Experts:
+        return Experts(self._summary(state), values)
+
+    def _summary(self, state: Parameters) -> Summary:
         size = state.sums.shape[1]
         names = nn.functional.normalize(state.names.float(), dim=1)
         if self.signal == "gradient":
             zeros = torch.zeros_like
-            return Experts(Summary(zeros(state.counts), zeros(state.sums), names.new_zeros(size, size), names), values)
-        return Experts(Summary(state.counts, state.sums, unpack(state.gram, size + 1)[:size, :size], names), values)
+            return Summary(zeros(state.counts), zeros(state.sums), names.new_zeros(size, size), names)
+        return Summary(state.counts, state.sums, unpack(state.gram, size + 1)[:size, :size], names)
 
     def _correct(
         self,
