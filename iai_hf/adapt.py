@@ -7,13 +7,14 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from iai_hf.config import whole_number
 from iai_hf.cursor import Cursor
 from iai_hf.data import Columns, Stream, open_stream
 from iai_hf.errors import DataError, StateError
 from iai_hf.files import STATE_FILE, claimed
+from iai_hf.methods import check_takes_unlabelled
 from iai_hf.state import TaskState, check_folder
 from iai_hf.task import Chunk, TaskSpec
 
@@ -27,6 +28,8 @@ class Updates(Protocol):
     """What the loop needs of an amortizer."""
 
     backbone: Backbone
+    method: ClassVar[str]
+    takes_unlabelled: ClassVar[bool]
 
     def init_state(self, task: TaskSpec | None = None) -> TaskState:
         """The state before any example."""
@@ -45,6 +48,7 @@ def adapt(
     *,
     task: TaskSpec | None = None,
     columns: Columns | None = None,
+    unlabelled: Any = None,
     split: str = "train",
     chunk_size: int = 64,
     max_examples: int | None = None,
@@ -61,8 +65,11 @@ def adapt(
         data: dataset, path, Hub id or iterable; see `iai_hf.data.open_stream`.
         state: go on from this one (more data tomorrow); by default the amortizer's initial state.
         task: kind and label names where known ahead; by default the kind is told from the first examples.
+        unlabelled: more texts of the task, without labels, in whatever form `data` may have but for a generator: they
+            are read first, their inputs alone. Rows of `data` without an output are unlabelled ones too where `columns`
+            allow it.
         chunk_size: examples an update.
-        max_examples: stop after that many examples of the stream.
+        max_examples: stop after that many rows of `data`.
         shuffle_seed: read in an order permuted from this seed.
         resume: `state` was left in the middle of this same stream; go on behind the last example it absorbed.
         output: folder, held by this run alone, to which the state is saved every `checkpointing_steps` chunks and at
@@ -72,6 +79,7 @@ def adapt(
 
     Raises:
         DataError: nothing to read, malformed data, or a single class.
+        ConfigError: rows without a label for a method that can't take them.
         StateError: `resume` without a state, or with one that was in another stream; `task` is not the state's;
             another run writes to `output`, or it holds something else, or a state that was not given.
     """
@@ -94,7 +102,12 @@ def adapt(
         named = columns or (data.columns if isinstance(data, Stream) else Columns())
         columns = replace(named, numbers=state.task.columns or None)
     stream = open_stream(data, columns, split=split, shuffle_seed=shuffle_seed)
-    cursor = Cursor(stream, chunk_size, shuffle_seed)
+    if unlabelled is not None or stream.columns.allow_missing_outputs:
+        check_takes_unlabelled(amortizer)
+    whole = stream
+    if unlabelled is not None:
+        whole = stream.behind(open_stream(unlabelled, Columns(stream.columns.input, None), split=split))
+    cursor = Cursor(whole, chunk_size, shuffle_seed)
     if state is None:
         if resume:
             raise StateError("there is no state to resume; start without resume")
@@ -105,16 +118,17 @@ def adapt(
         stream.check_labels(state.task, max_examples)
         if resume:
             cursor.resume(state.header)
-        elif (at := state.header.stream) is not None and at.source == stream.fingerprint:
+        elif (at := state.header.stream) is not None and at.source == whole.fingerprint:
             log.warning("the state has read this data already: every example will count once more")
-    bar = _progress(stream, cursor.position.examples, max_examples, progress and first_process)
+    stop = None if max_examples is None else whole.ahead + max_examples
+    bar = _progress(whole, cursor.position.examples, stop, progress and first_process)
     with nullcontext() if output is None else claimed(output), bar:
         saved = state
         unseen_ahead = set(task.labels if task is not None else ())
         try:
-            for chunk in cursor.chunks(max_examples):
+            for chunk in cursor.chunks(stop):
                 state = amortizer.update(state, chunk).at(cursor.position, stream.hub_id)
-                bar.update(len(chunk))
+                bar.update(chunk.rows)
                 unseen_ahead.difference_update(chunk.outputs)
                 if on_step is not None:
                     on_step(state, chunk)
@@ -128,12 +142,17 @@ def adapt(
         group.agree("end", str(cursor.position.examples))
         if cursor.position.examples == 0:
             raise DataError("the dataset has no examples; expected at least one")
+        if state.task.kind == "classification" and not state.task.labels:
+            raise DataError(
+                "no row has a label, and none was named ahead; check the output column, or name the labels: "
+                "task=TaskSpec('classification', (...))"
+            )
         if state.task.kind == "classification" and len(state.task.labels) < 2:
             raise DataError(
                 f"all examples have the one label {state.task.labels[0]!r}; expected at least two classes: check the "
                 "output column, or name the other labels ahead"
             )
-        if task is not None and task.labels and len(unseen_ahead) == len(task.labels):
+        if task is not None and task.labels and len(unseen_ahead) == len(task.labels) and state.header.examples:
             log.warning(
                 "none of the labels named ahead (%s, ...) occurs in the data, whose first is %r: are they the same?",
                 ascii(task.labels[0]),
@@ -163,5 +182,6 @@ def _check_task(given: TaskSpec | None, known: TaskSpec, resume: bool) -> None:
 def _progress(stream: Stream, start: int, stop: int | None, show: bool) -> Any:
     from huggingface_hub.utils import tqdm
 
-    total = stream.length if stop is None else min(stop, stream.length or stop)
+    length = None if stream.length is None else stream.ahead + stream.length
+    total = length if stop is None else min(stop, length or stop)
     return tqdm(total=total, initial=start, unit=" examples", desc="adapt", disable=None if show else True)

@@ -15,6 +15,7 @@ import dataclasses
 import hashlib
 import json
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -26,12 +27,13 @@ from typing_extensions import TypeVar
 from iai_hf import __version__, hub, shipped, values
 from iai_hf.adapt import adapt
 from iai_hf.backbones import Backbone
+from iai_hf.belonging import check_belongs
 from iai_hf.card import amortizer_card
-from iai_hf.config import Settings, current_names, first_names
+from iai_hf.config import Settings, first_names
 from iai_hf.errors import BackboneError, ConfigError, DataError, StateError
 from iai_hf.files import CONFIG_FILE, check_own, write_together
-from iai_hf.header import FORMAT_VERSION, StateHeader
-from iai_hf.methods import check_task, those
+from iai_hf.header import FORMAT_VERSION, UNLABELLED, StateHeader
+from iai_hf.methods import check_takes_unlabelled, check_task, those
 from iai_hf.state import TaskState
 from iai_hf.task import Chunk, Kind, Prediction, TaskSpec, warn_of_alike
 from iai_hf.threads import solving
@@ -55,6 +57,7 @@ class Amortizer(ABC, Generic[Config]):
         default_backbone: used where the user names none.
         answer_settings: settings that only answering depends on, so that they can be changed for a state.
         chunk_free: whether the state is promised to be the same however a stream is cut into chunks.
+        takes_unlabelled: whether rows without a label tell it something.
     """
 
     method: ClassVar[str]
@@ -65,6 +68,7 @@ class Amortizer(ABC, Generic[Config]):
     default_backbone: ClassVar[str]
     answer_settings: ClassVar[tuple[str, ...]] = ()
     chunk_free: ClassVar[bool] = False
+    takes_unlabelled: ClassVar[bool] = False
 
     def __init__(self, backbone: Backbone, config: Config | None = None) -> None:
         if backbone.reads != self.reads:
@@ -96,6 +100,12 @@ class Amortizer(ABC, Generic[Config]):
 
         `task` already has the chunk's labels, new ones last; `examples` were seen before the chunk.
         """
+
+    def absorb(
+        self, tensors: Mapping[str, torch.Tensor], task: TaskSpec, inputs: Sequence[Any]
+    ) -> tuple[Mapping[str, torch.Tensor], Mapping[str, int]]:
+        """New tensors after inputs that have no label, and counts for the header, of a method that takes them."""
+        raise NotImplementedError
 
     @abstractmethod
     def prepare(self, tensors: Mapping[str, torch.Tensor], task: TaskSpec) -> Any:
@@ -137,27 +147,44 @@ class Amortizer(ABC, Generic[Config]):
         Raises:
             StateError: the state belongs to another method or backbone.
             DataError: more labels than a state may hold.
+            ConfigError: the chunk has rows without a label, which the method can't take.
         """
         self.check(state)
         if not isinstance(chunk, Chunk):
             raise DataError(f"got a {type(chunk).__name__} for a chunk; expected a Chunk: `adapt` reads rows")
         task = state.task.with_labels_of(chunk.outputs)
         check_task(self, task)
-        tensors, counts = self.refine(state.tensors, task, chunk, state.header.examples)
-        moved = state.advance(tensors, task, len(chunk), counts)
+        if chunk.unlabelled:
+            check_takes_unlabelled(self)
+        tensors, found = state.tensors, Counter[str]()
+        if chunk.inputs:
+            tensors, counts = self.refine(tensors, task, chunk, state.header.examples)
+            found.update(counts)
+        if chunk.unlabelled:
+            tensors, counts = self.absorb(tensors, task, chunk.unlabelled)
+            found.update({**counts, UNLABELLED: len(chunk.unlabelled)})
+        moved = state.advance(tensors, task, len(chunk), found)
         return TaskState(moved.tensors, self._signed(moved.header))
 
     @solving()
-    def predict(self, state: TaskState, queries: Sequence[Any]) -> Prediction:
+    def predict(self, state: TaskState, queries: Sequence[Any], *, transductive: bool = False) -> Prediction:
         """Answer queries.
+
+        Args:
+            transductive: let the queries inform each other, as unlabelled rows that are read for this answer alone.
 
         Raises:
             StateError: the state belongs to another method or backbone.
             DataError: no query, an empty one, one longer than the context, or fewer than two labels known.
+            ConfigError: `transductive` of a method that can't take rows without a label.
         """
         self.check(state)
         checked = self.checked_queries(queries, state.task)
-        return self.answer(self.prepared(state), state.task, checked)
+        prepared = self.prepared(state)
+        if transductive:
+            check_takes_unlabelled(self)
+            prepared = self.prepare(self.absorb(state.tensors, state.task, checked)[0], state.task)
+        return self.answer(prepared, state.task, checked)
 
     @solving()
     def predict_each(self, states: Sequence[TaskState], queries: Sequence[Any]) -> list[Prediction]:
@@ -290,14 +317,14 @@ class Amortizer(ABC, Generic[Config]):
     @cached_property
     def fingerprint(self) -> str:
         """Digest of what decides how a state evolves: method and configuration without `answer_settings`."""
-        return self.digest(first_names(self.config_class, self._settings(dataclasses.asdict(self.config_class()))))
+        return self.digest(first_names(self.config_class, self.settings_with(dataclasses.asdict(self.config_class()))))
 
     def digest(self, settings: Mapping[str, Any]) -> str:
         """Of the method with such settings."""
         text = json.dumps([self.method, settings], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
-    def _settings(self, answering: Mapping[str, Any]) -> dict[str, Any]:
+    def settings_with(self, answering: Mapping[str, Any]) -> dict[str, Any]:
         """The configuration with the `answer_settings` of another one."""
         others = {key: answering[key] for key in self.answer_settings if key in answering}
         return {**dataclasses.asdict(self.config), **others}
@@ -309,37 +336,7 @@ class Amortizer(ABC, Generic[Config]):
 
     def check(self, state: TaskState) -> None:
         """Raise StateError where `state` was made by another method, configuration or backbone, or is none."""
-        if not isinstance(state, TaskState):
-            raise StateError(f"got a {type(state).__name__} for a state; expected a TaskState, as `adapt` returns")
-        header = state.header
-        if header.method != self.method:
-            raise StateError(
-                f"the state was made by {header.method!r}, not {self.method!r}; load it with its own method"
-            )
-        if not self.backbone.has_fingerprint(header.backbone_fingerprint, earlier=not header.backbone_source):
-            made_on = _weights(header.backbone_fingerprint, header.backbone_source)
-            this = _weights(self.backbone.fingerprint, self.backbone.source)
-            raise StateError(
-                f"the state belongs to backbone {header.backbone!r} ({made_on}), this is {self.backbone.name!r} "
-                f"({this}); load that one, or adapt anew",
-                options=("backbone", "revision"),
-            )
-        ours = self._settings(header.config)
-        # Those of older states cover all settings.
-        if header.amortizer not in (self.fingerprint, self.digest(first_names(self.config_class, ours))):
-            theirs = current_names(self.config_class, header.config).items()
-            other = {key: value for key, value in theirs if ours.get(key) != value and key not in shipped.WHENCE}
-            if not other and header.weights_digest != self.weights_digest:
-                raise StateError(
-                    f"the state belongs to weights {header.config.get('weights')!r} "
-                    f"({str(header.weights_digest)[:8]}), these are {ours.get('weights')!r} "
-                    f"({str(self.weights_digest)[:8]}); give those, or adapt anew",
-                    options=("weights",),
-                )
-            made_with = other or f"its digest is {header.amortizer[:8]}, not {self.fingerprint[:8]}"
-            raise StateError(
-                f"the state was made with another configuration of {self.method!r}: {made_with}; use that one"
-            )
+        check_belongs(self, state)
 
     def save_pretrained(self, directory: str | Path) -> Path:
         """Write `config.json`: method, settings and the backbone's name, never its weights."""
@@ -390,8 +387,3 @@ class Amortizer(ABC, Generic[Config]):
         return hub.publish(
             self.save_pretrained, repo_id, directory, card=card, only=files, contents=contents, **pushing
         )
-
-
-def _weights(fingerprint: str, source: str) -> str:
-    """Which weights these are, in a few words."""
-    return fingerprint[:8] + (f" of {source}" if source else "")

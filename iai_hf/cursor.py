@@ -6,12 +6,13 @@ import hashlib
 import itertools
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from iai_hf.data import Record, Stream
 from iai_hf.errors import StateError
 from iai_hf.header import StateHeader, StreamPosition
+from iai_hf.stream import chunk_of
 from iai_hf.task import Chunk
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ class Cursor:
         """
         at = header.stream
         if at is None:
-            if header.examples:
+            if header.rows:
                 raise StateError(
                     f"the state has {header.examples:,} examples and no position in a stream, as it was merged, "
                     "or updated by hand; to adapt it to more data leave resume out"
@@ -63,25 +64,25 @@ class Cursor:
         elif at.source != self.position.source:
             raise StateError(
                 f"the state was left in another dataset ({at.source[:8]}) than this one ({self.position.source[:8]}); "
-                "name that one, or adapt without resume"
+                "name that one, with the same unlabelled text, or adapt without resume"
             )
 
     def chunks(self, stop: int | None) -> Iterator[Chunk]:
         """Chunks up to record `stop`; `position` follows."""
-        for chunk in self.stream.chunks(self.position.chunk_size, self.position.examples, stop):
+        for records in self.stream.batches(self.position.chunk_size, self.position.examples, stop):
             if self.stream.fingerprint is None:
-                self._digest(map(Record, chunk.inputs, chunk.outputs))
-            self.position = replace(self.position, examples=self.position.examples + len(chunk))
-            yield chunk
+                self._digest(records)
+            self.position = replace(self.position, examples=self.position.examples + len(records))
+            yield chunk_of(records)
 
     def _skip(self, at: StreamPosition) -> None:
         """Read up to the position, so that the records there are known; a generator goes on from there."""
-        rows = self.stream.rows(0)
-        behind = replace(self.stream, rows=lambda start: itertools.islice(rows, at.examples))
-        self._digest(behind.records())
+        rows, own = self.stream.rows(0), max(at.examples - self.stream.ahead, 0)
+        behind = replace(self.stream, rows=lambda start: itertools.islice(rows, own))
+        self._digest(itertools.islice(behind.records(), at.examples))
         self.stream = replace(self.stream, rows=lambda start: rows)
 
-    def _digest(self, records: Iterator[Record]) -> None:
+    def _digest(self, records: Iterable[Record]) -> None:
         source = self.position.source
         for record in records:
             source = hashlib.sha256(f"{source}{json.dumps(record)}".encode()).hexdigest()[:32]

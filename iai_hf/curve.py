@@ -166,9 +166,7 @@ def _run(state: TaskState) -> str:
     """What the states of one run have in common: who made them, from which stream, and the examples before it."""
     header = state.header
     at = header.stream
-    stream = (
-        None if at is None else [at.source, at.chunk_size, at.shuffle_seed, at.columns, header.examples - at.examples]
-    )
+    stream = None if at is None else [at.source, at.chunk_size, at.shuffle_seed, at.columns, header.rows - at.examples]
     text = json.dumps([header.amortizer, header.backbone_fingerprint, header.task.kind, stream])
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 

@@ -93,7 +93,7 @@ def _scanned(stream: Stream) -> Stream:
     length, outputs = 0, set[str]()
     for record in stream.records():
         length += 1
-        if len(outputs) <= MAX_LABELS:
+        if len(outputs) <= MAX_LABELS and record.output is not None:
             outputs.add(record.output)
     return replace(stream, length=length, outputs=frozenset(outputs))
 
@@ -136,7 +136,8 @@ def _different(data: Any, stream: Stream) -> frozenset[str]:
     for batch in data.select_columns([stream.columns.output]).with_format("arrow").iter(10_000):
         try:
             found.update(batch.column(0).unique().to_pylist())
-            outputs = frozenset(stream.output("a row", {stream.columns.output or "": value}) for value in found)
+            read = (stream.output("a row", {stream.columns.output or "": value}) for value in found)
+            outputs = frozenset(output for output in read if output is not None)
         except (DataError, TypeError, NotImplementedError):  # e.g. nested values; reading names the row
             for _ in stream.records():
                 pass
@@ -211,8 +212,11 @@ def _as_arrow(stream: Stream, path: Path) -> Any:
             yield {**given, columns.output or "": record.output}
 
     key = hashlib.sha256(f"{stream.fingerprint} {columns} {stream.class_names}".encode()).hexdigest()[:32]
+    features = None
+    if columns.numbers is None:  # else a file whose first outputs are missing would have a column of nothing
+        features = datasets.Features(dict.fromkeys((columns.input, columns.output or ""), datasets.Value("string")))
     try:
-        return datasets.Dataset.from_generator(rows, fingerprint=key)
+        return datasets.Dataset.from_generator(rows, features=features, fingerprint=key)
     except Exception as error:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, DataError):

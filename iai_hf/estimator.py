@@ -34,6 +34,8 @@ class IAIClassifier(ClassifierMixin, BaseEstimator):
         chunk_size: examples an update.
         shuffle_seed: `fit` reads the rows in an order permuted from this seed, since classes should be mixed within a
             chunk; None keeps theirs, as `partial_fit` does.
+        unlabelled: take rows whose label is -1, as in `sklearn.semi_supervised`, or missing, for rows without one. By
+            default -1 is a class like any other, and a missing label an error.
 
     Attributes:
         state_: the `TaskState` so far.
@@ -47,23 +49,24 @@ class IAIClassifier(ClassifierMixin, BaseEstimator):
         config: Mapping[str, Any] | None = None,
         chunk_size: int = 64,
         shuffle_seed: int | None = 0,
+        unlabelled: bool = False,
     ) -> None:
         self.method, self.backbone, self.config, self.chunk_size = method, backbone, config, chunk_size
-        self.shuffle_seed = shuffle_seed
+        self.shuffle_seed, self.unlabelled = shuffle_seed, unlabelled
 
     def fit(self, X: Inputs, y: ArrayLike) -> IAIClassifier:
         """Adapt from the initial state to texts `[n]`, or numbers `[n, columns]`, and their labels `[n]`.
 
         Raises:
             DataError: texts or labels that are none, as many labels as rows not given, or a single class.
-            ConfigError: a setting that is not known or out of range.
+            ConfigError: a setting that is not known or out of range, or rows without a label that the method can't take.
             ValueError: numbers or labels that scikit-learn refuses.
         """
-        labels = _labels(y, "y")
+        labels, known = self._labels(y)
         classes = numpy.unique(labels)
         if len(classes) < 2:
             raise DataError(f"y has {len(classes)} class; expected at least two classes")
-        return self._adapt(X, labels, classes, first=True, shuffled=self.shuffle_seed is not None)
+        return self._adapt(X, labels, known, classes, first=True, shuffled=self.shuffle_seed is not None)
 
     def partial_fit(self, X: Inputs, y: ArrayLike, classes: ArrayLike | None = None) -> IAIClassifier:
         """Go on with more examples.
@@ -75,11 +78,11 @@ class IAIClassifier(ClassifierMixin, BaseEstimator):
             DataError, ConfigError, ValueError: as `fit`.
         """
         first = not hasattr(self, "state_")
-        labels = _labels(y, "y")
+        labels, known = self._labels(y)
         ahead = labels[:0] if classes is None else numpy.unique(_labels(classes, "classes"))
         if not first and (unknown := set(ahead.tolist()) - set(self._names)):
             raise DataError(f"classes has {sorted(unknown)}; labels ahead are named at the first call alone")
-        return self._adapt(X, labels, ahead, first, shuffled=False)
+        return self._adapt(X, labels, known, ahead, first, shuffled=False)
 
     def predict(self, X: Inputs) -> numpy.ndarray:
         """The likeliest label of each input, `[n]`."""
@@ -94,43 +97,74 @@ class IAIClassifier(ClassifierMixin, BaseEstimator):
         columns = [found.labels.index(self._names[label]) for label in self.classes_.tolist()]
         return found.log_probs.exp().numpy()[:, columns]
 
+    def _labels(self, y: Any) -> tuple[numpy.ndarray, numpy.ndarray]:
+        """Labels of the rows that have one, `[labelled]`, and which rows these are, bool `[n]`."""
+        if not self.unlabelled or y is None:
+            labels = _labels(y, "y")
+            return labels, numpy.ones(len(labels), dtype=bool)
+        given = numpy.asarray(y, dtype=object).ravel()
+        known = numpy.array([not values.missing(label) and (isinstance(label, str) or label != -1) for label in given])
+        if not known.any():
+            return given[:0], known
+        labels = given[known]
+        return _labels(labels if isinstance(labels[0], str) else numpy.asarray(labels.tolist()), "y"), known
+
     def _adapt(
-        self, X: Inputs, labels: numpy.ndarray, ahead: numpy.ndarray, first: bool, shuffled: bool
+        self,
+        X: Inputs,
+        labels: numpy.ndarray,
+        known: numpy.ndarray,
+        ahead: numpy.ndarray,
+        first: bool,
+        shuffled: bool,
     ) -> IAIClassifier:
         """To all of the examples; where that fails, the estimator is as it was."""
         before = dict(self.__dict__)
         try:
-            self._update(X, labels, ahead, first, shuffled)
+            self._update(X, labels, known, ahead, first, shuffled)
         except BaseException:
             self.__dict__ = before
             raise
         return self
 
-    def _update(self, X: Inputs, labels: numpy.ndarray, ahead: numpy.ndarray, first: bool, shuffled: bool) -> None:
+    def _update(
+        self,
+        X: Inputs,
+        labels: numpy.ndarray,
+        known: numpy.ndarray,
+        ahead: numpy.ndarray,
+        first: bool,
+        shuffled: bool,
+    ) -> None:
         size = whole_number("chunk_size", self.chunk_size, at_least=1)
         inputs = self._inputs(X, first)
-        if len(inputs) != len(labels):
-            raise DataError(f"X has {len(inputs)} rows and y {len(labels)} labels; expected as many")
+        if len(inputs) != len(known):
+            raise DataError(f"X has {len(inputs)} rows and y {len(known)} labels; expected as many")
         if first:
             self.amortizer_ = AutoAmortizer.from_pretrained(self.method, backbone=self.backbone, config=self.config)
             columns = tuple(f"x{number}" for number in range(len(inputs[0]))) if self._reads_numbers() else ()
-            known = tuple(map(str, ahead.tolist()))
-            self.state_ = self.amortizer_.init_state(TaskSpec("classification", known, columns=columns))
-            self.classes_, self._names = ahead, dict(zip(ahead.tolist(), known, strict=True))
-        if len(self.classes_) and (self.classes_.dtype.kind == "U") != (labels.dtype.kind == "U"):
+            named = tuple(map(str, ahead.tolist()))
+            self.state_ = self.amortizer_.init_state(TaskSpec("classification", named, columns=columns))
+            self.classes_, self._names = ahead, dict(zip(ahead.tolist(), named, strict=True))
+        if len(labels) and len(self.classes_) and (self.classes_.dtype.kind == "U") != (labels.dtype.kind == "U"):
             raise DataError(f"y has labels like {labels[0]!r}, the classes are {self.classes_.tolist()}; use one type")
         # A label is the one that it equals: 0.0 goes on with the class 0.
         self._names = {label: str(label) for label in labels.tolist()} | self._names
         outputs = [self._names[label] for label in labels.tolist()]
-        order = numpy.arange(len(inputs))
+        labelled = [inputs[i] for i in numpy.flatnonzero(known)]
+        others = [inputs[i] for i in numpy.flatnonzero(~known)]
+        for start in range(0, len(others), size):
+            self.state_ = self.amortizer_.update(self.state_, Chunk((), (), tuple(others[start : start + size])))
+        order = numpy.arange(len(labelled))
         if shuffled:  # a table that is sorted by class would come in chunks of one class
             seed = whole_number("shuffle_seed", self.shuffle_seed, at_least=0)
-            order = numpy.random.default_rng(seed).permutation(len(inputs))
-        for start in range(0, len(inputs), size):
+            order = numpy.random.default_rng(seed).permutation(len(labelled))
+        for start in range(0, len(labelled), size):
             part = order[start : start + size].tolist()
-            chunk = Chunk(tuple(inputs[i] for i in part), tuple(outputs[i] for i in part))
+            chunk = Chunk(tuple(labelled[i] for i in part), tuple(outputs[i] for i in part))
             self.state_ = self.amortizer_.update(self.state_, chunk)
-        self.classes_ = numpy.unique(numpy.concatenate([self.classes_, labels]) if len(self.classes_) else labels)
+        if len(labels):
+            self.classes_ = numpy.unique(numpy.concatenate([self.classes_, labels]) if len(self.classes_) else labels)
 
     def _inputs(self, X: Inputs, first: bool) -> Sequence[Any]:
         """Texts, or tuples of numbers, checked."""
@@ -164,7 +198,10 @@ def _labels(y: Any, name: str) -> numpy.ndarray:
         if isinstance(label, str) or values.missing(label):
             values.text(label, f"{name}[{number}]")
     if len({isinstance(label, str) for label in given}) > 1:
-        raise DataError(f"{name} has labels that are text and others that are not; expected one type")
+        raise DataError(
+            f"{name} has labels that are text and others that are not; expected one type (where -1 or None marks rows "
+            "without a label, IAIClassifier(unlabelled=True) reads them as such)"
+        )
     check_classification_targets(y)
     labels = column_or_1d(y, warn=True)
     return labels.astype(str) if given and isinstance(given[0], str) else labels

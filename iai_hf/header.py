@@ -11,6 +11,7 @@ from typing import Any
 from iai_hf.task import TaskSpec
 
 FORMAT_VERSION = 2
+UNLABELLED = "unlabelled"  # among a header's counts: rows without a label
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class StreamPosition:
     source: str  # fingerprint of the data; of a list or generator, a digest of the records up to here
     chunk_size: int
     shuffle_seed: int | None
-    examples: int  # examples of this stream that the state has absorbed
+    examples: int  # rows of this stream that the state has absorbed
     columns: tuple[str, ...] | None = None  # of text and answer, or of a table's answer; format 1 did not note them
 
 
@@ -38,8 +39,8 @@ class StateHeader:
         backbone_source: where its weights came from, in words; "" where that was not noted.
         weights_digest: digest of the learned weights that `config` names, None where there are none.
         task: kind and label names.
-        examples, steps: examples and chunks absorbed over all streams.
-        counts: what the method has to tell, e.g. texts cut at `max_tokens`, demonstrations left out.
+        examples, steps: labelled examples and chunks absorbed over all streams.
+        counts: rows without a label (`unlabelled`), and what the method has to tell, e.g. texts cut at `max_tokens`.
         stream: position in the stream read last, None before the first.
         datasets: Hub ids of the datasets read, for the card; files of one's own are not named.
     """
@@ -58,6 +59,11 @@ class StateHeader:
     backbone_source: str = ""
     datasets: tuple[str, ...] = ()
     weights_digest: str | None = None
+
+    @property
+    def rows(self) -> int:
+        """Rows absorbed, labelled or not."""
+        return self.examples + self.counts.get(UNLABELLED, 0)
 
     def to_json(self) -> str:
         """One line, keys in order."""

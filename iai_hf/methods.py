@@ -61,3 +61,12 @@ def check_task(method: Any, task: TaskSpec) -> None:
             "if the answers are free text, the kind is generation",
             options=("kind generation",),
         )
+
+
+def check_takes_unlabelled(method: Any) -> None:
+    """Raise ConfigError where rows without a label tell a method nothing, so that dropping them would go unseen."""
+    if not method.takes_unlabelled:
+        raise ConfigError(
+            f"{method.method!r} can't take rows without a label (unlabelled ones, or queries that inform each other); "
+            f"leave them out, or choose a method that takes them ({those(lambda other: other.takes_unlabelled)})"
+        )

@@ -194,16 +194,24 @@ class TaskState:
                 f"{path} is no readable task state ({type(error).__name__}: {error}); restore it from a copy"
             ) from error
 
-    def predict(self, queries: Sequence[Any], *, config: Mapping[str, Any] | None = None, **loading: Any) -> Prediction:
+    def predict(
+        self,
+        queries: Sequence[Any],
+        *,
+        config: Mapping[str, Any] | None = None,
+        transductive: bool = False,
+        **loading: Any,
+    ) -> Prediction:
         """Answer queries with the amortizer that made the state, on its backbone, kept from call to call.
 
         Args:
+            transductive: let the queries inform each other, see `Amortizer.predict`.
             config: settings of answering that differ from the state's, e.g. `max_new_tokens`.
             loading: see `AutoAmortizer.for_state`. Other ones than in the call before load the backbone anew.
         """
         from iai_hf.restore import kept  # imported here, as it brings the backbones
 
-        return kept(self, config, loading).predict(self, queries)
+        return kept(self, config, loading).predict(self, queries, transductive=transductive)
 
     def push_to_hub(
         self,

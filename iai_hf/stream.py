@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import logging
 import math
 import re
@@ -24,10 +26,14 @@ PEEK = 256  # examples looked at to tell classification from generation
 
 
 class Record(NamedTuple):
-    """One example: a text, or the numbers of a table's row; `output` is empty where a stream has no output column."""
+    """One example: a text, or the numbers of a table's row.
+
+    `output` is a text, empty where a stream has no output column. Only where `Columns.allow_missing_outputs` is set, or
+    in `Stream.unlabelled`, it may be None, of a row without a label.
+    """
 
     input: Any
-    output: str
+    output: Any
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,8 @@ class Columns:
 
     `numbers` makes a numeric table of the rows: the names of its inputs, in order; empty for all but the output.
     `quotes` says whether quotation marks in a CSV or TSV file enclose fields, where that is in doubt; False takes them
-    for part of the texts.
+    for part of the texts. `allow_missing_outputs` reads rows whose output is missing (null, NaN, an empty text, -1
+    among class numbers) as unlabelled ones; otherwise they are an error.
 
     Raises:
         DataError: a name that is no text.
@@ -46,6 +53,7 @@ class Columns:
     output: str | None = "output"
     numbers: tuple[str, ...] | None = None
     quotes: bool | None = None
+    allow_missing_outputs: bool = False
 
     def __post_init__(self) -> None:
         for role in ("input", "output"):
@@ -74,6 +82,7 @@ class Stream:
         class_names: of the classes that stand as numbers in the output column.
         outputs: the different outputs where known ahead, up to one more than a classification may have labels.
         hub_id: of the dataset, where it came from the Hub.
+        unlabelled: whose inputs are read before all else, as rows without a label.
         rows: `rows(start)` yields `(place, row)` from record `start` on.
     """
 
@@ -84,6 +93,26 @@ class Stream:
     class_names: tuple[str, ...] = ()
     outputs: frozenset[str] | None = None
     hub_id: str | None = None
+    unlabelled: Stream | None = None
+
+    def behind(self, unlabelled: Stream) -> Stream:
+        """The stream that begins with the inputs of another one, as rows without a label.
+
+        Raises:
+            DataError: its rows can't be counted ahead.
+        """
+        if unlabelled.length is None:
+            raise DataError(
+                "the number of unlabelled rows is not known ahead, as of a generator; pass a list, a file or a dataset"
+            )
+        made = [self.fingerprint, unlabelled.fingerprint]
+        joined = None if None in made else hashlib.sha256(json.dumps(made).encode()).hexdigest()[:32]
+        return replace(self, fingerprint=joined, unlabelled=unlabelled)
+
+    @property
+    def ahead(self) -> int:
+        """Rows before the stream's own."""
+        return 0 if self.unlabelled is None else self.unlabelled.length or 0
 
     def records(self, start: int = 0) -> Iterator[Record]:
         """Checked records from `start` on.
@@ -93,7 +122,10 @@ class Stream:
         """
         columns = self.columns
         names = columns.numbers or ()
-        for place, row in self.rows(start):
+        if self.unlabelled is not None:
+            for record in self.unlabelled.records(start):
+                yield record._replace(output=None)
+        for place, row in self.rows(max(start - self.ahead, 0)):
             if columns.numbers is None:
                 check_columns(place, row, columns.named)
                 given: Any = values.text(row[columns.input], f"{place}: {columns.input!r}")
@@ -103,13 +135,18 @@ class Stream:
                 given = tuple(_number(row[name], f"{place}: {name!r}") for name in names)
             yield Record(given, self.output(place, row))
 
-    def chunks(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[Chunk]:
-        """Chunks of `size` examples (the last may be shorter) of records `start` to `stop`."""
+    def batches(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[list[Record]]:
+        """Records `start` to `stop`, `size` at a time; the last may be fewer, and the last of those `ahead`."""
         if size < 1:
             raise DataError(f"chunk size is {size}; expected at least 1")
-        records = itertools.islice(self.records(start), None if stop is None else max(stop - start, 0))
-        while batch := list(itertools.islice(records, size)):
-            yield Chunk(tuple(record.input for record in batch), tuple(record.output for record in batch))
+        records, read = itertools.islice(self.records(start), None if stop is None else max(stop - start, 0)), start
+        while batch := list(itertools.islice(records, min(size, self.ahead - read) if read < self.ahead else size)):
+            read += len(batch)
+            yield batch
+
+    def chunks(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[Chunk]:
+        """Chunks of `size` rows (the last may be shorter) of records `start` to `stop`."""
+        return map(chunk_of, self.batches(size, start, stop))
 
     def task(self, given: TaskSpec | None = None, stop: int | None = None) -> TaskSpec:
         """The task, as far as it is not given: its kind, and the columns of a numeric table.
@@ -133,7 +170,7 @@ class Stream:
         if not first:
             raise DataError("the dataset has no examples; expected at least one")
         names = columns.numbers or self._inputs_of(next(self.rows(0))[1])
-        counts = Counter(record.output for record in first)
+        counts = Counter(record.output for record in first if record.output is not None)
         if given is not None:
             return replace(given, columns=names)
         if columns.numbers is not None:
@@ -167,18 +204,32 @@ class Stream:
         """The different outputs of the first `stop` examples, or of all, where the stream can be read ahead."""
         if self.outputs is None or stop is None or (self.length is not None and stop >= self.length):
             return self.outputs
-        return frozenset(record.output for record in itertools.islice(self.records(), stop))
+        read = itertools.islice(self.records(), stop)
+        return frozenset(record.output for record in read if record.output is not None)
 
     def _inputs_of(self, row: Mapping[str, Any]) -> tuple[str, ...]:
         return tuple(name for name in row if name != self.columns.output)
 
-    def output(self, place: str, row: Mapping[str, Any]) -> str:
-        """The answer of one row, checked; empty where the stream has no output column."""
+    def output(self, place: str, row: Mapping[str, Any]) -> str | None:
+        """The answer of one row, checked; empty where the stream has no output column, None where it may be missing."""
         column = self.columns.output
         if column is None:
             return ""
+        if self.columns.allow_missing_outputs and values.unlabelled(row[column], self.class_names):
+            return None
         fractions = self.columns.numbers is not None
         return values.label(row[column], f"{place}: {column!r}", self.class_names, fractions=fractions)
+
+
+def chunk_of(records: Iterable[Record]) -> Chunk:
+    """Records as a chunk, those without a label apart."""
+    pairs, unlabelled = [], []
+    for given, output in records:
+        if output is None:
+            unlabelled.append(given)
+        else:
+            pairs.append((given, output))
+    return Chunk(tuple(given for given, _ in pairs), tuple(output for _, output in pairs), tuple(unlabelled))
 
 
 def check_columns(place: str, found: Collection[Any], wanted: Iterable[str]) -> None:

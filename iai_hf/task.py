@@ -71,10 +71,11 @@ def warn_of_alike(known: tuple[str, ...], new: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True)
 class Chunk:
-    """One mini-batch of labelled examples, `inputs[i]` answered by `outputs[i]`.
+    """One mini-batch of labelled examples, `inputs[i]` answered by `outputs[i]`, and of inputs that have no answer.
 
     Inputs are texts, or tuples of floats for a numeric table; outputs are texts, for regression those of a number.
     Given as any column (list, Series, array, generator), they are kept as tuples; numbers as outputs become texts.
+    `len(chunk)` counts the labelled ones.
 
     Raises:
         DataError: a bare string or a dictionary, an empty chunk, a value that is no text, number or label.
@@ -82,17 +83,21 @@ class Chunk:
 
     inputs: tuple[Any, ...]
     outputs: tuple[str, ...]
+    unlabelled: tuple[Any, ...] = ()
 
     def __post_init__(self) -> None:
         inputs = values.column(self.inputs, "a chunk's inputs")
         outputs = values.column(self.outputs, "a chunk's outputs")
         if len(inputs) != len(outputs):
             raise DataError(f"a chunk has {len(inputs)} inputs and {len(outputs)} outputs; expected as many")
-        if not inputs:
+        unlabelled = values.column(self.unlabelled, "a chunk's unlabelled inputs")
+        if not inputs and not unlabelled:
             raise DataError("a chunk is empty; expected at least one example")
-        read = values.text if isinstance(inputs[0], str) else values.numbers
+        read = values.text if isinstance((inputs or unlabelled)[0], str) else values.numbers
         made = [read(given, f"example {number} of a chunk: input") for number, given in enumerate(inputs)]
         object.__setattr__(self, "inputs", tuple(made))
+        others = [read(given, f"unlabelled input {number} of a chunk") for number, given in enumerate(unlabelled)]
+        object.__setattr__(self, "unlabelled", tuple(others))
         answers = [
             values.label(output, f"example {number} of a chunk: output", fractions=read is values.numbers)
             for number, output in enumerate(outputs)
@@ -101,6 +106,11 @@ class Chunk:
 
     def __len__(self) -> int:
         return len(self.inputs)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the data that it holds, labelled or not."""
+        return len(self.inputs) + len(self.unlabelled)
 
 
 @dataclass(frozen=True)

@@ -186,6 +186,13 @@ def missing(value: Any) -> bool:
     )
 
 
+def unlabelled(value: Any, names: Sequence[str] = ()) -> bool:
+    """Whether an answer is missing: `missing`, an empty text, or -1 where numbers stand for `names` of classes."""
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        value = value.item()
+    return missing(value) or (isinstance(value, str) and not value.strip()) or (bool(names) and value == -1)
+
+
 def folded(label: str) -> str:
     """A label without what people overlook: case, outer and doubled spaces, and the Unicode form."""
     return " ".join(unicodedata.normalize("NFC", unicodedata.normalize("NFC", label).casefold()).split())

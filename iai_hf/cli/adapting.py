@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ import typer
 
 from iai_hf import processes
 from iai_hf.cli.options import (
+    AllowMissingOutputs,
     AllowUnseenLabels,
     AnswerSettings,
     BackboneOption,
@@ -35,6 +37,8 @@ from iai_hf.cli.options import (
     StateWeights,
     Target,
     TestSplit,
+    Transductive,
+    UnlabelledOption,
     batches,
     chosen_split,
     columns,
@@ -65,6 +69,8 @@ def adapt(
     ],
     data: DataOption,
     output: Annotated[Path, typer.Option("--output", help="Folder for the state.")],
+    unlabelled: UnlabelledOption = None,
+    allow_missing_outputs: AllowMissingOutputs = False,
     backbone: BackboneOption = None,
     dtype: Dtype = None,
     chunk_size: ChunkSize = 64,
@@ -104,8 +110,9 @@ def adapt(
     standing = (output / STATE_FILE).is_file()
     if standing and not resume:
         raise StateError(f"{output} holds a state already; pass --resume to go on with it, or choose another folder")
-    if is_file(data):
-        check_file(Path(data))
+    for given in (data, unlabelled):
+        if given is not None and is_file(given):
+            check_file(Path(given))
     state = None
     if standing:
         state = TaskState.from_pretrained(output)
@@ -126,7 +133,8 @@ def adapt(
     if amortizer.reads == "numbers" and target is None and state is None:
         raise ConfigError(f"{method!r} reads a table of numbers; name the column to predict with --target")
     names = columns(input_column, output_column, target, state, quotes)
-    stream = open_stream(data, names, split=chosen_split(data, split, TRAIN), shuffle_seed=shuffle_seed)
+    read = replace(names, allow_missing_outputs=allow_missing_outputs)
+    stream = open_stream(data, read, split=chosen_split(data, split, TRAIN), shuffle_seed=shuffle_seed)
     curve = None
     if test is not None:
         records = read_records(test, names, test_split)
@@ -142,7 +150,8 @@ def adapt(
             stream,
             state,
             task=task_spec(kind, labels),
-            columns=names,
+            columns=read,
+            unlabelled=unlabelled,
             chunk_size=chunk_size,
             max_examples=max_examples,
             shuffle_seed=shuffle_seed,
@@ -195,6 +204,7 @@ def predict(
     state_dir: StateDir,
     data: DataOption,
     output: Annotated[Path, typer.Option("--output", help="JSONL file for the predictions.")],
+    transductive: Transductive = False,
     backbone: StateBackbone = None,
     revision: StateRevision = None,
     weights: StateWeights = None,
@@ -225,8 +235,8 @@ def predict(
         state, backbone, config=config, weights=weights, adapter=adapter, dtype=dtype, revision=revision
     )
     lines = []
-    for batch in batches(records, quiet):
-        prediction = amortizer.predict(state, [record.input for record in batch])
+    for batch in batches(records, quiet, len(records) if transductive else 256):
+        prediction = amortizer.predict(state, [record.input for record in batch], transductive=transductive)
         sure = (
             [None] * len(batch) if prediction.log_probs is None else prediction.log_probs.max(1).values.exp().tolist()
         )

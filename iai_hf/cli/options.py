@@ -44,6 +44,17 @@ Quotes = Annotated[
 AllowUnseenLabels = Annotated[
     bool, typer.Option("--allow-unseen-labels", help="Count test labels unknown to the state as errors.")
 ]
+UnlabelledOption = Annotated[
+    str | None,
+    typer.Option("--unlabelled", help="Texts of the task without labels, like --data: their inputs alone are read."),
+]
+AllowMissingOutputs = Annotated[
+    bool,
+    typer.Option("--allow-missing-outputs", help="Rows of --data without an output are unlabelled ones, no error."),
+]
+Transductive = Annotated[
+    bool, typer.Option("--transductive", help="Let the inputs inform each other, as unlabelled texts; all at once.")
+]
 BackboneOption = Annotated[
     str | None, typer.Option("--backbone", help="Hub id or folder; by default the method's own.")
 ]
@@ -239,11 +250,10 @@ def read_records(data: str, chosen: Columns, split: str | None) -> list[Record]:
     return records
 
 
-def batches(records: list[Record], quiet: bool) -> Any:
+def batches(records: list[Record], quiet: bool, size: int = 256) -> Any:
     """Records in batches, under a progress bar."""
     from huggingface_hub.utils import tqdm
 
-    size = 256
     with tqdm(total=len(records), unit=" queries", desc="predict", disable=True if quiet else None) as bar:
         for first in range(0, len(records), size):
             yield records[first : first + size]

@@ -11,6 +11,7 @@ from iai_hf.config import APART, read_config, require
 from iai_hf.features.adapted_features import AdaptedFeatures, AdaptedFeaturesConfig
 from iai_hf.features.frozen_features import Config, FrozenFeatures, FrozenFeaturesConfig
 from iai_hf.features.heads import ExplicitHead, Head, ImplicitHead, ParametricHead
+from iai_hf.features.unlabelled import TakesUnlabelled
 from iai_hf.task import Signal
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class _OnTasks(FrozenFeatures[Config]):
         return amortizer, FeatureCurriculum(amortizer, load_tasks(files, amortizer, config.max_task_examples), config)
 
 
-class Iterative(AdaptedFeatures[IterativeConfig], _OnTasks[IterativeConfig]):
+class Iterative(TakesUnlabelled[IterativeConfig], AdaptedFeatures[IterativeConfig], _OnTasks[IterativeConfig]):
     """Parametric: the state is a linear classifier's parameters (see `iai_hf.features.heads.parametric`)."""
 
     method = "iterative"
@@ -80,7 +81,7 @@ class Iterative(AdaptedFeatures[IterativeConfig], _OnTasks[IterativeConfig]):
         return ParametricHead(self.config.signal)
 
 
-class IterativeExplicit(_OnTasks[FrozenFeaturesConfig]):
+class IterativeExplicit(_OnTasks[FrozenFeaturesConfig], TakesUnlabelled[FrozenFeaturesConfig]):
     """Explicit: the state is a compact code, the predictor is learned (see `iai_hf.features.heads.explicit`)."""
 
     method = "iterative-explicit"

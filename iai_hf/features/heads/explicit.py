@@ -24,7 +24,7 @@ from iai_hf.posterior import bounded
 from iai_hf.task import Tensors
 
 SCORES = ("name", "centred", "centroid", "diagonal", "frequency")
-INFORMED = ("centred", "centroid", "diagonal")  # those that take unlabelled rows
+INFORMED = {"centred": 0.5, "diagonal": 0.5}  # scores that take unlabelled rows, and how far
 HYPERPARAMETERS = {
     "name_count": 2.0,
     "name_reach": 0.5,
@@ -113,7 +113,7 @@ class ExplicitHead(Head):
                 scores,
                 lambda soft: _scores(code.with_soft(soft), values),
                 lambda found, features: self.logits(Prepared(found.weight, found.bias, *amounts), features),
-                torch.tensor([float(name in INFORMED) for name in SCORES]).to(total),
+                torch.tensor([INFORMED.get(name, 0.0) for name in SCORES], dtype=torch.float32).to(total),
             )
         return Prepared(scores.weight, scores.bias, *amounts)
 

@@ -176,7 +176,7 @@ class ParametricHead(Head):
                 found,
                 lambda soft: scores(summary.with_soft(soft)),
                 lambda found, features: self.logits(together(found), features),
-                torch.tensor([float(name in INFORMED) for name in EXPERTS]).to(weights),
+                torch.tensor([float(name in INFORMED) for name in EXPERTS], dtype=torch.float32).to(weights),
             )
         return together(found)
 

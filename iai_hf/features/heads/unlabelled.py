@@ -142,7 +142,7 @@ def informed(
         plain: scores from labels alone.
         remade: the experts' scores from labels and such soft moments.
         logits: of such scores, for features `[n, d]`: `[n, C]`.
-        chosen: 1 where an expert takes unlabelled rows, otherwise 0, `[K]`.
+        chosen: how far each expert takes unlabelled rows at most, 0 to 1, `[K]`.
     """
     features = sample.features.float()
     each = (WEIGHT * sample.rows).clamp(max=MOST) / len(features)

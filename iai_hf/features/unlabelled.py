@@ -1,0 +1,47 @@
+"""TakesUnlabelled: rows without a label in a state on features, kept as a sample (see `heads/unlabelled.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from iai_hf.features.frozen_features import Config, FrozenFeatures
+from iai_hf.features.heads.unlabelled import Sample, split
+from iai_hf.posterior import half_life_decay
+from iai_hf.task import Chunk, TaskSpec
+
+if TYPE_CHECKING:
+    import torch
+
+
+class TakesUnlabelled(FrozenFeatures[Config]):
+    """Base of those whose head reads the sample beside its own tensors, which are the same with it and without."""
+
+    takes_unlabelled = True
+
+    def absorb(
+        self, tensors: Mapping[str, torch.Tensor], task: TaskSpec, inputs: Sequence[str]
+    ) -> tuple[Mapping[str, torch.Tensor], Mapping[str, int]]:
+        """The sample with more texts; with a half-life it follows the newest ones, counted in unlabelled texts."""
+        features, cut = self.features(inputs)
+        labelled, sample = split(tensors)
+        new = Sample.read(features, inputs)
+        if sample is not None:
+            decay = half_life_decay(len(inputs), self.config.half_life)
+            new = (sample if self.config.half_life is None else sample.faded(decay)).joined(new)
+        return {**labelled, **new.tensors}, {"texts_cut": cut} if self.config.max_tokens else {}
+
+    def refine(
+        self, tensors: Mapping[str, torch.Tensor], task: TaskSpec, chunk: Chunk, examples: int
+    ) -> tuple[Mapping[str, torch.Tensor], Mapping[str, int]]:
+        labelled, sample = split(tensors)
+        refined, counts = super().refine(labelled, task, chunk, examples)
+        return refined if sample is None else {**refined, **sample.tensors}, counts
+
+    def combine(
+        self, parts: Sequence[tuple[Mapping[str, torch.Tensor], TaskSpec]], task: TaskSpec
+    ) -> Mapping[str, torch.Tensor]:
+        apart = [split(tensors) for tensors, _ in parts]
+        merged = super().combine([(found[0], part[1]) for found, part in zip(apart, parts, strict=True)], task)
+        samples = [sample for _, sample in apart if sample is not None]
+        return {**merged, **samples[0].joined(*samples[1:]).tensors} if samples else merged
