@@ -59,7 +59,7 @@ class IAIClassifier(ClassifierMixin, BaseEstimator):
 
         Raises:
             DataError: texts or labels that are none, as many labels as rows not given, or a single class.
-            ConfigError: a setting that is not known or out of range, or rows without a label that the method can't take.
+            ConfigError: a setting that is not known or out of range, or rows without a label for a method of others.
             ValueError: numbers or labels that scikit-learn refuses.
         """
         labels, known = self._labels(y)

@@ -359,6 +359,29 @@ def test_states_of_parts_merge_into_the_state_of_the_whole(amortizer: Amortizer)
         amortizer.merge(parts[:1])
 
 
+def test_rows_without_a_label_are_taken_or_refused_by_name(amortizer: Amortizer, tmp_path: Path) -> None:
+    rows, others = rows_of(amortizer, 16), tuple(map(input_of, rows_of(amortizer, 12, seed=1)))
+    state, only = adapt(amortizer, rows, chunk_size=8), Chunk((), (), others)
+    mixed = Chunk(tuple(map(input_of, rows)), tuple(row["output"] for row in rows), others)
+    if not amortizer.takes_unlabelled:
+        for chunk in (only, mixed):
+            with pytest.raises(ConfigError, match=f"{amortizer.method!r} can't take rows without a label"):
+                amortizer.update(state, chunk)
+        with pytest.raises(ConfigError, match="queries that inform each other"):
+            amortizer.predict(state, others, transductive=True)
+        return
+    after = amortizer.update(state, only)
+    assert (after.header.examples, after.header.steps, after.header.counts["unlabelled"]) == (16, 3, 12)
+    assert all(torch.equal(after.tensors[name], tensor) for name, tensor in state.tensors.items())
+    assert same(TaskState.from_pretrained(after.save_pretrained(tmp_path)), after)
+    alone, both = amortizer.update(state, chunk_of(rows)), amortizer.update(state, mixed)
+    assert all(torch.equal(both.tensors[name], tensor) for name, tensor in alone.tensors.items())
+    for informed in (after, both, adapt(amortizer, rows, after, chunk_size=8)):
+        assert log_probs(amortizer, informed).isfinite().all()
+    transductive = amortizer.predict(state, others, transductive=True).log_probs
+    torch.testing.assert_close(transductive, amortizer.predict(after, others).log_probs)
+
+
 def test_forgetting_follows_a_stream_that_drifts(encoder: Backbone) -> None:
     old, new = examples(240), examples(120, seed=2)
     swapped = [{**row, "output": LABELS[(LABELS.index(row["output"]) + 1) % 3]} for row in new]

@@ -35,7 +35,7 @@ from iai_hf.task import Tensors
 KEPT = 512  # rows of the sample
 WEIGHT, MOST = 0.3, 600.0  # examples that an unlabelled row counts for, and that all of them do
 LABELLED = 96.0  # labelled examples from which on unlabelled text counts less than half
-SHIFT, CHANCE = 0.02, 1.5  # distance of the mean texts at which it counts half; what chance is multiplied by
+SHIFT, CHANCE = 0.02, 3.0  # distance of the mean texts at which it counts half; standard deviations that chance may be
 SHARPNESS = 4.0  # of soft labels: the head's probabilities are honest, so softer than a cluster's
 BALANCE = 0.5  # how far soft labels' shares are brought to those of the labels
 ROUNDS = 4
@@ -183,6 +183,7 @@ def _trusted(
     few = 1 / (1 + (total / LABELLED).square())
     seen = total.clamp(min=1e-6)
     variance = covariance.diagonal().sum().clamp(min=1e-12)
-    chance = CHANCE * (1 / seen + 1 / kept)
+    spread = (2 * covariance.square().sum()).sqrt() / variance
+    chance = (1 + CHANCE * spread) * (1 / seen + 1 / kept)
     shift = ((sums.sum(0) / seen - mean).square().sum() / variance - chance).clamp(min=0)
     return torch.where(total > 0, few / (1 + (shift / SHIFT).square()), 1.0)
