@@ -151,8 +151,8 @@ class IAIClassifier(ClassifierMixin, BaseEstimator):
         # A label is the one that it equals: 0.0 goes on with the class 0.
         self._names = {label: str(label) for label in labels.tolist()} | self._names
         outputs = [self._names[label] for label in labels.tolist()]
-        labelled = [inputs[i] for i in numpy.flatnonzero(known)]
-        others = [inputs[i] for i in numpy.flatnonzero(~known)]
+        labelled = [inputs[i] for i in numpy.flatnonzero(known).tolist()]
+        others = [inputs[i] for i in numpy.flatnonzero(~known).tolist()]
         for start in range(0, len(others), size):
             self.state_ = self.amortizer_.update(self.state_, Chunk((), (), tuple(others[start : start + size])))
         order = numpy.arange(len(labelled))

@@ -364,7 +364,7 @@ def test_parts_of_a_fit_may_lack_labels(encoder: Backbone) -> None:
     model = IAIClassifier(backbone=encoder, unlabelled=True)
     model.partial_fit(TEXTS, [-1] * 60, classes=list(LABELS))
     model.partial_fit([row["input"] for row in ROWS], [row["output"] for row in ROWS])
-    model.partial_fit(TEXTS[:5], [None] * 5)
+    model.partial_fit(TEXTS[:5], numpy.array([None] * 5))
     assert model.state_.header.counts["unlabelled"] == 65
     assert list(model.classes_) == sorted(LABELS)
     with pytest.raises(DataError, match="at least two"):
@@ -372,4 +372,6 @@ def test_parts_of_a_fit_may_lack_labels(encoder: Backbone) -> None:
     with pytest.raises(NotFittedError):
         IAIClassifier(backbone=encoder, unlabelled=True).predict(TEXTS)
     with pytest.raises(ConfigError, match="can't take rows without a label"):
-        IAIClassifier("iterative-implicit", encoder, unlabelled=True).fit(TEXTS, ["a", "b", *[-1] * 58])
+        IAIClassifier("iterative-implicit", encoder, unlabelled=True).fit(
+            TEXTS, numpy.array(["a", "b", *[-1] * 58], dtype=object)
+        )
