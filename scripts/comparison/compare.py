@@ -2,8 +2,9 @@
 
     python scripts/comparison/compare.py --data_dir META_TEST --output scripts/results/compare
 
-Rows: the iterative amortizers with their shipped weights and untrained, and the cheap rivals of `baselines.py` on the
-same features. What is in OUTPUT/results.json already is not measured again, so a run that was cut off goes on.
+Rows: the iterative amortizers with their shipped weights and untrained, without and with unlabelled text, and the cheap
+rivals of `baselines.py` on the same features. What is in OUTPUT/results.json already is not measured again, so a run
+that was cut off goes on.
 `compare_report.py` turns that file into the Markdown table and the plots.
 """
 
@@ -13,7 +14,7 @@ import functools
 import itertools
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +24,24 @@ import torch
 from huggingface_hub.utils import tqdm
 
 from comparison import lab
-from comparison.baselines import BASELINES, CALIBRATED
+from comparison.baselines import BASELINES, CALIBRATED, MOST_LABELLED, RIVALS, SEMI_SUPERVISED
 from comparison.compare_report import MARKS, report
-from comparison.rows import ROWS, amortizer_of
+from comparison.rows import ROWS, UNLABELLED, amortizer_of
 from comparison.tasks import TASKS, Task, chunks
-from iai_hf import Prediction, TaskSpec, load_backbone, score
+from iai_hf import Chunk, Prediction, TaskSpec, load_backbone, score
 from iai_hf.amortizer import Amortizer
 from iai_hf.backbones.cached import CachedBackbone
 from iai_hf.features.frozen_features import verbalize
 
 
-def iterative_points(task: Task, row: str, seed: int) -> Iterator[dict[str, Any]]:
-    """Metrics at the marks, of one stream through an amortizer."""
+def iterative_points(task: Task, row: str, seed: int, unlabelled: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Metrics at the marks, of one stream through an amortizer, behind unlabelled texts."""
     amortizer = amortizer_of(row, task.backbone)
     state = amortizer.init_state(TaskSpec("classification", task.labels))
-    spent = 0.0
+    began = time.perf_counter()
+    for first in range(0, len(unlabelled), 64):
+        state = amortizer.update(state, Chunk((), (), tuple(unlabelled[first : first + 64])))
+    spent = time.perf_counter() - began
     yield point(task, amortizer, state, spent)
     rows = task.rows(seed)
     for chunk in chunks(rows):
@@ -76,7 +80,12 @@ def baseline_points(task: Task, row: str, seed: int, already: list[dict[str, Any
         x = task.features([rows[i]["input"] for i in range(count)]) if count else torch.zeros(0, names.shape[1])
         y = torch.tensor([task.numbers[rows[i]["output"]] for i in range(count)], dtype=torch.long)
         began = time.perf_counter()
-        answer = BASELINES[row](x, y, names)
+        if row in SEMI_SUPERVISED:
+            if count > MOST_LABELLED:
+                continue
+            answer = SEMI_SUPERVISED[row](x, y, names, task.features(task.unlabelled(seed)))
+        else:
+            answer = BASELINES[row](x, y, names)
         fitted = time.perf_counter()
         prediction = Prediction.from_logits(answer(queries), task.labels)
         asked = time.perf_counter()
@@ -111,9 +120,13 @@ def main() -> None:
             continue
         task = load(name)
         already = [entry for old in records.of(**place) for entry in old["curve"]]
-        points = (
-            iterative_points(task, row, seed) if row not in BASELINES else baseline_points(task, row, seed, already)
-        )
+        if row in RIVALS:
+            points = baseline_points(task, row, seed, already)
+        else:
+            own = UNLABELLED[row][1] if row in UNLABELLED else None
+            other = args.tasks[(args.tasks.index(name) + 1) % len(args.tasks)]
+            texts = [] if own is None else load(name if own else other).unlabelled(seed)
+            points = iterative_points(task, row, seed, texts)
         records.add({**place, "seed": seed, "curve": list(points)})
     report(records.all, args.output)
 

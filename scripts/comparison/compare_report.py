@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # where the other scripts ar
 from matplotlib import colormaps
 
 from comparison import lab
-from comparison.baselines import BASELINES
+from comparison.baselines import BASELINES, RIVALS
 from comparison.lab import Record, error, shown
 from comparison.rows import ROWS
 from comparison.tasks import MAX_TOKENS
@@ -121,7 +121,7 @@ def plot(values: Table, rows: Sequence[str], label: str) -> bytes:
         if places:
             heights = [mean(cells[COLUMNS[place]]) for place in places]
             spread = [error(cells[COLUMNS[place]]) for place in places]
-            style = "--" if row in BASELINES else "-"
+            style = "--" if row in RIVALS else "-"
             axes.errorbar(places, heights, spread, label=row, marker=marker, markersize=5, linestyle=style, capsize=2)
     axes.set_xticks(range(len(COLUMNS)), COLUMNS)
     axes.set_xlabel("examples seen")
@@ -136,7 +136,7 @@ def report(records: Sequence[Record], output: Path) -> None:
     for backbone in sorted({record["backbone"] for record in records}):
         mine = lab.pick(records, backbone=backbone)
         rows = sorted({record["row"] for record in mine}, key=ROWS.index)
-        ours = [row for row in rows if row not in BASELINES]
+        ours = [row for row in rows if row not in RIVALS]
         tasks = sorted({record["task"] for record in mine})
         values = {metric: table(mine, metric) for metric in METRICS}
         first, *others = (

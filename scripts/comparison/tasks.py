@@ -16,6 +16,7 @@ from iai_hf.readers import read_file
 TASKS = ("banking77", "sst2", "trec6", "tweet_emotion", "ag_news")
 SIZES = (16, 16, 32)  # of the first chunks, so that 16, 32 and 64 are met; 64 from then on
 MAX_TOKENS = 128
+UNLABELLED = 2000  # texts that rows with unlabelled text read
 Rows = list[dict[str, str]]
 
 
@@ -40,6 +41,10 @@ class Task:
         """Training examples in an order that follows from the seed."""
         order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(seed))
         return [self.train[i] for i in order.tolist()]
+
+    def unlabelled(self, seed: int) -> list[str]:
+        """Texts of the last rows of that order, without their labels."""
+        return [row["input"] for row in self.rows(seed)[-UNLABELLED:]]
 
     def features(self, texts: list[str]) -> torch.Tensor:
         """Of texts, `[n, d]`."""

@@ -120,6 +120,44 @@ def test_a_state_goes_on_with_more_data(encoder_folder, data, test_data, tmp_pat
     assert TaskState.from_pretrained(tmp_path / "two").header.examples == 60
 
 
+def test_unlabelled_texts_are_read_where_that_is_asked(encoder_folder, data, tmp_path, capsys) -> None:  # type: ignore[no-untyped-def]
+    texts = write(tmp_path / "texts.jsonl", [{"input": row["input"]} for row in examples(30, seed=4)])
+    sparse = tmp_path / "sparse.csv"
+    rows = [row["input"] + "," + (row["output"] if number < 20 else "") for number, row in enumerate(examples(30))]
+    sparse.write_text("\n".join(["input,output", *rows]) + "\n")
+    state = tmp_path / "state"
+    run = adapt(encoder_folder, data, state, "--chunk-size", 8, "--json", "--unlabelled", texts)
+    status, out, _ = iai(capsys, *run, "--test", data, "--max-examples", 16)
+    described = json.loads(out)
+    assert (status, described["examples"], described["counts"]["unlabelled"]) == (0, 16, 30)
+    status, _, err = iai(capsys, *adapt(encoder_folder, data, state, "--chunk-size", 8, "--resume"))
+    assert status == 2
+    assert "same unlabelled text" in err
+    status, out, _ = iai(capsys, *run, "--test", data, "--resume")
+    assert (status, json.loads(out)["examples"]) == (0, 40)
+    curve = json.loads((state / "evaluation.json").read_text())["curve"]
+    assert {16, 40} <= {point["examples"] for point in curve}
+    other = tmp_path / "other"
+    status, _, err = iai(capsys, *adapt(encoder_folder, sparse, other))
+    assert status == 2
+    assert "output" in err
+    assert not (other / "state.safetensors").exists()
+    status, out, _ = iai(capsys, *adapt(encoder_folder, sparse, other, "--allow-missing-outputs", "--json"))
+    described = json.loads(out)
+    assert (status, described["examples"], described["counts"]["unlabelled"]) == (0, 20, 10)
+    answers = {}
+    for name, more in (("plain", ()), ("together", ("--transductive",))):
+        output = tmp_path / f"{name}.jsonl"
+        status, _, _ = iai(capsys, "predict", state, "--data", texts, "--output", output, "--quiet", *more)
+        answers[name] = [json.loads(line)["probability"] for line in output.read_text().splitlines()]
+        assert (status, len(answers[name])) == (0, 30)
+    assert answers["plain"] != answers["together"]
+    implicit = ("adapt", "iterative-implicit", *adapt(encoder_folder, data, tmp_path / "implicit")[2:])
+    status, _, err = iai(capsys, *implicit, "--unlabelled", texts)
+    assert status == 2
+    assert "can't take rows without a label" in err
+
+
 def test_compare_leaves_a_table_results_and_a_picture(causal_folder, data, test_data, tmp_path, capsys) -> None:  # type: ignore[no-untyped-def]
     methods = "iterative,in-context,prompt-tuning"
     command = ("compare", "--data", data, "--test", test_data, "--methods", methods, "--backbone", causal_folder)

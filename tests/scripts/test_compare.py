@@ -58,6 +58,15 @@ def test_it_measures_goes_on_and_reports(tasks: Path, tmp_path: Path, encoder_fo
     assert len(list(output.glob("*.png"))) == 2
 
 
+def test_rows_with_unlabelled_text_are_measured(tasks: Path, tmp_path: Path, encoder_folder: Path) -> None:
+    names = ("self-training, 2,000 unlabelled", "label spreading, 2,000 unlabelled")
+    assert compare(tasks, tmp_path, encoder_folder, *names).returncode == 0
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert {record["row"] for record in found} == set(names)
+    assert [point["examples"] for point in found[0]["curve"]] == [16, 64, 100]
+    assert all("negative_log_likelihood" in point for record in found for point in record["curve"])
+
+
 def test_streams_that_change_and_come_in_parts_are_measured(tasks: Path, tmp_path: Path, encoder_folder: Path) -> None:
     output = tmp_path / "streams"
     options = ["--data_dir", tasks, "--tasks", "a", "b", "--backbone", encoder_folder, "--seeds", "2"]
