@@ -81,7 +81,7 @@ class Iterative(TakesUnlabelled[IterativeConfig], AdaptedFeatures[IterativeConfi
         return ParametricHead(self.config.signal)
 
 
-class IterativeExplicit(_OnTasks[FrozenFeaturesConfig], TakesUnlabelled[FrozenFeaturesConfig]):
+class IterativeExplicit(TakesUnlabelled[FrozenFeaturesConfig], _OnTasks[FrozenFeaturesConfig]):
     """Explicit: the state is a compact code, the predictor is learned (see `iai_hf.features.heads.explicit`)."""
 
     method = "iterative-explicit"
