@@ -106,7 +106,10 @@ def adapt(
         check_takes_unlabelled(amortizer)
     whole = stream
     if unlabelled is not None:
-        whole = stream.behind(open_stream(unlabelled, Columns(stream.columns.input, None), split=split))
+        texts = open_stream(unlabelled, Columns(stream.columns.input, None), split=split)
+        if texts.fingerprint is not None and texts.fingerprint == stream.fingerprint:
+            log.warning("the unlabelled texts are those of the data itself, which tell nothing more")
+        whole = stream.behind(texts)
     cursor = Cursor(whole, chunk_size, shuffle_seed)
     if state is None:
         if resume:

@@ -27,7 +27,6 @@ from iai_hf.backbones.low_rank import LowRank
 from iai_hf.config import ABSENT, APART, require
 from iai_hf.features.fast_weights import Evidence, FastWeights, Retained, Schedule
 from iai_hf.features.frozen_features import FrozenFeatures, FrozenFeaturesConfig, targets_of
-from iai_hf.features.heads.unlabelled import split
 from iai_hf.task import Chunk, Prediction, TaskSpec, Tensors
 
 if TYPE_CHECKING:
@@ -206,9 +205,7 @@ class AdaptedFeatures(FrozenFeatures[Config]):
             return super().prepare(tensors, task)
         evidence = Evidence(**_of(EVIDENCE, tensors))
         if not evidence.prefers_adapted:
-            _, sample = split(tensors)  # of unlabelled texts: it has frozen features, so it informs the floor alone
-            floor = _of("", tensors) | ({} if sample is None else dict(sample.tensors))
-            return Prepared(super().prepare(floor, task), self.backbone, None, None)
+            return Prepared(super().prepare(_of("", tensors), task), self.backbone, None, None)
         low_rank = self.fast_weights.low_rank(_of(WEIGHTS, tensors))
         plain = self.fast_weights.backbone
         merged = FeatureAdapter(low_rank, plain.fingerprint).merged(plain)

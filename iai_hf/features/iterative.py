@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, get_args
 
 from iai_hf.backbones import load_backbone
 from iai_hf.backbones.cached import CachedBackbone
 from iai_hf.config import APART, read_config, require
+from iai_hf.errors import ConfigError
 from iai_hf.features.adapted_features import AdaptedFeatures, AdaptedFeaturesConfig
 from iai_hf.features.frozen_features import Config, FrozenFeatures, FrozenFeaturesConfig
 from iai_hf.features.heads import ExplicitHead, Head, ImplicitHead, ParametricHead
 from iai_hf.features.unlabelled import TakesUnlabelled
-from iai_hf.task import Signal
+from iai_hf.task import Signal, TaskSpec, Tensors
 
 if TYPE_CHECKING:
     from iai_hf.training.config import TrainingConfig
@@ -79,6 +81,19 @@ class Iterative(TakesUnlabelled[IterativeConfig], AdaptedFeatures[IterativeConfi
 
     def make_module(self) -> Head:
         return ParametricHead(self.config.signal)
+
+    def absorb(self, tensors: Tensors, task: TaskSpec, inputs: Sequence[str]) -> tuple[Tensors, Mapping[str, int]]:
+        """As `TakesUnlabelled.absorb`; with a depth they are refused, since the sample has frozen features alone.
+
+        Raises:
+            ConfigError: there is a depth.
+        """
+        if self.config.depth:
+            raise ConfigError(
+                f"{self.method!r} can't take rows without a label (unlabelled ones, or queries that inform each other) "
+                f"where it has a depth, here {self.config.depth}; leave them out, or set depth=0"
+            )
+        return super().absorb(tensors, task, inputs)
 
 
 class IterativeExplicit(TakesUnlabelled[FrozenFeaturesConfig], _OnTasks[FrozenFeaturesConfig]):

@@ -210,6 +210,15 @@ def test_a_run_that_was_cut_off_ends_in_the_same_state(amortizer: Amortizer, tmp
         amortizer.adapt(ROWS, left, chunk_size=8, resume=True, progress=False)
 
 
+def test_the_data_itself_as_unlabelled_text_is_told(
+    amortizer: Amortizer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    amortizer.adapt(data, unlabelled=data, progress=False)
+    assert "those of the data itself" in caplog.text
+
+
 def test_files_are_resumed_too_and_max_examples_counts_the_data_alone(amortizer: Amortizer, tmp_path: Path) -> None:
     data, other = tmp_path / "data.jsonl", tmp_path / "unlabelled.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
@@ -320,10 +329,15 @@ def test_what_can_not_be_done_is_told(amortizer: Amortizer, encoder: Backbone) -
         amortizer.adapt(ROWS, unlabelled=iter(UNLABELLED), progress=False)
     with pytest.raises(DataError, match="no column 'input'"):
         amortizer.adapt(ROWS, unlabelled=[{"text": "a"}], progress=False)
+    with pytest.raises(DataError, match="row 0 is a str; expected a dictionary"):
+        amortizer.adapt(ROWS, unlabelled=TEXTS, progress=False)
     with pytest.raises(DataError, match="unlabelled inputs"):
         Chunk((), (), "a text")  # type: ignore[arg-type]
     with pytest.raises(DataError, match="empty"):
         Chunk((), ())
+    deep = AutoAmortizer.from_pretrained("iterative", backbone=encoder, config={"depth": 1})
+    with pytest.raises(ConfigError, match="where it has a depth, here 1; leave them out, or set depth=0"):
+        deep.adapt(ROWS, unlabelled=UNLABELLED, progress=False)
     other = AutoAmortizer.from_pretrained("iterative-implicit", backbone=encoder)
     state = other.init_state(task)
     for wrong in (
