@@ -41,7 +41,7 @@ def export(
     """Write a state as a PEFT adapter, which `PeftModel.from_pretrained` loads without this package."""
     start_logging(quiet)
     from iai_hf.auto import AutoAmortizer
-    from iai_hf.language_model.peft_export import ADAPTER_CONFIG
+    from iai_hf.backbones.peft_files import ADAPTER_CONFIG
     from iai_hf.state import TaskState
 
     hold(context, peft)

@@ -18,6 +18,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from typing_extensions import TypeVar
@@ -25,6 +26,7 @@ from typing_extensions import TypeVar
 from iai_hf.backbones.adapter import FeatureAdapter
 from iai_hf.backbones.low_rank import LowRank
 from iai_hf.config import ABSENT, APART, require
+from iai_hf.errors import ConfigError
 from iai_hf.features.fast_weights import Evidence, FastWeights, Retained, Schedule
 from iai_hf.features.frozen_features import FrozenFeatures, FrozenFeaturesConfig, targets_of
 from iai_hf.task import Chunk, Prediction, TaskSpec, Tensors
@@ -85,7 +87,7 @@ class Prepared(NamedTuple):
     head: Any
     backbone: Backbone
     low_rank: LowRank | None
-    factor: torch.Tensor | None
+    factor: float
 
 
 class AdaptedFeatures(FrozenFeatures[Config]):
@@ -205,12 +207,12 @@ class AdaptedFeatures(FrozenFeatures[Config]):
             return super().prepare(tensors, task)
         evidence = Evidence(**_of(EVIDENCE, tensors))
         if not evidence.prefers_adapted:
-            return Prepared(super().prepare(_of("", tensors), task), self.backbone, None, None)
+            return Prepared(super().prepare(_of("", tensors), task), self.backbone, None, 1.0)
         low_rank = self.fast_weights.low_rank(_of(WEIGHTS, tensors))
         plain = self.fast_weights.backbone
         merged = FeatureAdapter(low_rank, plain.fingerprint).merged(plain)
         head = super().prepare(_of(ADAPTED, tensors), task)
-        return Prepared(head, merged, low_rank, evidence.log_temperature.exp())
+        return Prepared(head, merged, low_rank, float(evidence.log_temperature.exp()))
 
     def answer(self, prepared: Any, task: TaskSpec, queries: Sequence[str]) -> Prediction:
         if not self.config.depth:
@@ -237,8 +239,7 @@ class AdaptedFeatures(FrozenFeatures[Config]):
         import torch
 
         with torch.no_grad():
-            logits = self.head.logits(prepared.head, features)
-            return Prediction.from_logits(logits if prepared.factor is None else logits * prepared.factor, task.labels)
+            return Prediction.from_logits(prepared.factor * self.head.logits(prepared.head, features), task.labels)
 
     def combine(self, parts: Sequence[tuple[Tensors, TaskSpec]], task: TaskSpec) -> Tensors:
         """The floor is merged as ever; weights are averaged, and the retained examples read again under the average."""
@@ -263,6 +264,29 @@ class AdaptedFeatures(FrozenFeatures[Config]):
             **_named(RETAINED, retained.tensors()),
             **_named(EVIDENCE, Evidence.merged(evidence).tensors()),
         }
+
+    def export_peft(self, tensors: Tensors, task: TaskSpec, directory: Path) -> None:
+        """See `iai_hf.features.peft_export`."""
+        import torch
+
+        from iai_hf.features.peft_export import write_classifier
+
+        prepared = self.prepare(tensors, task) if self.config.depth else None
+        weights = [self.feature_adapter.low_rank] if self.feature_adapter is not None else []
+        if prepared is None or prepared.low_rank is None:
+            reason = "with depth 0 has no weights of its own in the backbone"
+            if prepared is not None:
+                reason = "whose frozen features are ahead does not use its weights in the backbone yet"
+            raise ConfigError(
+                f"a state of {self.method!r} {reason}, so it has no PEFT form; adapt with depth, or on more examples"
+            )
+        zero, units = torch.zeros(1, self.backbone.hidden_size), torch.eye(self.backbone.hidden_size)
+        with torch.no_grad():  # the head is linear, so that it is known from these
+            bias = self.head.logits(prepared.head, self.projected(zero))[0]
+            weight = (self.head.logits(prepared.head, self.projected(units)) - bias).T
+        factor = prepared.factor
+        plain = self.backbone.plain.uncached
+        write_classifier(plain, [*weights, prepared.low_rank], factor * weight, factor * bias, task.labels, directory)
 
 
 def _parts(chunk: Chunk, seen: int) -> Iterator[Chunk]:

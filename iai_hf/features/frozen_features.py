@@ -66,9 +66,11 @@ class FrozenFeatures(Learned[Config]):
     def __init__(self, backbone: Backbone, config: Config | None = None) -> None:
         config = config if config is not None else self.config_class()
         source = shipped.find(ADAPTER, None, backbone) if config.adapter == AUTO else config.adapter
+        self.feature_adapter: FeatureAdapter | None = None
         if source is not None:
             source, folder = shipped.locate(source, ADAPTER_FILE)
-            backbone = FeatureAdapter.load(folder).merged(backbone)
+            self.feature_adapter = FeatureAdapter.load(folder)
+            backbone = self.feature_adapter.merged(backbone)
             log.info("%s: features learned by %s", self.method, source)
         super().__init__(backbone, replace(config, adapter=source))
 

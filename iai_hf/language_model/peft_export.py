@@ -12,20 +12,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from iai_hf.backbones.peft_files import lora_tensors, of_base, write_adapter
 from iai_hf.errors import StateError
-from iai_hf.files import write_together
 from iai_hf.language_model.targets import is_transposed
 
 if TYPE_CHECKING:
     import torch
 
-    from iai_hf.backbones import Backbone
     from iai_hf.backbones.causal_lm import CausalLM
     from iai_hf.backbones.conditions import Prefix
     from iai_hf.backbones.low_rank import LowRank
     from iai_hf.language_model.prompting import Prompter
 
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PROMPT, PROMPT_IDS = "prompt.txt", "prompt_ids.json"
 NO_PROMPT: Mapping[str, str] = {}
 
@@ -43,10 +41,6 @@ def write_lora(
 
     backbone = prompter.model
     before = [] if demonstrations is None else [*backbone.special_tokens[0], *demonstrations]
-    tensors = {}
-    for name in weights.down:
-        tensors[f"base_model.model.{name}.lora_A.weight"] = weights.down[name]
-        tensors[f"base_model.model.{name}.lora_B.weight"] = weights.up[name] * (rank / alpha)
     layers = sorted({int(part) for name in weights.down for part in name.split(".") if part.isdecimal()})
     if before and backbone.model.config.model_type == "mpt":  # PEFT has a forward of its own for this one
         raise StateError(
@@ -64,12 +58,12 @@ def write_lora(
         layers_to_transform=None if everywhere else layers,
         fan_in_fan_out=transposed == {True},
         alora_invocation_tokens=list(prompter.query_prefix) if before else None,
-        **_base(backbone),
+        **of_base(backbone),
     )
     texts = {}
     if demonstrations is not None and before:
         texts = {PROMPT: str(backbone.tokenizer.decode(list(demonstrations))), PROMPT_IDS: json.dumps(before)}
-    _write(config, tensors, directory, texts)
+    _write(config, lora_tensors(weights, rank / alpha), directory, texts)
 
 
 def write_prompt(prompt: torch.Tensor, model: CausalLM, directory: Path) -> None:
@@ -86,7 +80,7 @@ def write_prompt(prompt: torch.Tensor, model: CausalLM, directory: Path) -> None
         num_transformer_submodules=1,
         num_layers=int(model.model.config.num_hidden_layers),
         num_attention_heads=int(getattr(model.model.config, "num_attention_heads", 1)),  # asked for, and not used
-        **_base(model),
+        **of_base(model),
     )
     _write(config, {"prompt_embeddings": whole}, directory)
 
@@ -118,35 +112,14 @@ def write_prefix(prefix: Prefix, model: CausalLM, directory: Path) -> None:
         num_transformer_submodules=1,
         num_layers=len(prefix.layers),
         num_attention_heads=heads,
-        **_base(model),
+        **of_base(model),
     )
     _write(config, {"prompt_embeddings": whole.flatten(1)}, directory)
-
-
-def _base(backbone: Backbone) -> dict[str, Any]:
-    return {"base_model_name_or_path": backbone.name, "revision": backbone.revision, "inference_mode": True}
 
 
 def _write(
     config: Any, tensors: dict[str, torch.Tensor], directory: Path, prompt: Mapping[str, str] = NO_PROMPT
 ) -> None:
-    """All files, the configuration last: a folder with one is complete."""
-    from safetensors.torch import save
-
-    values = config.to_dict() | {"peft_version": _peft_version()}
-    plain = {key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}
-    content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, {"format": "pt"})
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        for name in {PROMPT, PROMPT_IDS} - set(prompt):  # of another adapter that lay there
-            (directory / name).unlink(missing_ok=True)
-        contents = {ADAPTER_WEIGHTS: content, **{name: text.encode() for name, text in prompt.items()}}
-        write_together(directory, contents | {ADAPTER_CONFIG: json.dumps(plain, indent=2, default=str).encode()})
-    except OSError as error:
-        raise StateError(f"can't write the adapter to {directory}: {error.strerror or error}") from error
-
-
-def _peft_version() -> str:
-    import peft
-
-    return peft.__version__
+    for name in {PROMPT, PROMPT_IDS} - set(prompt):  # of another adapter that lay there
+        (directory / name).unlink(missing_ok=True)
+    write_adapter(config, tensors, directory, {name: text.encode() for name, text in prompt.items()})

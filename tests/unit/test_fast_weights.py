@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from iai_hf.errors import BackboneError, ConfigError, DataError
 from iai_hf.features.adapted_features import ADAPTED, EVIDENCE, RETAINED, WEIGHTS
 from iai_hf.features.fast_weights import Evidence, FastWeights, Retained, Schedule
 from iai_hf.features.iterative import Iterative
+from iai_hf.features.peft_export import stacked
 
 SETTINGS = {"depth": "auto", "rank": 2, "steps": 2.0, "learning_rate": 3e-3, "weights": None}
 
@@ -260,6 +263,54 @@ def test_a_merged_state_knows_the_parts(encoder: Backbone) -> None:
         return sum(mine == row["output"] for mine, row in zip(found.outputs, held_out, strict=True))
 
     assert hits(merged) >= hits(whole) - 8
+
+
+def test_an_exported_state_gives_the_same_answers_without_this_package(encoder: Backbone, tmp_path: Path) -> None:
+    import peft
+    from safetensors.torch import load_file
+    from transformers import AutoModel
+
+    amortizer = deep(encoder, steps=6.0)
+    state = amortizer.adapt(examples(64), progress=False)
+    amortizer.export(state, tmp_path / "adapter")
+    model = peft.PeftModel.from_pretrained(AutoModel.from_pretrained(encoder.name), tmp_path / "adapter").eval()
+    head = load_file(tmp_path / "adapter" / "head.safetensors")
+    queries = [row["input"] for row in examples(8, 5)]
+    batch = encoder.tokenizer(queries, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        hidden = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
+    mask = batch["attention_mask"][..., None]
+    features = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1)
+    found = (features @ head["weight"].T + head["bias"]).log_softmax(1)
+    expected = amortizer.predict(state, queries)
+    assert json.loads((tmp_path / "adapter" / "head.json").read_text())["labels"] == list(expected.labels)
+    assert torch.allclose(found, expected.log_probs, atol=2e-2)
+
+
+def test_a_state_whose_frozen_features_are_ahead_is_not_exported(encoder: Backbone, tmp_path: Path) -> None:
+    amortizer = deep(encoder)
+    state = amortizer.adapt(examples(64), progress=False)
+    behind = TaskState({**state.tensors, EVIDENCE + "gain": torch.tensor(-50.0)}, state.header)
+    with pytest.raises(ConfigError, match="no PEFT form"):
+        amortizer.export(behind, tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_low_rank_weights_add_up() -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(rank: int, names: Sequence[str]) -> LowRank:
+        return LowRank(
+            {name: torch.randn(rank, 5, generator=generator) for name in names},
+            {name: torch.randn(3, rank, generator=generator) for name in names},
+        )
+
+    parts = [drawn(2, ["a", "b"]), drawn(4, ["b"])]
+    whole = stacked(parts)
+    for name in ("a", "b"):
+        expected = sum((part.up[name] @ part.down[name] for part in parts if name in part.up), torch.zeros(3, 5))
+        assert torch.allclose(whole.up[name] @ whole.down[name], expected, atol=1e-5)
+    assert {len(down) for down in whole.down.values()} == {6}
 
 
 def test_the_parts_of_a_state_are_named(encoder: Backbone) -> None:

@@ -18,9 +18,10 @@ from iai_hf.backbones import Backbone, load_backbone, packed_pass
 from iai_hf.backbones.causal_lm import CausalLM
 from iai_hf.backbones.conditions import Sampling
 from iai_hf.backbones.packing import Row
+from iai_hf.backbones.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from iai_hf.errors import BackboneError, ConfigError, DataError, StateError
 from iai_hf.language_model.gradient import PREFILL_ROWS, PREFILL_TOKENS, Gradient, prefill_groups
-from iai_hf.language_model.peft_export import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PROMPT, PROMPT_IDS
+from iai_hf.language_model.peft_export import PROMPT, PROMPT_IDS
 from iai_hf.language_model.prompted import Prompted
 
 WORDS = TaskSpec("generation")

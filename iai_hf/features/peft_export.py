@@ -1,0 +1,72 @@
+"""A classifier on adapted features as a genuine PEFT adapter of the encoder, with its linear head beside it.
+
+`PeftModel.from_pretrained` loads the adapter without this package; mean-pool and normalise its hidden states as the
+backbone's own folder says, then logits = features @ weight.T + bias, both of `head.safetensors`; `head.json` has the
+labels in the order of its rows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from iai_hf.backbones.low_rank import LowRank
+from iai_hf.backbones.peft_files import lora_tensors, of_base, write_adapter
+
+if TYPE_CHECKING:
+    import torch
+
+    from iai_hf.backbones import Backbone
+
+HEAD_WEIGHTS, HEAD_LABELS = "head.safetensors", "head.json"
+
+
+def write_classifier(
+    backbone: Backbone,
+    weights: Sequence[LowRank],
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    labels: Sequence[str],
+    directory: Path,
+) -> None:
+    """Write low-rank weights that add up, and a linear head.
+
+    Args:
+        backbone: without any of the weights.
+        weight, bias: `[C, hidden]` and `[C]`.
+
+    Raises:
+        StateError: the folder can't be written.
+    """
+    import peft
+    from safetensors.torch import save
+
+    whole = stacked(weights)
+    rank = len(next(iter(whole.down.values())))
+    config = peft.LoraConfig(
+        task_type=peft.TaskType.FEATURE_EXTRACTION,
+        r=rank,
+        lora_alpha=rank,
+        target_modules=sorted(whole.down),
+        **of_base(backbone),
+    )
+    head = {"weight": weight.float().contiguous(), "bias": bias.float().contiguous()}
+    others = {HEAD_WEIGHTS: save(head, {"format": "pt"}), HEAD_LABELS: json.dumps({"labels": list(labels)}).encode()}
+    write_adapter(config, lora_tensors(whole), directory, others)
+
+
+def stacked(weights: Sequence[LowRank]) -> LowRank:
+    """The sum of low-rank weights as one, of the same rank in every layer; zeros where a layer has less."""
+    import torch
+
+    names = {name: None for part in weights for name in part.down}
+    downs = {name: torch.cat([part.down[name].float() for part in weights if name in part.down]) for name in names}
+    ups = {name: torch.cat([part.up[name].float() for part in weights if name in part.up], dim=1) for name in names}
+    rank = max(len(down) for down in downs.values())
+    pad = torch.nn.functional.pad
+    return LowRank(
+        {name: pad(down, (0, 0, 0, rank - len(down))) for name, down in downs.items()},
+        {name: pad(up, (0, rank - up.shape[1])) for name, up in ups.items()},
+    )
