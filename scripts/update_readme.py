@@ -9,8 +9,10 @@ from statistics import mean
 from typing import Any
 
 from comparison import lab
+from comparison.compare_encoders import OURS
 from comparison.compare_report import COLUMNS, best_rival, table
 from comparison.compare_words import by_task, means
+from comparison.encoder_rivals import RIVALS as ENCODER_RIVALS
 from comparison.lab import error
 from iai_hf.compare import markdown
 from iai_hf.files import write_whole
@@ -102,6 +104,37 @@ columns, a trained head by {", ".join(of_head)}. Tasks of sentiment, emotion, ne
 were among those of the adapter's training; nothing was related to trec6. On a frozen SmolLM2-135M with
 {inside[0]["examples"]:,} examples, LoRA given ten times the time is {ahead:.1f} points ahead of `iterative` (mean over
 {", ".join(shared)}; one order).
+"""
+
+
+def encoders(records: list[dict[str, Any]]) -> str:
+    """Methods that change the encoder, task by task."""
+    marks = sorted({record["examples"] for record in records})
+    tasks = sorted({record["task"] for record in records})
+    rows = [["", *tasks, "seconds"]]
+    for row in (*OURS, *ENCODER_RIVALS):
+        mine = lab.pick(records, row=row)
+        if not mine:
+            continue
+
+        def cells(key: str, scale: float, found: list[dict[str, Any]]) -> str:
+            values = [[record[key] for record in lab.pick(found, examples=mark)] for mark in marks]
+            return " / ".join(f"{scale * mean(value):.1f}" if value else "-" for value in values)
+
+        shared = [record for record in mine if record["task"] in ("sst2", "trec6")]
+        rows.append(
+            [f"`{row}`" if row in OURS else row]
+            + [cells("accuracy", 100, lab.pick(mine, task=task)) for task in tasks]
+            + [cells("seconds", 1, shared)]
+        )
+    orders = {row: len({record["seed"] for record in lab.pick(records, row=row)}) for row in (*OURS, *ENCODER_RIVALS)}
+    told = ", ".join(f"{row} {count}" for row, count in orders.items() if count)
+    return f"""
+Methods that change the encoder, the same MiniLM-L6: accuracy in % after {" / ".join(f"{mark:,}" for mark in marks)}
+examples, and seconds on one core (mean of sst2 and trec6):
+
+{markdown(rows)}
+Stream orders at most: {told}; [standard errors, calibration, costs](scripts/results/compare_encoders/results.md).
 """
 
 
@@ -200,7 +233,10 @@ def main() -> None:
     curve = measured("compare/results.json")
     whole = results(measured("benchmark.json"), curve, measured("harm.json"), measured("compare_words/results.json"))
     parts = {
-        ROOT / "README.md": {"results": brief(curve, measured("compare_lm/results.json"))},
+        ROOT / "README.md": {
+            "results": brief(curve, measured("compare_lm/results.json"))
+            + encoders(measured("compare_encoders/results.json"))
+        },
         RESULTS / "README.md": {"results": whole, "paper": paper(measured("paper/results.json"))},
     }
     for path, sections in parts.items():

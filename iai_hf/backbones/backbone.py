@@ -249,12 +249,14 @@ class Backbone:
         """Sizes, in and out, of the linear layers that a feature comes from, by their name in the model."""
         from torch import nn
 
-        self.features([SAMPLE])  # what is found out about the model at the first pass calls other layers too
+        alone = copy.copy(self)
+        alone.group = Group()  # of several processes only one would read the sample
+        alone.features([SAMPLE])  # what is found out about the model at the first pass calls other layers too
         layers = {name: part for name, part in self.model.named_modules() if isinstance(part, nn.Linear)}
         called: list[nn.Module] = []
         hooks = [part.register_forward_hook(lambda part, *_: called.append(part)) for part in layers.values()]
         try:
-            self.features([SAMPLE])
+            alone.features([SAMPLE])
         finally:
             for hook in hooks:
                 hook.remove()

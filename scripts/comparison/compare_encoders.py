@@ -30,7 +30,7 @@ from iai_hf.compare import markdown
 OURS: dict[str, dict[str, Any]] = {
     "iterative, frozen features": {"adapter": None},
     "iterative": {},
-    "iterative, depth": {"depth": "auto"},
+    "iterative, depth=auto": {"depth": "auto"},
 }
 MARKS = (16, 64, 256, 1024)
 METRICS = {

@@ -34,6 +34,19 @@ def test_all_examples_give_at_least_logistic_regression_less_a_point(task: str, 
     assert state.nbytes < 1_000_000
 
 
+def test_depth_learns_what_frozen_features_do_not_tell(tasks: Path, minilm: Backbone) -> None:
+    inputs, outputs = read(tasks / "meta_train" / "dailydialog_act" / "train.jsonl")
+    rows = [{"input": text, "output": act} for text, act in zip(inputs[:64], outputs[:64], strict=True)]
+    found = []
+    for depth in (0, "auto"):
+        amortizer = AutoAmortizer.from_pretrained("iterative", backbone=minilm, config={"depth": depth})
+        state = amortizer.adapt(rows, progress=False)
+        answers = amortizer.predict(state, inputs[-300:]).outputs
+        found.append(sum(a == b for a, b in zip(answers, outputs[-300:], strict=True)) / 300)
+        assert state.nbytes < 2**20
+    assert found[1] >= found[0] + 4 * MARGIN
+
+
 def test_the_language_model_learns_from_demonstrations(tasks: Path, smollm: Backbone) -> None:
     inputs, outputs = read(tasks / "meta_test" / "sst2" / "test.jsonl")
     amortizer = AutoAmortizer.from_pretrained("in-context", backbone=smollm)

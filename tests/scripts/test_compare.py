@@ -148,3 +148,21 @@ def test_means_are_of_rows_that_were_measured_on_all_tasks() -> None:
         record("a", "zero-shot", 0, 0.1),
     ]
     assert means(records, "exact_match") == {"lm-state": [pytest.approx(0.3)]}
+
+
+def test_methods_that_change_the_encoder_are_measured_with_their_seconds(
+    tasks: Path, tmp_path: Path, encoder_folder: Path
+) -> None:
+    output = tmp_path / "encoders"
+    options = ["--data_dir", tasks, "--tasks", "a", "--backbone", encoder_folder, "--seeds", "1", "--output", output]
+    rows = ["iterative, depth=auto", "fine-tuning", "LoRA"]
+    command = [sys.executable, "scripts/comparison/compare_encoders.py", *map(str, options), "--examples", "16", "64"]
+    done = subprocess.run([*command, "--rows", *rows], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    records = json.loads((output / "results.json").read_text())
+    assert {(record["row"], record["examples"]) for record in records} == {(row, n) for row in rows for n in (16, 64)}
+    assert all(record["seconds"] > 0 and 0 <= record["accuracy"] <= 1 for record in records)
+    assert "| iterative, depth=auto |" in (output / "results.md").read_text()
+    again = subprocess.run([*command, "--rows", *rows], cwd=ROOT, capture_output=True, text=True)
+    assert again.returncode == 0
+    assert json.loads((output / "results.json").read_text()) == records

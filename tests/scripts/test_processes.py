@@ -114,19 +114,22 @@ def test_mixed_precision_leaves_the_heads_in_float32(config: Path, tmp_path: Pat
         torch.testing.assert_close(tensor, heads[1][name])
 
 
-def test_two_processes_adapt_one_stream_to_the_state_of_one(tmp_path: Path, encoder_folder: Path) -> None:
+@pytest.mark.parametrize("depth", ["0", "auto"])
+def test_two_processes_adapt_one_stream_to_the_state_of_one(tmp_path: Path, encoder_folder: Path, depth: str) -> None:
     data = write(tmp_path / "data.jsonl", 90, 0)
     states = []
     for processes in (1, 2):
         output = tmp_path / f"state{processes}"
-        options = ("--data", data, "--output", output, "--backbone", encoder_folder, "--chunk-size", 16, "--json")
+        options = ["--data", data, "--output", output, "--backbone", encoder_folder, "--chunk-size", 16, "--json"]
+        options += ["--set", f"depth={depth}", "--set", "steps=1", "--dtype", "float32"]
         done = launch(processes, "-m", "iai_hf.cli", "adapt", "iterative", *options)
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["examples"] == 90
         states.append(TaskState.from_pretrained(output))
     assert states[0].header == states[1].header
+    near = 1e-5 if depth == "0" else 5e-3  # rounding grows over gradient steps
     for name, tensor in states[0].tensors.items():
-        torch.testing.assert_close(tensor, states[1].tensors[name], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(tensor, states[1].tensors[name], atol=near, rtol=near)
 
 
 TOGETHER = """

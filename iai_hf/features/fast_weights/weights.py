@@ -147,8 +147,12 @@ class FastWeights:
                         f"the loss of the fast weights is {loss.item()}; the state is as it was before the chunk: look "
                         "at its texts, lower learning_rate, or set depth to 0"
                     )
-                for part, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-                    part.grad = self.backbone.group.total(gradient)
+                # Of processes that read together, one may have had no share of the batch.
+                share = (
+                    torch.autograd.grad(loss, parameters) if loss.requires_grad else [0 * part for part in parameters]
+                )
+                for part, gradient in zip(parameters, share, strict=True):
+                    part.grad = self.backbone.group.total(gradient.detach())
                 torch.nn.utils.clip_grad_norm_(parameters, LARGEST_GRADIENT)
                 optimizer.step()
                 rates.step()
