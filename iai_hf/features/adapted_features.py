@@ -183,14 +183,18 @@ class AdaptedFeatures(FrozenFeatures[Config]):
 
         That is done each time a stream has become half as long again, so it costs three passes in all.
         """
+        due = math.floor(math.log(after, REREAD_RATIO)) > math.floor(math.log(max(before, 1), REREAD_RATIO))
+        return self._from_retained(adapted, weights, retained, after) if due and len(retained) == after else adapted
+
+    def _from_retained(self, adapted: Tensors, weights: Tensors, retained: Retained, seen: int) -> Tensors:
+        """The adapted head's tensors with moments of the retained examples, which stand for all that were seen."""
         import torch
 
-        due = math.floor(math.log(after, REREAD_RATIO)) > math.floor(math.log(max(before, 1), REREAD_RATIO))
-        if len(retained) < after or not due:
+        if not len(retained):
             return adapted
         features = self._read(retained.texts, weights, self._reread_tokens)
+        shares = retained.weights(seen, self.config.half_life) * (seen / len(retained))
         with torch.no_grad():
-            shares = retained.weights(after, self.config.half_life)
             return self.head.reread(adapted, features, retained.targets, shares)
 
     def _read(self, texts: Sequence[str], weights: Tensors, max_tokens: int | None) -> torch.Tensor:
@@ -259,7 +263,7 @@ class AdaptedFeatures(FrozenFeatures[Config]):
         evidence = [Evidence(**_of(EVIDENCE, tensors)) for tensors, _ in parts]
         return {
             **floor,
-            **_named(ADAPTED, self._reread(adapted, weights, retained, 0, round(sum(counts)))),
+            **_named(ADAPTED, self._from_retained(adapted, weights, retained, round(sum(counts)))),
             **_named(WEIGHTS, weights),
             **_named(RETAINED, retained.tensors()),
             **_named(EVIDENCE, Evidence.merged(evidence).tensors()),
