@@ -183,7 +183,7 @@ def test_queries_of_several_states_are_answered_as_each_alone(amortizer: Amortiz
 
 def test_an_export_is_a_peft_adapter_or_refused_by_name(amortizer: Amortizer, tmp_path: Path) -> None:
     state = adapt(amortizer, rows_of(amortizer, 16), chunk_size=8)
-    if isinstance(amortizer, Prompted) or getattr(amortizer.config, "depth", 0):
+    if isinstance(amortizer, Prompted) or getattr(amortizer.config, "depth", None):
         amortizer.export(state, tmp_path / "adapter")
         assert (tmp_path / "adapter" / "adapter_config.json").is_file()
     else:

@@ -284,6 +284,7 @@ def test_an_exported_state_gives_the_same_answers_without_this_package(encoder: 
     found = (features @ head["weight"].T + head["bias"]).log_softmax(1)
     expected = amortizer.predict(state, queries)
     assert json.loads((tmp_path / "adapter" / "head.json").read_text())["labels"] == list(expected.labels)
+    assert expected.log_probs is not None
     assert torch.allclose(found, expected.log_probs, atol=2e-2)
 
 
