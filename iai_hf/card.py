@@ -68,7 +68,20 @@ def state_card(
         f"print(state.predict([{query}]{folders}).outputs)",
         evaluation,
         {"license": license, "datasets": list(header.datasets) or None},
+        _kept_texts(header.config) + LIMITS,
     )
+
+
+def _kept_texts(config: Mapping[str, Any]) -> str:
+    """What a state of such settings has of its examples as they are."""
+    kept = []
+    if config.get("depth"):
+        kept.append(f"{config['retained_bytes']:,} bytes")
+    if tokens := config.get("demonstration_tokens", config.get("demonstrations")):
+        kept.append(f"{tokens:,} tokens")
+    if not kept:
+        return ""
+    return f"**It holds up to {' and '.join(kept)} of its examples' texts as they are: who has it can read them.** "
 
 
 def amortizer_card(described: Mapping[str, Any], repo_id: str, tags: Sequence[str] = ()) -> str:
@@ -113,6 +126,7 @@ def _card(
     snippet: str,
     evaluation: Mapping[str, Any] | None = None,
     metadata: Mapping[str, Any] | None = None,
+    limits: str = LIMITS,
 ) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -155,7 +169,7 @@ def _card(
             f"```python\n{snippet}\n```",
             *measured,
             "## Limits and risks",
-            LIMITS,
+            limits,
             f"Written by iai_hf {__version__}.\n",
         ]
     )
