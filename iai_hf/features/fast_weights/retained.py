@@ -60,10 +60,11 @@ class Retained:
 
         return torch.tensor([example.target for example in self.examples], dtype=torch.long)
 
-    def weights(self, seen: int, half_life: int | None) -> torch.Tensor:
-        """How much each still counts after `seen` examples of the stream, float32 `[examples]`."""
+    def weights(self, half_life: int | None) -> torch.Tensor:
+        """How much each still counts beside the newest of them, float32 `[examples]`."""
         import torch
 
+        seen = max((example.place for example in self.examples), default=0)
         return torch.tensor([half_life_decay(seen - example.place, half_life) for example in self.examples])
 
     def joined(self, others: Retained, budget: int, half_life: int | None = None) -> Retained:

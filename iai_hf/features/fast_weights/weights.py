@@ -101,7 +101,9 @@ class FastWeights:
         return LowRank(down, up)
 
     def average(self, parts: Sequence[tuple[Tensors, float]]) -> Tensors:
-        """The mean of weights, each with its share."""
+        """The mean of weights, each with its share; where all shares are 0, as of states of no example, alike."""
+        if not any(share for _, share in parts):
+            parts = [(tensors, 1.0) for tensors, _ in parts]
         total = sum(share for _, share in parts)
         return {
             name: sum(tensors[name].float() * (share / total) for tensors, share in parts).half()  # type: ignore[union-attr]
@@ -141,7 +143,7 @@ class FastWeights:
                 batch = next(batches)
                 found = logits([texts[i] for i in batch], self.low_rank(moving))
                 losses = cross_entropy(found, targets[batch], reduction="none")
-                loss = (losses * shares[batch]).sum() / shares[batch].sum()
+                loss = (losses * shares[batch]).sum() / (len(batch) * shares.mean())
                 if not loss.isfinite():
                     raise DataError(
                         f"the loss of the fast weights is {loss.item()}; the state is as it was before the chunk: look "
