@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from iai_hf.backbones.batching import length_buckets, split_windows
 from iai_hf.backbones.low_rank import LowRank, applied
-from iai_hf.backbones.self_test import Traits, attention_windows, last_hidden_state, traits
+from iai_hf.backbones.self_test import Traits, attention_windows, last_hidden_state, tells_rows_apart, traits
 from iai_hf.backbones.sentence_transformers import Pipeline
 from iai_hf.backbones.tokenizing import TextTokenizer
 from iai_hf.errors import BackboneError
 from iai_hf.processes import Group
-from iai_hf.threads import Lock, one_at_a_time
+from iai_hf.threads import Lock, computing, one_at_a_time
 
 if TYPE_CHECKING:
     import torch
@@ -174,6 +174,11 @@ class Backbone:
         """Ids that a text is read behind, and that are no part of its feature."""
         return ()
 
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How a text becomes a feature, in plain values."""
+        return {"model": type(self.model).__name__, "hidden_state": "last", **self.pipeline.reading}
+
     @cached_property
     def fingerprint(self) -> str:
         """`digest()`, taken once."""
@@ -235,7 +240,16 @@ class Backbone:
         """
         import torch
 
-        return self._features(texts, max_tokens, torch.inference_mode(), weights, adapter_indices)
+        if adapter_indices is None or not weights or self._tells_rows_apart:
+            return self._features(texts, max_tokens, torch.inference_mode(), weights, adapter_indices)
+        vectors, tokens, cut = torch.empty(len(texts), self.hidden_size, dtype=torch.float32), 0, 0
+        for number in sorted(set(adapter_indices)):
+            rows = [row for row, index in enumerate(adapter_indices) if index == number]
+            own = (weights[number],) if number >= 0 else ()
+            found = self._features([texts[row] for row in rows], max_tokens, torch.inference_mode(), own)
+            vectors[rows] = found.vectors
+            tokens, cut = tokens + found.tokens, cut + found.cut
+        return Features(vectors, tokens, cut)
 
     @one_at_a_time
     def differentiable_features(
@@ -244,24 +258,43 @@ class Backbone:
         """As `features`, with the gradient in `weights`; of processes that read together, that of each one's share."""
         return self._features(texts, max_tokens, nullcontext(), weights).vectors
 
+    @property
+    def _alone(self) -> Backbone:
+        """The same that reads by itself: of several processes only one would read a sample."""
+        alone = copy.copy(self)
+        alone.group = Group()
+        return alone
+
     @cached_property
     def linear_layers(self) -> dict[str, tuple[int, int]]:
         """Sizes, in and out, of the linear layers that a feature comes from, by their name in the model."""
         from torch import nn
 
-        alone = copy.copy(self)
-        alone.group = Group()  # of several processes only one would read the sample
+        alone = self._alone
         alone.features([SAMPLE])  # what is found out about the model at the first pass calls other layers too
         layers = {name: part for name, part in self.model.named_modules() if isinstance(part, nn.Linear)}
         called: list[nn.Module] = []
-        hooks = [part.register_forward_hook(lambda part, *_: called.append(part)) for part in layers.values()]
-        try:
-            alone.features([SAMPLE])
-        finally:
-            for hook in hooks:
-                hook.remove()
+        with computing(), self.lock:  # or a pass of another thread would be taken for this one
+            hooks = [part.register_forward_hook(lambda part, *_: called.append(part)) for part in layers.values()]
+            try:
+                alone.features([SAMPLE])
+            finally:
+                for hook in hooks:
+                    hook.remove()
         used = set(map(id, called))
         return {name: (part.in_features, part.out_features) for name, part in layers.items() if id(part) in used}
+
+    @cached_property
+    def _tells_rows_apart(self) -> bool:
+        """Whether rows of one batch can each have weights of their own."""
+        import torch
+
+        alone, texts = self._alone, [SAMPLE, f"{SAMPLE} {SAMPLE}", SAMPLE]
+
+        def read(weights: Sequence[LowRank], indices: Sequence[int] | None = None) -> torch.Tensor:
+            return alone._features(texts, None, torch.inference_mode(), weights, indices).vectors
+
+        return tells_rows_apart(read, self.linear_layers, self.device, self.dtype)
 
     def _features(
         self,

@@ -58,6 +58,11 @@ class CausalLM(Backbone):
         return tuple(self.texts.ids([FEATURE_PROMPT])[0])
 
     @property
+    def reading(self) -> dict[str, Any]:
+        """As `Backbone.reading`."""
+        return {**super().reading, "prompt": FEATURE_PROMPT, "prompt_counts": False, "hidden_state": "middle"}
+
+    @property
     def base(self) -> torch.nn.Module:
         """The model without its language-model head."""
         model: Any = self.model

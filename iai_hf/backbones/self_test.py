@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from iai_hf.backbones import packed_pass, partial_pass, plain_pass
 from iai_hf.backbones.conditions import NO_PREFIX, Condition, Prefix
+from iai_hf.backbones.low_rank import LowRank
 from iai_hf.backbones.packing import Packed, Row
 from iai_hf.errors import BackboneError
 
@@ -178,6 +179,42 @@ def _texts(model: PreTrainedModel, context: int) -> tuple[torch.Tensor, list[Row
         Row(tuple(second), (tuple(last),)),
     ]
     return ids[: -2 * QUERY - 1].to(model.device), rows
+
+
+def tells_rows_apart(
+    read: Callable[[Sequence[LowRank], Sequence[int] | None], torch.Tensor],
+    layers: Mapping[str, tuple[int, int]],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> bool:
+    """Whether rows of one batch can each have weights of their own: not where a layer has tokens before rows, or reads
+    other things than tokens.
+
+    Args:
+        read: features of three texts under weights, and which of them each is read with.
+        layers: sizes, in and out, of those that have weights.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return (torch.randn(shape, generator=generator) / shape[-1] ** 0.5).to(device, dtype)
+
+    weights = [
+        LowRank(
+            {name: drawn(1, inputs) for name, (inputs, _) in layers.items()},
+            {name: drawn(outputs, 1) for name, (_, outputs) in layers.items()},
+        )
+        for _ in range(2)
+    ]
+    try:
+        mixed = read(weights, (0, 1, -1))
+    except BackboneError:
+        return False
+    each = torch.stack([read(weights[:1], None), read(weights[1:], None), read((), None)])
+    own, others = each[range(3), range(3)], each[[1, 2, 0], range(3)]
+    return bool(((mixed - own).norm(dim=1) < 0.1 * (others - own).norm(dim=1)).all())
 
 
 def attention_windows(config: Mapping[str, Any], context: int) -> dict[str, Any]:

@@ -72,6 +72,17 @@ class Pipeline:
         plain = not (any(self.stages) or self.prompt or self.lowercase)
         return plain and self.modes in (("mean",), ("cls",))
 
+    @property
+    def reading(self) -> dict[str, Any]:
+        """What it does with a text, in plain values."""
+        return {
+            "prompt": self.prompt,
+            "prompt_counts": self.pools_prompt,
+            "lowercase": self.lowercase,
+            "pooling": list(self.modes),
+            "then": ["normalize" if stage is None else "dense" for stage in (*self.stages, None)],
+        }
+
     def described(self) -> bytes:
         """What tells pipelines apart; nothing for a plain mean."""
         import torch

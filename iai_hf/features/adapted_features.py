@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from typing_extensions import TypeVar
 
@@ -76,18 +76,27 @@ class AdaptedFeaturesConfig(FrozenFeaturesConfig):
 Config = TypeVar("Config", bound=AdaptedFeaturesConfig, default=Any)
 
 
-class Prepared(NamedTuple):
-    """What answers: a prepared head, and the backbone under the weights whose features it takes.
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What answers: a prepared head, and the weights under which the backbone gives the features that it takes.
 
     Attributes:
-        low_rank: the task's own weights, None where frozen features answer.
+        plain: the backbone without the task's own weights.
+        low_rank: these, None where frozen features answer.
         factor: of the logits.
     """
 
     head: Any
-    backbone: Backbone
+    plain: Backbone
     low_rank: LowRank | None
     factor: float
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        """With the weights merged: a copy of their layers, made where queries are asked of this state alone."""
+        if self.low_rank is None:
+            return self.plain
+        return FeatureAdapter(self.low_rank, self.plain.fingerprint).merged(self.plain)
 
 
 class AdaptedFeatures(FrozenFeatures[Config]):
@@ -116,12 +125,16 @@ class AdaptedFeatures(FrozenFeatures[Config]):
     ) -> tuple[Tensors, Mapping[str, int]]:
         if not self.config.depth:
             return super().refine(tensors, task, chunk, examples)
+        import torch
+
         counts = {"texts_cut": 0} if self.config.max_tokens else {}
-        for part in _parts(chunk, examples):
-            tensors, cut = self._refined(tensors, task, part, examples)
-            examples += len(part)
-            if self.config.max_tokens:
-                counts["texts_cut"] += cut
+        with torch.inference_mode(False):  # under which nothing could be trained
+            tensors = {name: tensor.clone() if tensor.is_inference() else tensor for name, tensor in tensors.items()}
+            for part in _parts(chunk, examples):
+                tensors, cut = self._refined(tensors, task, part, examples)
+                examples += len(part)
+                if self.config.max_tokens:
+                    counts["texts_cut"] += cut
         return tensors, counts
 
     def _refined(self, tensors: Tensors, task: TaskSpec, part: Chunk, seen: int) -> tuple[Tensors, int]:
@@ -135,8 +148,8 @@ class AdaptedFeatures(FrozenFeatures[Config]):
         targets = targets_of(part, task)
         frozen_features, cut = self.features(part.inputs)
         features = self._read(part.inputs, weights, self.config.max_tokens)
-        if len(floor["counts"]) > 1:  # of classes that came with this chunk nobody could know
-            known = targets < len(floor["counts"])
+        known = targets < len(floor["counts"])  # of classes that came with this chunk nobody could know
+        if len(floor["counts"]) > 1 and bool(known.any()):
             with torch.no_grad():
                 evidence = evidence.after(
                     self.head.logits(self.head.prepare(floor), frozen_features[known]),
@@ -175,7 +188,7 @@ class AdaptedFeatures(FrozenFeatures[Config]):
             found = backbone.differentiable_features(texts, self._reread_tokens, (low_rank,))
             return self.head.logits(head, self.projected(found))
 
-        shares = retained.weights(after, config.half_life)
+        shares = retained.weights(config.half_life)
         return self.fast_weights.refined(weights, logits, retained.texts, retained.targets, shares, schedule, steps)
 
     def _reread(self, adapted: Tensors, weights: Tensors, retained: Retained, before: int, after: int) -> Tensors:
@@ -184,18 +197,20 @@ class AdaptedFeatures(FrozenFeatures[Config]):
         That is done each time a stream has become half as long again, so it costs three passes in all.
         """
         due = math.floor(math.log(after, REREAD_RATIO)) > math.floor(math.log(max(before, 1), REREAD_RATIO))
-        return self._from_retained(adapted, weights, retained, after) if due and len(retained) == after else adapted
+        return self._from_retained(adapted, weights, retained) if due and len(retained) == after else adapted
 
-    def _from_retained(self, adapted: Tensors, weights: Tensors, retained: Retained, seen: int) -> Tensors:
-        """The adapted head's tensors with moments of the retained examples, which stand for all that were seen."""
+    def _from_retained(self, adapted: Tensors, weights: Tensors, retained: Retained) -> Tensors:
+        """The adapted head's tensors with moments of the retained examples, which stand for all that it counts."""
         import torch
 
         if not len(retained):
             return adapted
         features = self._read(retained.texts, weights, self._reread_tokens)
-        shares = retained.weights(seen, self.config.half_life) * (seen / len(retained))
+        shares = retained.weights(self.config.half_life)
         with torch.no_grad():
-            return self.head.reread(adapted, features, retained.targets, shares)
+            return self.head.reread(
+                adapted, features, retained.targets, shares * (adapted["counts"].sum() / shares.sum())
+            )
 
     def _read(self, texts: Sequence[str], weights: Tensors, max_tokens: int | None) -> torch.Tensor:
         """Features of texts under the task's own weights, `[texts, feature_size]`."""
@@ -213,10 +228,8 @@ class AdaptedFeatures(FrozenFeatures[Config]):
         if not evidence.prefers_adapted:
             return Prepared(super().prepare(_of("", tensors), task), self.backbone, None, 1.0)
         low_rank = self.fast_weights.low_rank(_of(WEIGHTS, tensors))
-        plain = self.fast_weights.backbone
-        merged = FeatureAdapter(low_rank, plain.fingerprint).merged(plain)
         head = super().prepare(_of(ADAPTED, tensors), task)
-        return Prepared(head, merged, low_rank, float(evidence.log_temperature.exp()))
+        return Prepared(head, self.fast_weights.backbone, low_rank, float(evidence.log_temperature.exp()))
 
     def answer(self, prepared: Any, task: TaskSpec, queries: Sequence[str]) -> Prediction:
         if not self.config.depth:
@@ -263,7 +276,7 @@ class AdaptedFeatures(FrozenFeatures[Config]):
         evidence = [Evidence(**_of(EVIDENCE, tensors)) for tensors, _ in parts]
         return {
             **floor,
-            **_named(ADAPTED, self._from_retained(adapted, weights, retained, round(sum(counts)))),
+            **_named(ADAPTED, self._from_retained(adapted, weights, retained)),
             **_named(WEIGHTS, weights),
             **_named(RETAINED, retained.tensors()),
             **_named(EVIDENCE, Evidence.merged(evidence).tensors()),

@@ -1,8 +1,8 @@
 """A classifier on adapted features as a genuine PEFT adapter of the encoder, with its linear head beside it.
 
-`PeftModel.from_pretrained` loads the adapter without this package; mean-pool and normalise its hidden states as the
-backbone's own folder says, then logits = features @ weight.T + bias, both of `head.safetensors`; `head.json` has the
-labels in the order of its rows.
+`PeftModel.from_pretrained` loads the adapter without this package, on a model of the class that `head.json` names; pool
+and normalise its hidden states as that says, then logits = features @ weight.T + bias, both of `head.safetensors`;
+`head.json` has the labels in the order of its rows too.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ def write_classifier(
         **of_base(backbone),
     )
     head = {"weight": weight.float().contiguous(), "bias": bias.float().contiguous()}
-    others = {HEAD_WEIGHTS: save(head, {"format": "pt"}), HEAD_LABELS: json.dumps({"labels": list(labels)}).encode()}
+    told = {"labels": list(labels), "features": backbone.reading}
+    others = {HEAD_WEIGHTS: save(head, {"format": "pt"}), HEAD_LABELS: json.dumps(told, indent=2).encode()}
     write_adapter(config, lora_tensors(whole), directory, others)
 
 
@@ -62,8 +63,12 @@ def stacked(weights: Sequence[LowRank]) -> LowRank:
     import torch
 
     names = {name: None for part in weights for name in part.down}
-    downs = {name: torch.cat([part.down[name].float() for part in weights if name in part.down]) for name in names}
-    ups = {name: torch.cat([part.up[name].float() for part in weights if name in part.up], dim=1) for name in names}
+
+    def plain(tensor: torch.Tensor) -> torch.Tensor:  # a file's are on the CPU, a state's where its backbone is
+        return tensor.detach().to("cpu", torch.float32)
+
+    downs = {name: torch.cat([plain(part.down[name]) for part in weights if name in part.down]) for name in names}
+    ups = {name: torch.cat([plain(part.up[name]) for part in weights if name in part.up], dim=1) for name in names}
     rank = max(len(down) for down in downs.values())
     pad = torch.nn.functional.pad
     return LowRank(

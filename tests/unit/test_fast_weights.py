@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_backbones
 import torch
 from conftest import LABELS, examples, log_probs
 
 from iai_hf import AutoAmortizer, Chunk, TaskSpec, TaskState
-from iai_hf.backbones import Backbone
+from iai_hf.backbones import Backbone, load_backbone
 from iai_hf.backbones.adapter import FeatureAdapter
 from iai_hf.backbones.low_rank import LowRank
+from iai_hf.card import state_card
 from iai_hf.errors import BackboneError, ConfigError, DataError
 from iai_hf.features.adapted_features import ADAPTED, EVIDENCE, RETAINED, WEIGHTS
 from iai_hf.features.fast_weights import Evidence, FastWeights, Retained, Schedule
@@ -297,6 +299,30 @@ def test_a_state_whose_frozen_features_are_ahead_is_not_exported(encoder: Backbo
     assert not (tmp_path / "adapter").exists()
 
 
+def test_an_exported_language_model_tells_how_it_is_read(causal: Backbone, tmp_path: Path) -> None:
+    import peft
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    amortizer = deep(causal, steps=0.5)
+    state = amortizer.adapt(examples(16), progress=False)
+    amortizer.export(state, tmp_path / "adapter")
+    told = json.loads((tmp_path / "adapter" / "head.json").read_text())["features"]
+    assert told["model"] == "LlamaForCausalLM"
+    base = AutoModelForCausalLM.from_pretrained(causal.name)
+    model = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    query = examples(1, 5)[0]["input"]
+    prompt, ids = (causal.tokenizer(text)["input_ids"] for text in (told["prompt"], told["prompt"] + query))
+    with torch.no_grad():
+        states = model(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states
+    assert told["hidden_state"] == "middle"
+    assert not told["prompt_counts"]
+    feature = torch.nn.functional.normalize(states[len(states) // 2][:, len(prompt) :].mean(1), dim=1)
+    head = load_file(tmp_path / "adapter" / "head.safetensors")
+    found = (feature @ head["weight"].T + head["bias"]).log_softmax(1)
+    assert torch.allclose(found, log_probs(amortizer.predict(state, [query])), atol=2e-2)
+
+
 def test_low_rank_weights_add_up() -> None:
     generator = torch.Generator().manual_seed(0)
 
@@ -318,3 +344,79 @@ def test_the_parts_of_a_state_are_named(encoder: Backbone) -> None:
     state = deep(encoder).init_state()
     prefixes = {name.split(".")[0] + "." for name in state.tensors if "." in name}
     assert prefixes == {ADAPTED, WEIGHTS, RETAINED, EVIDENCE}
+
+
+def test_labels_ahead_of_which_the_first_chunk_has_none(encoder: Backbone) -> None:
+    amortizer = deep(encoder, steps=0.0)
+    state = amortizer.update(amortizer.init_state(TaskSpec(labels=("x", "y"))), Chunk(("a ball",), ("z",)))
+    assert float(state.tensors[EVIDENCE + "gain"]) == 0
+    assert amortizer.predict(state, ["a ball"]).outputs
+
+
+def test_states_of_no_example_merge(encoder: Backbone) -> None:
+    amortizer = deep(encoder)
+    merged = amortizer.merge([amortizer.init_state(TaskSpec(labels=labels)) for labels in (("x", "y"), ("z", "y"))])
+    assert merged.task.labels == ("x", "y", "z")
+    assert all(torch.equal(merged.tensors[WEIGHTS + n], t) for n, t in FastWeights(encoder, None, 2).initial().items())
+
+
+@pytest.mark.parametrize("half_life", [1, 50])
+def test_adapted_moments_of_a_merge_count_as_much_as_the_frozen_ones(encoder: Backbone, half_life: int) -> None:
+    amortizer = deep(encoder, steps=0.1, half_life=half_life)
+    parts = [amortizer.adapt(examples(40, seed), chunk_size=20, progress=False) for seed in (1, 2)]
+    moved = [dict(part.tensors) for part in parts]
+    for tensors in moved:  # as behind a long stream, which would take minutes
+        tensors[RETAINED + "places"] = tensors[RETAINED + "places"] + 3000
+    merged = amortizer.merge([TaskState(tensors, part.header) for tensors, part in zip(moved, parts, strict=True)])
+    counts = sum(float(part.tensors[ADAPTED + "counts"].sum()) for part in parts)
+    assert float(merged.tensors[ADAPTED + "counts"].sum()) == pytest.approx(counts, rel=1e-4)
+
+
+def test_a_batch_of_examples_that_are_all_but_forgotten(encoder: Backbone) -> None:
+    fast, kept = FastWeights(encoder, 1, 2), Retained.chunk(["a ball"] * 400, [0, 1] * 200, 0)
+    shares = kept.weights(2)
+    assert float(shares[0]) == 0
+
+    def logits(part: Sequence[str], low_rank: LowRank) -> torch.Tensor:
+        return encoder.differentiable_features(part, None, (low_rank,))[:, :2]
+
+    schedule = Schedule(steps=1.0, rate=1e-3, batch_size=4)
+    moved = fast.refined(fast.initial(), logits, kept.texts, kept.targets, shares, schedule, 3)
+    assert all(bool(tensor.isfinite().all()) for tensor in moved.values())
+
+
+def test_it_learns_the_same_under_inference_mode(encoder: Backbone) -> None:
+    amortizer = deep(encoder, steps=0.5)
+    plain = amortizer.update(amortizer.init_state(), chunk(16))
+    with torch.inference_mode():
+        state = amortizer.update(amortizer.init_state(), chunk(16))
+    assert all(torch.equal(state.tensors[name], tensor) for name, tensor in plain.tensors.items())
+
+
+@pytest.mark.parametrize("family", ["longformer", "deberta-v2"])
+def test_rows_of_one_batch_have_weights_of_their_own_in_every_order_of_layers(family: str, tmp_path: Path) -> None:
+    """Longformer puts tokens before texts, DeBERTa reads distances by the same layers: one mask fits neither."""
+    backbone = load_backbone(str(tiny_backbones.make(tmp_path / family, family)), dtype="float32")
+    texts = [row["input"] for row in examples(4)]
+    weights = [random_weights(backbone, seed) for seed in (1, 2)]
+    alone = [backbone.features(texts, None, weights[:1]), backbone.features(texts, None, weights[1:])]
+    alone.append(backbone.features(texts))
+    mixed = backbone.features(texts, None, weights, [0, 1, -1, 1])
+    expected = torch.stack([alone[which].vectors[row] for row, which in enumerate((0, 1, 2, 1))])
+    assert torch.allclose(mixed.vectors, expected, atol=1e-4)
+    assert mixed.tokens == alone[2].tokens
+
+
+def test_the_model_is_copied_only_for_a_state_that_is_asked_alone(encoder: Backbone) -> None:
+    amortizer = deep(encoder)
+    states = [amortizer.init_state(TaskSpec(labels=LABELS)) for _ in range(2)]
+    amortizer.predict_each(states, ["a ball", "a song"])
+    assert not any("backbone" in vars(amortizer.prepared(state)) for state in states)
+
+
+def test_the_card_says_that_texts_are_kept(encoder: Backbone) -> None:
+    state = deep(encoder, retained_bytes=4096).init_state(TaskSpec(labels=LABELS))
+    told = "up to 4,096 bytes of its examples' texts as they are"
+    assert told in state_card(state.header, state.nbytes, "someone/films")
+    shallow = deep(encoder, depth=0).init_state(TaskSpec(labels=LABELS))
+    assert "as they are" not in state_card(shallow.header, shallow.nbytes, "someone/films")
