@@ -389,3 +389,18 @@ def test_parts_of_a_fit_may_lack_labels(encoder: Backbone) -> None:
         IAIClassifier("iterative-implicit", encoder, unlabelled=True).fit(
             TEXTS, numpy.array(["a", "b", *[-1] * 58], dtype=object)
         )
+
+
+@pytest.mark.parametrize("labelled", [0, 8])
+def test_a_query_beside_which_no_other_stands_is_answered_as_ever(amortizer: Amortizer, labelled: int) -> None:
+    state = amortizer.init_state(TaskSpec(labels=LABELS))
+    if labelled:
+        rows = ROWS[:labelled]
+        state = amortizer.update(
+            state, Chunk(tuple(row["input"] for row in rows), tuple(row["output"] for row in rows))
+        )
+    alone = amortizer.predict(state, TEXTS[:1], transductive=True).log_probs
+    plain = amortizer.predict(state, TEXTS[:1]).log_probs
+    assert alone is not None
+    assert plain is not None
+    assert torch.equal(alone, plain)

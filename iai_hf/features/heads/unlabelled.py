@@ -144,6 +144,8 @@ def informed(
         logits: of such scores, for features `[n, d]`: `[n, C]`.
         chosen: how far each expert takes unlabelled rows at most, 0 to 1, `[K]`.
     """
+    if len(sample.features) < 2:  # one text alone has no variance, beside which scores would count nothing
+        return plain
     features = sample.features.float()
     each = (WEIGHT * sample.rows).clamp(max=MOST) / len(features)
     mean, second = features.mean(0), features.T @ features
