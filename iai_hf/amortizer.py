@@ -259,7 +259,7 @@ class Amortizer(ABC, Generic[Config]):
         task = TaskSpec(states[0].task.kind, labels, states[0].task.columns)
         check_task(self, task)
         tensors = self.combine([(state.tensors, state.task) for state in states], task)
-        read = [state.header.stream.source for state in states if state.header.stream is not None]
+        read = [state.header.stream.labelled for state in states if state.header.stream is not None]
         if len(set(map(id, states))) < len(states) or len(set(read)) < len(read):
             raise StateError("two of the states have read the same data; merge states of disjoint parts")
         header = dataclasses.replace(

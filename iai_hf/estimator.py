@@ -103,6 +103,11 @@ class IAIClassifier(ClassifierMixin, BaseEstimator):
             labels = _labels(y, "y")
             return labels, numpy.ones(len(labels), dtype=bool)
         given = numpy.asarray(y, dtype=object).ravel()
+        if "-1" in [label for label in given.tolist() if isinstance(label, str)]:
+            raise DataError(
+                "y has the text '-1', as numpy makes of -1 in an array of texts; mark rows without a label by None, or "
+                "pass a list or an array of dtype=object"
+            )
         known = numpy.array([not values.missing(label) and (isinstance(label, str) or label != -1) for label in given])
         if not known.any():
             return given[:0], known

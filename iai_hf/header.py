@@ -11,6 +11,7 @@ from typing import Any
 from iai_hf.task import TaskSpec
 
 FORMAT_VERSION = 2
+BEHIND = "+"  # in a stream's source: the data's own fingerprint stands before, that of unlabelled rows behind it
 UNLABELLED = "unlabelled"  # among a header's counts: rows without a label
 
 
@@ -23,6 +24,11 @@ class StreamPosition:
     shuffle_seed: int | None
     examples: int  # rows of this stream that the state has absorbed
     columns: tuple[str, ...] | None = None  # of text and answer, or of a table's answer; format 1 did not note them
+
+    @property
+    def labelled(self) -> str:
+        """Fingerprint of the data whose labels were read."""
+        return self.source.split(BEHIND)[0]
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import logging
 import math
 import re
@@ -16,6 +14,7 @@ from typing import Any, NamedTuple
 from iai_hf import values
 from iai_hf.delimited import hint
 from iai_hf.errors import DataError
+from iai_hf.header import BEHIND
 from iai_hf.methods import those
 from iai_hf.task import MAX_LABELS, Chunk, TaskSpec
 
@@ -99,15 +98,18 @@ class Stream:
         """The stream that begins with the inputs of another one, as rows without a label.
 
         Raises:
-            DataError: its rows can't be counted ahead.
+            DataError: its rows can't be counted ahead, or there are none.
         """
         if unlabelled.length is None:
             raise DataError(
                 "the number of unlabelled rows is not known ahead, as of a generator; pass a list, a file or a dataset"
             )
-        made = [self.fingerprint, unlabelled.fingerprint]
-        joined = None if None in made else hashlib.sha256(json.dumps(made).encode()).hexdigest()[:32]
-        return replace(self, fingerprint=joined, unlabelled=unlabelled)
+        if not unlabelled.length:
+            raise DataError("the unlabelled data have no rows; expected at least one text, or leave them out")
+        whole = None
+        if self.fingerprint is not None and unlabelled.fingerprint is not None:
+            whole = f"{self.fingerprint}{BEHIND}{unlabelled.fingerprint}"
+        return replace(self, fingerprint=whole, unlabelled=unlabelled)
 
     @property
     def ahead(self) -> int:

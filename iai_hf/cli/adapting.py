@@ -155,7 +155,7 @@ def adapt(
             chunk_size=chunk_size,
             max_examples=max_examples,
             shuffle_seed=shuffle_seed,
-            resume=standing,
+            resume=resume and state is not None,
             output=output,
             checkpointing_steps=checkpointing_steps,
             on_step=None if curve is None else curve.evaluate_at(points),

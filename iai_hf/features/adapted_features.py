@@ -14,6 +14,7 @@ Queries are read once, under whichever weights are ahead.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -41,6 +42,7 @@ REREAD_RATIO = 1.5  # examples are read again each time they have become so many
 REREAD_TOKENS = 128  # of a text, in gradient steps and where it is read again
 ADAPTED, WEIGHTS, RETAINED, EVIDENCE = "adapted.", "low_rank.", "retained.", "evidence."  # of tensors' names
 AUTO = "auto"
+OF_DEPTH = ("rank", "learning_rate", "steps", "batch_size", "retained_bytes")  # settings that say nothing without one
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,12 @@ class AdaptedFeaturesConfig(FrozenFeaturesConfig):
         super().__post_init__()
         sound = self.depth == AUTO if isinstance(self.depth, str) else self.depth >= 0
         require(sound, f"depth is {self.depth!r}; expected 0 or more layers, or {AUTO!r}")
-        for name in ("rank", "learning_rate", "batch_size", "retained_bytes"):
+        for name in set(OF_DEPTH) - {"steps"}:
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; expected more than 0")
+        if not self.depth:
+            fields = {field.name: field.default for field in dataclasses.fields(AdaptedFeaturesConfig)}
+            idle = [name for name in OF_DEPTH if getattr(self, name) != fields[name]]
+            require(not idle, f"{', '.join(idle)} is set, but depth is 0, where nothing is trained; set depth too")
         require(self.steps >= 0, f"steps is {self.steps}; expected 0 or more")
 
 

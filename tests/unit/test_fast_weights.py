@@ -420,3 +420,8 @@ def test_the_card_says_that_texts_are_kept(encoder: Backbone) -> None:
     assert told in state_card(state.header, state.nbytes, "someone/films")
     shallow = deep(encoder, depth=0).init_state(TaskSpec(labels=LABELS))
     assert "as they are" not in state_card(shallow.header, shallow.nbytes, "someone/films")
+
+
+def test_settings_of_a_depth_are_refused_without_one(encoder: Backbone) -> None:
+    with pytest.raises(ConfigError, match="rank, steps is set, but depth is 0"):
+        AutoAmortizer.from_pretrained("iterative", backbone=encoder, config={"rank": 8, "steps": 20.0})

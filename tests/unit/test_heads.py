@@ -296,3 +296,16 @@ def test_what_is_kept_is_new_and_balanced() -> None:
     kept = newest_balanced(targets, 3, 30)
     assert torch.bincount(targets[kept]).tolist() == [12, 5, 12]
     assert kept.tolist() == [*range(38, 50), *range(50, 55), *range(88, 100)]
+
+
+def test_merged_weights_of_experts_do_not_run_off_where_parts_disagree() -> None:
+    torch.manual_seed(0)
+    head, kinds = ParametricHead().requires_grad_(False), len(EXPERTS)
+    x, y = blobs(64)
+    parts = []
+    for seed in (0, 1):
+        # What each part knows well is nearly one direction, and the two are nearly the same one.
+        along = torch.ones(kinds) + 0.05 * torch.randn(kinds, generator=torch.Generator().manual_seed(seed))
+        known = {"evidence": 500.0 * torch.outer(along, along), "deviation": (1.0 - 2.0 * seed) * torch.ones(kinds)}
+        parts.append({**stream(head, x[32 * seed : 32 * seed + 32], y[32 * seed : 32 * seed + 32], 32), **known})
+    assert float(head.merge(parts)["deviation"].abs().max()) <= 1.5

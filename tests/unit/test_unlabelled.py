@@ -252,6 +252,30 @@ def test_merged_parts_have_the_sample_of_the_whole(amortizer: Amortizer, tmp_pat
     assert torch.equal(answers(amortizer, loaded), answers(amortizer, merged))
 
 
+def test_data_that_were_read_twice_are_told_also_where_other_texts_stand_before(
+    amortizer: Amortizer, tmp_path: Path
+) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text("\n".join(json.dumps(row) for row in ROWS))
+    one = amortizer.adapt(data, progress=False)
+    two = amortizer.adapt(data, unlabelled=unlabelled_file(tmp_path), progress=False)
+    with pytest.raises(StateError, match="the same data"):
+        amortizer.merge([one, two])
+
+
+def unlabelled_file(folder: Path) -> Path:
+    path = folder / "unlabelled.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in UNLABELLED))
+    return path
+
+
+def test_unlabelled_data_without_a_row_are_refused(amortizer: Amortizer, tmp_path: Path) -> None:
+    empty = tmp_path / "empty.csv"
+    empty.write_text("input,output\n")
+    with pytest.raises(DataError, match=r"no rows|is empty"):
+        amortizer.adapt(ROWS, unlabelled=empty, progress=False)
+
+
 def test_labels_that_turn_up_later_are_found_in_it(amortizer: Amortizer) -> None:
     state = amortizer.update(amortizer.init_state(), Chunk((), (), tuple(TEXTS)))
     state = amortizer.adapt(ROWS, state, chunk_size=8, progress=False)
@@ -367,6 +391,8 @@ def test_minus_one_and_none_are_rows_without_a_label_where_that_is_asked(encoder
             assert torch.equal(tensor, found.state_.tensors[name])
         with pytest.raises(DataError):
             IAIClassifier(**options).fit(texts, y)
+    with pytest.raises(DataError, match="the text '-1'"):  # what numpy makes of -1 among texts
+        IAIClassifier(**options, unlabelled=True).fit(texts, numpy.array([*outputs, *[-1] * 60]))
     numbers = numpy.array([sorted(LABELS).index(output) for output in outputs] + [-1] * 60)
     found = IAIClassifier(**options, unlabelled=True).fit(texts, numbers)
     assert found.classes_.tolist() == [0, 1, 2]

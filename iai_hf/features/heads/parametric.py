@@ -28,7 +28,7 @@ from torch import nn
 from iai_hf.features.heads.experts import EXPERTS, INITIAL, Experts, Summary
 from iai_hf.features.heads.head import Head
 from iai_hf.features.heads.moments import Values, class_coverage, class_sums, pack, unpack
-from iai_hf.features.heads.stacking import stack
+from iai_hf.features.heads.stacking import prior_metric, stack, temperature_precision
 from iai_hf.features.heads.unlabelled import Scores, informed, split
 from iai_hf.posterior import own_curvature, residual, solve
 from iai_hf.task import Signal, Tensors
@@ -42,6 +42,7 @@ HYPERPARAMETERS = {
     "warmup": 32.0,  # examples after which a correction step has half its size, and the curvature half its prior value
 }
 INFORMED = ("centred", "lda_shrunk", "ridge")  # experts that take unlabelled rows; with others too, tasks lost more
+MERGE_MARGIN = 0.5  # of a log weight
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,15 +136,27 @@ class ParametricHead(Head):
         return {**tensors, "counts": sums[:, -1], "sums": sums[:, :-1], "gram": pack(ones.T @ weighted)}
 
     def merge(self, parts: Sequence[Tensors]) -> Tensors:
-        """As `Head.merge`; corrections are averaged by the examples that made them, deviations by their evidence."""
+        """As `Head.merge`; corrections are averaged by the examples that made them.
+
+        Deviations are Gaussian posteriors under one prior N(0, P^-1), so their product over it is the posterior of all:
+        (P + sum E_i)^-1 sum (P_i + E_i) d_i. The prior matters: evidence alone leaves directions open. Nor does it go
+        far beyond all parts, whose Gaussians are only approximate.
+        """
         merged = dict(super().merge(parts))
         share = torch.stack([part["mixed"] for part in parts])
         share = share / share.sum().clamp(min=1)
         merged["correction"] = torch.einsum("p,pcd->cd", share, torch.stack([part["correction"] for part in parts]))
-        pull = torch.stack([part["evidence"] @ part["deviation"] for part in parts]).sum(0)
-        known = merged["evidence"] + 1e-3 * torch.eye(len(EXPERTS), dtype=torch.float32)
-        merged["deviation"] = torch.linalg.solve(known, pull)
+        pull = torch.stack([self._precision(part) @ part["deviation"] for part in parts]).sum(0)
+        found = torch.stack([part["deviation"] for part in parts])
+        least, most = found.amin(0) - MERGE_MARGIN, found.amax(0) + MERGE_MARGIN
+        merged["deviation"] = torch.linalg.solve(self._precision(merged), pull).clamp(least, most)
         return merged
+
+    def _precision(self, tensors: Tensors) -> torch.Tensor:
+        """Of a state's deviation, prior and evidence, `[K, K]`."""
+        seen, classes = tensors["counts"].sum(), max(len(tensors["counts"]), 1)
+        _, precision = _prior(self.hyperparameters(seen, classes))
+        return prior_metric(precision, temperature_precision(classes, seen)) + tensors["evidence"]
 
     def faded(self, tensors: Tensors, factor: float) -> Tensors:
         """As `Head.faded`; the correction too, as what it corrects."""
