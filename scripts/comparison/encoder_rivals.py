@@ -1,6 +1,7 @@
 """Rivals that change the encoder: SetFit, full fine-tuning and LoRA, each as its authors recommend.
 
-All read the same encoder, from the same folder, and give log-probabilities of the queries.
+All read the same encoder, from the same folder, as its mean-pooled hidden states. What each comes to answers queries
+with log-probabilities, `[queries, classes]`.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from iai_hf.backbones import Backbone
 from iai_hf.errors import DataError
 
 BATCH, MOST_EPOCHS, PATIENCE = 16, 20, 4
+Answer = Callable[[Sequence[str]], torch.Tensor]
 HELD_OUT = 0.2  # of the training examples: the number of epochs is chosen on them
 FINE_TUNING_RATE, LORA_RATE, LORA_RANK = 5e-5, 5e-4, 16
 SETFIT_ROUNDS = 20  # pairs of either kind that each example begins
 
 
-def setfit(task: Task, rows: Rows, seed: int) -> torch.Tensor:
+def setfit(task: Task, rows: Rows, seed: int) -> Answer:
     """SetFit (Tunstall et al. 2022, arXiv 2209.11055) by its own library: contrastive pairs, logistic regression."""
     try:
         from datasets import Dataset
@@ -53,17 +55,21 @@ def setfit(task: Task, rows: Rows, seed: int) -> torch.Tensor:
             use_amp=False,
         )
         Trainer(model=model, args=settings, train_dataset=data).train()
-        found = torch.full((len(task.queries), len(task.labels)), FLOOR)
-        scores = torch.as_tensor(model.predict_proba(task.queries, show_progress_bar=False)).float().cpu()
+
+    def answer(queries: Sequence[str]) -> torch.Tensor:
+        found = torch.full((len(queries), len(task.labels)), FLOOR)
+        scores = torch.as_tensor(model.predict_proba(list(queries), show_progress_bar=False)).float().cpu()
         found[:, torch.as_tensor(model.model_head.classes_)] = scores.clamp(min=1e-6).log()
         return found
+
+    return answer
 
 
 def as_sentence_transformer(backbone: Backbone, folder: Path) -> Path:
     """The encoder as a folder of sentence-transformers: itself, mean pooling, unit length."""
     from sentence_transformers import SentenceTransformer, models
 
-    backbone.model.float().save_pretrained(folder / "model")
+    copy.deepcopy(backbone.model).float().save_pretrained(folder / "model")
     backbone.tokenizer.save_pretrained(folder / "model")
     transformer = models.Transformer(str(folder / "model"))
     pooling = models.Pooling(transformer.get_embedding_dimension(), "mean")
@@ -111,12 +117,12 @@ class Classifier(nn.Module):
         return torch.cat(parts)[torch.tensor(order).argsort()]
 
 
-def fine_tuning(task: Task, rows: Rows, seed: int) -> torch.Tensor:
+def fine_tuning(task: Task, rows: Rows, seed: int) -> Answer:
     """All weights trained by AdamW; the number of epochs is chosen on a fifth of the examples, then all are used."""
     return _trained(task, rows, seed, lambda model: None, FINE_TUNING_RATE)
 
 
-def lora(task: Task, rows: Rows, seed: int) -> torch.Tensor:
+def lora(task: Task, rows: Rows, seed: int) -> Answer:
     """The same with low-rank weights beside all linear layers alone, by PEFT (arXiv 2106.09685)."""
     from peft import LoraConfig, get_peft_model
 
@@ -127,7 +133,7 @@ def lora(task: Task, rows: Rows, seed: int) -> torch.Tensor:
     return _trained(task, rows, seed, low_rank, LORA_RATE)
 
 
-def _trained(task: Task, rows: Rows, seed: int, prepare: Callable[[Classifier], None], rate: float) -> torch.Tensor:
+def _trained(task: Task, rows: Rows, seed: int, prepare: Callable[[Classifier], None], rate: float) -> Answer:
     texts = [row["input"] for row in rows]
     targets = torch.tensor([task.numbers[row["output"]] for row in rows])
     order = random.Random(seed).sample(range(len(rows)), len(rows))
@@ -144,7 +150,7 @@ def _trained(task: Task, rows: Rows, seed: int, prepare: Callable[[Classifier], 
     model = _begun(task, texts, targets, order, seed, prepare)
     for _ in _epochs(model, texts, targets, order, seed, rate, chosen):
         pass
-    return model.predicted(task.queries, model).log_softmax(1)
+    return lambda queries: model.predicted(queries, model).log_softmax(1)
 
 
 def _begun(
@@ -192,7 +198,7 @@ def _epochs(
         yield
 
 
-RIVALS: dict[str, Callable[[Task, Rows, int], torch.Tensor]] = {
+RIVALS: dict[str, Callable[[Task, Rows, int], Answer]] = {
     "SetFit": setfit,
     "fine-tuning": fine_tuning,
     "LoRA": lora,

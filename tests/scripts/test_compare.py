@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import examples
 
+from comparison import compare_encoders
 from comparison.baselines import BASELINES
 from comparison.compare_report import best_rival, table
 from comparison.compare_words import means
+from comparison.tasks import Task
+from iai_hf.backbones import Backbone
 
 ROOT = Path(__file__).parents[2]
 ROWS = ("iterative, untrained", "label names", "prototypes", "logistic regression")
@@ -162,7 +167,23 @@ def test_methods_that_change_the_encoder_are_measured_with_their_seconds(
     records = json.loads((output / "results.json").read_text())
     assert {(record["row"], record["examples"]) for record in records} == {(row, n) for row in rows for n in (16, 64)}
     assert all(record["seconds"] > 0 and 0 <= record["accuracy"] <= 1 for record in records)
+    assert all(record["ms_per_query"] > 0 for record in records)
     assert "| iterative, depth=auto |" in (output / "results.md").read_text()
     again = subprocess.run([*command, "--rows", *rows], cwd=ROOT, capture_output=True, text=True)
     assert again.returncode == 0
     assert json.loads((output / "results.json").read_text()) == records
+
+
+def test_seconds_to_adapt_are_those_before_the_first_answer(
+    tasks: Path, encoder: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(queries: Sequence[str]) -> torch.Tensor:
+        began = time.process_time()
+        while time.process_time() < began + 0.5:
+            pass
+        return torch.zeros(len(queries), 3)
+
+    monkeypatch.setitem(compare_encoders.RIVALS, "slow", lambda task, rows, seed: slow)
+    record = compare_encoders.rival(Task(tasks / "a", encoder), "slow", 0, 16)
+    assert record["seconds"] < 0.5
+    assert record["ms_per_query"] >= 500 / 40
