@@ -54,7 +54,7 @@ class AdaptedFeaturesConfig(FrozenFeaturesConfig):
             "auto" takes all layers that a feature comes from. States of before there was any have 0.
         rank: of these weights.
         learning_rate: of their steps, of Adam.
-        steps: gradient steps on n examples: `steps * sqrt(n)`, and at least one pass.
+        steps: gradient steps on n examples: `steps * sqrt(n)`, and at least one for a batch; on retained ones.
         batch_size: examples a step.
         retained_bytes: of text that the state may keep as it is, to train on it again.
     """
@@ -265,7 +265,10 @@ class AdaptedFeatures(FrozenFeatures[Config]):
             return Prediction.from_logits(prepared.factor * self.head.logits(prepared.head, features), task.labels)
 
     def combine(self, parts: Sequence[tuple[Tensors, TaskSpec]], task: TaskSpec) -> Tensors:
-        """The floor is merged as ever; weights are averaged, and the retained examples read again under the average."""
+        """The floor is merged as ever; weights are averaged, and trained on what was retained of all parts.
+
+        The steps are those that lead from the largest part's number of examples to that of all.
+        """
         floor = super().combine([(_of("", tensors), part) for tensors, part in parts], task)
         if not self.config.depth:
             return floor
@@ -280,6 +283,8 @@ class AdaptedFeatures(FrozenFeatures[Config]):
             own = Retained.of(_of(RETAINED, tensors)).renumbered([class_of[label] for label in part.labels])
             retained = retained.joined(own, self.config.retained_bytes, self.config.half_life)
         evidence = [Evidence(**_of(EVIDENCE, tensors)) for tensors, _ in parts]
+        adapted = self._from_retained(adapted, weights, retained)
+        weights = self._trained(weights, adapted, retained, round(max(counts)), round(sum(counts)))
         return {
             **floor,
             **_named(ADAPTED, self._from_retained(adapted, weights, retained)),

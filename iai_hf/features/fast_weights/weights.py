@@ -35,9 +35,9 @@ Logits = Callable[[Sequence[str], LowRank], "torch.Tensor"]
 
 @dataclass(frozen=True)
 class Schedule:
-    """How much is learned from n examples: `steps * sqrt(n)` steps in all, at least `passes` passes over each chunk.
+    """How much is learned from n examples: `steps * sqrt(n)` steps in all, at least as many as `passes` passes take.
 
-    Few examples are passed often, as far as that still teaches something; many are passed once.
+    Few examples are passed often, as far as that still teaches something.
 
     Attributes:
         rate: of Adam, at its height.
