@@ -38,7 +38,11 @@ METHODS = {
     "iterative/causal": Row("iterative", "causal", {}),
     "iterative/data": Row("iterative", "encoder", {"signal": "data", "max_features": 16}),
     "iterative/gradient": Row("iterative", "encoder", {"signal": "gradient"}),
-    "iterative/deep": Row("iterative", "encoder", {"depth": "auto", "rank": 2, "steps": 2.0, "learning_rate": 3e-3}),
+    "iterative/deep": Row(
+        "iterative",
+        "encoder",
+        {"depth": "auto", "rank": 2, "steps": 2.0, "learning_rate": 3e-3, "retained_bytes": 4000},
+    ),
     "iterative/deep causal": Row("iterative", "causal", {"depth": 1, "rank": 2, "retained_bytes": 500}),
     "iterative-explicit": Row("iterative-explicit", "encoder", {}),
     "iterative-implicit": Row("iterative-implicit", "encoder", {"budget": 32}),

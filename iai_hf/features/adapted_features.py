@@ -161,7 +161,7 @@ class AdaptedFeatures(FrozenFeatures[Config]):
                     self.head.logits(self.head.prepare(floor), frozen_features[known]),
                     self.head.logits(self.head.prepare(adapted), features[known]),
                     targets[known],
-                    torch.tensor(float(seen)),
+                    torch.tensor(seen, dtype=torch.float32),
                 )
         floor = self.absorbed(floor, task, frozen_features, targets)
         adapted = self.absorbed(adapted, task, features, targets)
@@ -308,9 +308,9 @@ class AdaptedFeatures(FrozenFeatures[Config]):
             raise ConfigError(
                 f"a state of {self.method!r} {reason}, so it has no PEFT form; adapt with depth, or on more examples"
             )
-        zero, units = torch.zeros(1, self.backbone.hidden_size), torch.eye(self.backbone.hidden_size)
+        units = torch.eye(self.backbone.hidden_size, dtype=torch.float32)
         with torch.no_grad():  # the head is linear, so that it is known from these
-            bias = self.head.logits(prepared.head, self.projected(zero))[0]
+            bias = self.head.logits(prepared.head, self.projected(0 * units[:1]))[0]
             weight = (self.head.logits(prepared.head, self.projected(units)) - bias).T
         factor = prepared.factor
         plain = self.backbone.plain.uncached

@@ -121,7 +121,7 @@ def test_two_processes_adapt_one_stream_to_the_state_of_one(tmp_path: Path, enco
     for processes in (1, 2):
         output = tmp_path / f"state{processes}"
         options = ["--data", data, "--output", output, "--backbone", encoder_folder, "--chunk-size", 16, "--json"]
-        options += ["--set", f"depth={depth}", "--set", "steps=1", "--dtype", "float32"]
+        options += ["--dtype", "float32", *(["--set", "depth=auto", "--set", "steps=1"] if depth == "auto" else [])]
         done = launch(processes, "-m", "iai_hf.cli", "adapt", "iterative", *options)
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["examples"] == 90

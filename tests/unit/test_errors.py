@@ -33,7 +33,7 @@ def test_what_methods_declare_is_what_is_advised() -> None:
     state = amortizer.init_state(TaskSpec("regression", columns=("size", "age")))
     with pytest.raises(ConfigError, match=r"merges \(iterative, iterative-explicit, iterative-implicit\)"):
         amortizer.merge([state, state])
-    with pytest.raises(ConfigError, match=r"have one \(in-context, lm-state, lora, prompt-tuning\)"):
+    with pytest.raises(ConfigError, match=r"have one \(in-context, iterative, lm-state, lora, prompt-tuning\)"):
         amortizer.export(state, "nowhere")
     with pytest.raises(DataError, match=r"not generation; .*\(in-context, lm-state, lora, prompt-tuning\)") as told:
         amortizer.init_state(TaskSpec("generation"))

@@ -64,7 +64,7 @@ class Evidence:
             targets,
             zeros,
             precision,
-            torch.ones(()),
+            torch.ones_like(self.gain),
             seen,
         )
         gain = self.gain * power_decay(seen, len(targets), MEMORY_EXPONENT) + gains.sum()

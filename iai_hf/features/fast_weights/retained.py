@@ -65,7 +65,8 @@ class Retained:
         import torch
 
         seen = max((example.place for example in self.examples), default=0)
-        return torch.tensor([half_life_decay(seen - example.place, half_life) for example in self.examples])
+        shares = [half_life_decay(seen - example.place, half_life) for example in self.examples]
+        return torch.tensor(shares, dtype=torch.float32)
 
     def joined(self, others: Retained, budget: int, half_life: int | None = None) -> Retained:
         """A sample of both: as many as `budget` bytes of text hold."""
