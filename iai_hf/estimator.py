@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy
@@ -66,7 +67,9 @@ class IAIClassifier(ClassifierMixin, BaseEstimator):
         classes = numpy.unique(labels)
         if len(classes) < 2:
             raise DataError(f"y has {len(classes)} class; expected at least two classes")
-        return self._adapt(X, labels, known, classes, first=True, shuffled=self.shuffle_seed is not None)
+        with self._all_or_nothing():
+            self._update(X, labels, known, classes, first=True, shuffled=self.shuffle_seed is not None)
+        return self
 
     def partial_fit(self, X: Inputs, y: ArrayLike, classes: ArrayLike | None = None) -> IAIClassifier:
         """Go on with more examples.
@@ -82,7 +85,9 @@ class IAIClassifier(ClassifierMixin, BaseEstimator):
         ahead = labels[:0] if classes is None else numpy.unique(_labels(classes, "classes"))
         if not first and (unknown := set(ahead.tolist()) - set(self._names)):
             raise DataError(f"classes has {sorted(unknown)}; labels ahead are named at the first call alone")
-        return self._adapt(X, labels, known, ahead, first, shuffled=False)
+        with self._all_or_nothing():
+            self._update(X, labels, known, ahead, first, shuffled=False)
+        return self
 
     def predict(self, X: Inputs) -> numpy.ndarray:
         """The likeliest label of each input, `[n]`."""
@@ -114,23 +119,15 @@ class IAIClassifier(ClassifierMixin, BaseEstimator):
         labels = given[known]
         return _labels(labels if isinstance(labels[0], str) else numpy.asarray(labels.tolist()), "y"), known
 
-    def _adapt(
-        self,
-        X: Inputs,
-        labels: numpy.ndarray,
-        known: numpy.ndarray,
-        ahead: numpy.ndarray,
-        first: bool,
-        shuffled: bool,
-    ) -> IAIClassifier:
-        """To all of the examples; where that fails, the estimator is as it was."""
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """Where what is done inside fails, the estimator is as it was."""
         before = dict(self.__dict__)
         try:
-            self._update(X, labels, known, ahead, first, shuffled)
+            yield
         except BaseException:
             self.__dict__ = before
             raise
-        return self
 
     def _update(
         self,

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from iai_hf.backbones.batching import length_buckets, split_windows
-from iai_hf.backbones.low_rank import LowRank, applied
+from iai_hf.backbones.low_rank import LowRank, applied, called_linear_layers
 from iai_hf.backbones.self_test import Traits, attention_windows, last_hidden_state, tells_rows_apart, traits
 from iai_hf.backbones.sentence_transformers import Pipeline
 from iai_hf.backbones.tokenizing import TextTokenizer
@@ -268,21 +268,10 @@ class Backbone:
     @cached_property
     def linear_layers(self) -> dict[str, tuple[int, int]]:
         """Sizes, in and out, of the linear layers that a feature comes from, by their name in the model."""
-        from torch import nn
-
         alone = self._alone
         alone.features([SAMPLE])  # what is found out about the model at the first pass calls other layers too
-        layers = {name: part for name, part in self.model.named_modules() if isinstance(part, nn.Linear)}
-        called: list[nn.Module] = []
         with computing(), self.lock:  # or a pass of another thread would be taken for this one
-            hooks = [part.register_forward_hook(lambda part, *_: called.append(part)) for part in layers.values()]
-            try:
-                alone.features([SAMPLE])
-            finally:
-                for hook in hooks:
-                    hook.remove()
-        used = set(map(id, called))
-        return {name: (part.in_features, part.out_features) for name, part in layers.items() if id(part) in used}
+            return called_linear_layers(self.model, lambda: alone.features([SAMPLE]))
 
     @cached_property
     def _tells_rows_apart(self) -> bool:

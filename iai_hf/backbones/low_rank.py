@@ -6,7 +6,7 @@ rows of one batch may each have weights of their own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -32,6 +32,21 @@ class LowRank:
 def layer_of(name: str) -> int:
     """Number of the layer that a module belongs to by its name in the model, -1 for none."""
     return next((int(part) for part in name.split(".") if part.isdecimal()), -1)
+
+
+def called_linear_layers(model: torch.nn.Module, read: Callable[[], object]) -> dict[str, tuple[int, int]]:
+    """Sizes, in and out, of the linear layers that are called while the model reads, by their name in it."""
+    from torch import nn
+
+    layers = {name: part for name, part in model.named_modules() if isinstance(part, nn.Linear)}
+    called: set[nn.Module] = set()
+    hooks = [part.register_forward_hook(lambda part, *_: called.add(part)) for part in layers.values()]
+    try:
+        read()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: (part.in_features, part.out_features) for name, part in layers.items() if part in called}
 
 
 @contextmanager

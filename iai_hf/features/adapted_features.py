@@ -6,7 +6,7 @@ Beside it stands the same head on features under the task's own low-rank weights
 1. answered by both, which is the evidence for one or the other (`fast_weights/evidence.py`);
 2. absorbed by both heads, the adapted one on features that were not yet trained on it, so that what it learns about its
    own reliability is honest;
-3. trained on, together with retained examples, through the adapted head (`fast_weights/weights.py`);
+3. added to the retained examples, which are trained on through the adapted head (`fast_weights/weights.py`);
 4. read again, as far as examples were retained, so that the adapted head's moments fit the weights.
 
 Queries are read once, under whichever weights are ahead.
@@ -15,6 +15,7 @@ Queries are read once, under whichever weights are ahead.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from iai_hf.config import ABSENT, APART, require
 from iai_hf.errors import ConfigError
 from iai_hf.features.fast_weights import Evidence, FastWeights, Retained, Schedule
 from iai_hf.features.frozen_features import FrozenFeatures, FrozenFeaturesConfig, targets_of
+from iai_hf.learned import AUTO
 from iai_hf.task import Chunk, Prediction, TaskSpec, Tensors
 
 if TYPE_CHECKING:
@@ -37,11 +39,11 @@ if TYPE_CHECKING:
 
     from iai_hf.backbones import Backbone
 
+log = logging.getLogger(__name__)
 SMALLEST_PART, LARGEST_PART = 8, 64  # examples between two answers that count as evidence
 REREAD_RATIO = 1.5  # examples are read again each time they have become so many times as many
 REREAD_TOKENS = 128  # of a text, in gradient steps and where it is read again
 ADAPTED, WEIGHTS, RETAINED, EVIDENCE = "adapted.", "low_rank.", "retained.", "evidence."  # of tensors' names
-AUTO = "auto"
 OF_DEPTH = ("rank", "learning_rate", "steps", "batch_size", "retained_bytes")  # settings that say nothing without one
 
 
@@ -184,7 +186,10 @@ class AdaptedFeatures(FrozenFeatures[Config]):
         config = self.config
         schedule = Schedule(config.steps, config.learning_rate, config.batch_size)
         steps = schedule.between(before, after)
-        if not steps or not len(retained):
+        if not steps:
+            return weights
+        if not len(retained):
+            log.warning("no text fits into retained_bytes=%d, so nothing is trained; raise it", config.retained_bytes)
             return weights
         with torch.no_grad():
             head = self.head.prepare(adapted)

@@ -141,7 +141,9 @@ class FrozenFeatures(Learned[Config]):
 
         class_of = {label: place for place, label in enumerate(task.labels)}
         aligned = [
-            self.head.aligned(tensors, torch.tensor([class_of[label] for label in part.labels]), len(class_of))
+            self.head.aligned(
+                tensors, torch.tensor([class_of[label] for label in part.labels], dtype=torch.long), len(class_of)
+            )
             for tensors, part in parts
         ]
         with torch.no_grad():

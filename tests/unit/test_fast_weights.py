@@ -425,3 +425,12 @@ def test_the_card_says_that_texts_are_kept(encoder: Backbone) -> None:
 def test_settings_of_a_depth_are_refused_without_one(encoder: Backbone) -> None:
     with pytest.raises(ConfigError, match="rank, steps is set, but depth is 0"):
         AutoAmortizer.from_pretrained("iterative", backbone=encoder, config={"rank": 8, "steps": 20.0})
+
+
+def test_a_budget_that_holds_no_text_is_told(encoder: Backbone, caplog: pytest.LogCaptureFixture) -> None:
+    amortizer = deep(encoder, retained_bytes=1)
+    amortizer.update(amortizer.init_state(), chunk(8))
+    assert "no text fits into retained_bytes=1" in caplog.text
+    caplog.clear()
+    amortizer.merge([amortizer.init_state(), deep(encoder, retained_bytes=1).init_state()])
+    assert not caplog.records

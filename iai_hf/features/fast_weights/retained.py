@@ -1,8 +1,8 @@
 """Retained: a sample of the stream's examples as they are, within a budget of bytes, so that they can be read again.
 
-Each example draws a number from its text and label, and those with the smallest numbers stay: a uniform sample of all
-that was read, whatever the order and the chunks, so that samples of parts of a stream make one of the whole (bottom-k
-sketches, Cohen and Kaplan 2007). In a stream that drifts the number grows with age (Efraimidis and Spirakis 2006).
+Each example draws a number from its text and place, and those with the smallest numbers stay: a uniform sample of all
+that was read, whatever the chunks, so that samples of parts of a stream make one of the whole (bottom-k sketches,
+Cohen and Kaplan 2007). In a stream that drifts the number grows with age (Efraimidis and Spirakis 2006).
 """
 
 from __future__ import annotations
