@@ -71,14 +71,19 @@ class Amortizer(ABC, Generic[Config]):
     takes_unlabelled: ClassVar[bool] = False
 
     def __init__(self, backbone: Backbone, config: Config | None = None) -> None:
-        if backbone.reads != self.reads:
-            raise BackboneError(
-                f"{self.method!r} reads {self.reads}, the backbone {backbone.name} {backbone.reads}; choose another "
-                f"method, or leave the backbone out, for {self.default_backbone}"
-            )
+        self.check_backbone(backbone)
         self.backbone = backbone
         self.config = config if config is not None else self.config_class()
         self._prepared: WeakKeyDictionary[TaskState, Any] = WeakKeyDictionary()
+
+    @classmethod
+    def check_backbone(cls, backbone: Backbone) -> None:
+        """Raise BackboneError where it reads something else than the method."""
+        if backbone.reads != cls.reads:
+            raise BackboneError(
+                f"{cls.method!r} reads {cls.reads}, the backbone {backbone.name} {backbone.reads}; choose another "
+                f"method, or leave the backbone out, for {cls.default_backbone}"
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_prepared": {}}  # another process prepares states anew

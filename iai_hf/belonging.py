@@ -19,19 +19,20 @@ def check_belongs(amortizer: Any, state: Any) -> None:
         raise StateError(
             f"the state was made by {header.method!r}, not {amortizer.method!r}; load it with its own method"
         )
+    ours = amortizer.settings_with(header.config)
+    theirs = current_names(amortizer.config_class, header.config)
+    other = {key: value for key, value in theirs.items() if ours.get(key) != value}
     if not amortizer.backbone.has_fingerprint(header.backbone_fingerprint, earlier=not header.backbone_source):
         made_on = _weights(header.backbone_fingerprint, header.backbone_source)
         this = _weights(amortizer.backbone.fingerprint, amortizer.backbone.source)
         raise StateError(
             f"the state belongs to backbone {header.backbone!r} ({made_on}), this is {amortizer.backbone.name!r} "
-            f"({this}); load that one, or adapt anew",
+            f"({this}); load that one, or adapt anew" + (f" (the state was made with {other})" if other else ""),
             options=("backbone", "revision"),
         )
-    ours = amortizer.settings_with(header.config)
     # Those of older states cover all settings.
     if header.amortizer not in (amortizer.fingerprint, amortizer.digest(first_names(amortizer.config_class, ours))):
-        theirs = current_names(amortizer.config_class, header.config).items()
-        other = {key: value for key, value in theirs if ours.get(key) != value and key not in shipped.WHENCE}
+        other = {key: value for key, value in other.items() if key not in shipped.WHENCE}
         if not other and header.weights_digest != amortizer.weights_digest:
             raise StateError(
                 f"the state belongs to weights {header.config.get('weights')!r} "

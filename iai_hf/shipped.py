@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from iai_hf import hub
-from iai_hf.config import apart
+from iai_hf.config import apart, read_stored
 from iai_hf.errors import ConfigError
 from iai_hf.files import ADAPTER_FILE, CONFIG_FILE, WEIGHTS_FILE
 
@@ -38,13 +38,16 @@ def names() -> tuple[str, ...]:
 def find(method: str, config: Any, backbone: Backbone) -> str | None:
     """The shipped weights of that method and its settings, None where it has none, trained on that backbone."""
     free = apart(type(config))
-    wanted = {} if config is None else {k: v for k, v in dataclasses.asdict(config).items() if k not in free}
+
+    def binding(config: Any) -> dict[str, Any]:
+        settings = {} if config is None else dataclasses.asdict(config)
+        return {key: value for key, value in settings.items() if key not in free}
+
     for name in names():
         values = describe(FOLDER / name)
-        settings = {key: value for key, value in values["config"].items() if key not in free}
-        if (values["method"], settings) != (method, wanted):
+        if (values["method"], values["backbone_fingerprint"]) != (method, backbone.plain.fingerprint):
             continue
-        if values["backbone_fingerprint"] == backbone.plain.fingerprint:
+        if config is None or binding(read_stored(type(config), values["config"])) == binding(config):
             return name
     return None
 

@@ -116,7 +116,7 @@ class FeatureAdapter:
                 change = up.to(weight.device, torch.float32) @ self.low_rank.down[name].to(weight.device, torch.float32)
                 moved = (weight.float() + change).to(weight.dtype)
                 layer.weight = torch.nn.Parameter(moved, requires_grad=False)
-        return backbone.with_model(model, self.digest)
+        return backbone.variant(self.digest, model=model)
 
 
 def _tensors(model: torch.nn.Module) -> list[torch.Tensor]:

@@ -10,11 +10,11 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
-from iai_hf.backbones.batching import length_buckets, split_windows
+from iai_hf.backbones.batching import length_buckets, padded, text_windows
 from iai_hf.backbones.low_rank import LowRank, applied, called_linear_layers
 from iai_hf.backbones.self_test import Traits, attention_windows, last_hidden_state, tells_rows_apart, traits
 from iai_hf.backbones.sentence_transformers import Pipeline
-from iai_hf.backbones.tokenizing import TextTokenizer
+from iai_hf.backbones.tokenizing import TextTokenizer, shared_length
 from iai_hf.errors import BackboneError
 from iai_hf.processes import Group
 from iai_hf.threads import Lock, computing, one_at_a_time
@@ -71,7 +71,7 @@ class Backbone:
 
     @property
     def plain(self) -> Backbone:
-        """The backbone as it was loaded: itself, or what a feature adapter was merged into."""
+        """The backbone as it was loaded: itself, or what it is a variant of."""
         return self._plain or self
 
     @property
@@ -79,14 +79,18 @@ class Backbone:
         """The backbone that reads every text anew: itself, or what a cache stands before."""
         return self
 
-    def with_model(self, model: PreTrainedModel, fingerprint: str) -> Backbone:
-        """The same backbone with other weights of the same shapes, known by another fingerprint."""
+    def variant(
+        self, fingerprint: str, *, model: PreTrainedModel | None = None, pipeline: Pipeline | None = None
+    ) -> Backbone:
+        """The same backbone with other weights of the same shapes, or another pipeline, by another fingerprint."""
         other = copy.copy(self)
         for kind in type(self).__mro__:  # what was found out about the model is found out anew
             for name, value in vars(kind).items():
                 if isinstance(value, cached_property):
                     other.__dict__.pop(name, None)
-        other.model, other.lock, other._plain = model, Lock(), self
+        if model is not None:
+            other.model, other.lock = model, Lock()
+        other.pipeline, other._plain = pipeline or self.pipeline, self.plain
         other.__dict__["fingerprint"] = fingerprint
         return other
 
@@ -258,6 +262,13 @@ class Backbone:
         """As `features`, with the gradient in `weights`; of processes that read together, that of each one's share."""
         return self._features(texts, max_tokens, nullcontext(), weights).vectors
 
+    @one_at_a_time
+    def pooled(self, texts: Sequence[str]) -> torch.Tensor:
+        """Features before they are scaled to unit length, float32 `[texts, hidden_size]`."""
+        import torch
+
+        return self._unscaled(texts, None, torch.inference_mode()).vectors
+
     @property
     def _alone(self) -> Backbone:
         """The same that reads by itself: of several processes only one would read a sample."""
@@ -294,6 +305,22 @@ class Backbone:
         adapter_indices: Sequence[int] | None = None,
     ) -> Features:
         """As `features`, with the model's passes under `passing`."""
+        found = self._unscaled(texts, max_tokens, passing, weights, adapter_indices)
+        norms = found.vectors.norm(dim=-1, keepdim=True)
+        if not math.isfinite(float(norms.detach().sum())):
+            bad = next(text for text, norm in zip(texts, norms, strict=True) if not norm.isfinite())
+            raise BackboneError(f"{self.name} gave features that are not finite, e.g. for {bad[:40]!r}; try float32")
+        return found._replace(vectors=found.vectors / norms)
+
+    def _unscaled(
+        self,
+        texts: Sequence[str],
+        max_tokens: int | None,
+        passing: AbstractContextManager[Any],
+        weights: Sequence[LowRank] = (),
+        adapter_indices: Sequence[int] | None = None,
+    ) -> Features:
+        """As `_features`, before they are scaled to unit length."""
         import torch
 
         self.group.agree(self.name, str(max_tokens), *texts)
@@ -302,7 +329,7 @@ class Backbone:
         if prompt:
             # Behind it a text may begin with another token than alone, so they are read as one and then told apart.
             asked = self._read([prompt])[0]
-            shared = [_shared(asked, text) for text in ids]
+            shared = [shared_length(asked, text) for text in ids]
             prompts = [text[:length] for text, length in zip(ids, shared, strict=True)]
             ids = [text[length:] for text, length in zip(ids, shared, strict=True)]
         else:
@@ -312,21 +339,17 @@ class Backbone:
             cut = sum(len(text) > max_tokens for text in ids)
             ids = [text[:max_tokens] for text in ids]
         start, end = self.special_tokens
-        owners: list[int] = []
-        windows: list[list[int]] = []
-        for owner, (ahead, text) in enumerate(zip(prompts, ids, strict=True)):
-            room = self.window - len(start) - len(ahead) - len(end)
-            if room < 1:
-                raise BackboneError(f"{self.name} has no room for a text behind its prompt of {len(ahead)} tokens")
-            for window in split_windows(text, room):
-                owners.append(owner)
-                windows.append([*start, *ahead, *window, *end] or [self.pad_id])
+        longest = self.window - max(map(len, prompts), default=0) - len(start) - len(end)
+        if longest < 1:
+            raise BackboneError(f"{self.name} has no room for a text behind its prompt of {len(prompts[0])} tokens")
+        owners, windows = text_windows(ids, [[*start, *ahead] for ahead in prompts], end, self.window)
+        windows = [window or [self.pad_id] for window in windows]
         before = len(start) + (len(asked) if prompt else len(self.feature_prompt))
         sums = torch.zeros(len(ids), self.width * len(self.pipeline.modes), dtype=torch.float32)
         groups = length_buckets([len(window) for window in windows], same=not self.traits.pads)
         with passing:
             for group in groups[self.group.index :: self.group.count]:
-                batch, mask = self._pad([windows[i] for i in group])
+                batch, mask = padded([windows[i] for i in group], self.pad_id, self.device)
                 of_group = [owners[i] for i in group]
                 chosen = None
                 if adapter_indices is not None:
@@ -340,12 +363,7 @@ class Backbone:
         tokens = torch.zeros(len(ids), dtype=torch.float32).index_add_(
             0, torch.tensor(owners, dtype=torch.long), lengths
         )
-        vectors = self.pipeline.finish(sums / tokens[:, None])
-        norms = vectors.norm(dim=-1, keepdim=True)
-        if not math.isfinite(float(norms.detach().sum())):
-            bad = next(text for text, norm in zip(texts, norms, strict=True) if not norm.isfinite())
-            raise BackboneError(f"{self.name} gave features that are not finite, e.g. for {bad[:40]!r}; try float32")
-        return Features(vectors / norms, sum(map(len, windows)), cut)
+        return Features(self.pipeline.finish(sums / tokens[:, None]), sum(map(len, windows)), cut)
 
     def _read(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of texts, without special ones."""
@@ -374,25 +392,8 @@ class Backbone:
         tokens = hidden.shape[1] if mask is None else mask.sum(1, keepdim=True)
         return self.pipeline.pool(hidden, mask, before) * tokens
 
-    def _pad(self, sequences: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Right-padded ids, int64 `[sequences, longest]`, and their mask, None where nothing had to be padded."""
-        import torch
-
-        longest = max(map(len, sequences))
-        ids = torch.tensor([[*ids, *[self.pad_id] * (longest - len(ids))] for ids in sequences]).to(self.device)
-        if all(len(ids) == longest for ids in sequences):
-            return ids, None
-        mask = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in sequences])
-        return ids, mask.to(self.device)
-
     @property
     def pad_id(self) -> int:
         """What fills a shorter sequence; any id does, it is masked."""
         pad: Any = self.tokenizer.pad_token_id
         return int(pad if pad is not None else self.tokenizer.eos_token_id or 0)
-
-
-def _shared(prompt: Sequence[int], text: Sequence[int]) -> int:
-    """How many ids both begin with."""
-    pairs = enumerate(zip(prompt, text, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(prompt), len(text)))

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+    from iai_hf.backbones.sentence_transformers import Pipeline
+
 
 class CachedBackbone(Backbone):
     """`features` as `backbone` gives them, to float16; texts that were seen before come from memory-mapped files.
@@ -49,10 +51,12 @@ class CachedBackbone(Backbone):
         """As the backbone's."""
         return self.backbone.has_fingerprint(fingerprint, earlier=earlier)
 
-    def with_model(self, model: PreTrainedModel, fingerprint: str) -> CachedBackbone:
-        """As `Backbone.with_model`, with a cache of its own in the same folder."""
-        other = CachedBackbone(self.backbone.with_model(model, fingerprint), self.folder)
-        other._plain = self
+    def variant(
+        self, fingerprint: str, *, model: PreTrainedModel | None = None, pipeline: Pipeline | None = None
+    ) -> CachedBackbone:
+        """As `Backbone.variant`, with a cache of its own in the same folder."""
+        other = CachedBackbone(self.backbone.variant(fingerprint, model=model, pipeline=pipeline), self.folder)
+        other._plain = self.plain
         return other
 
     @property

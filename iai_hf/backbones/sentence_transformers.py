@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from iai_hf.backbones.stages import Dense, Stage, UnitLength
 from iai_hf.errors import BackboneError
 
 if TYPE_CHECKING:
@@ -26,21 +27,6 @@ FLAGS = {
 
 
 @dataclass(frozen=True, eq=False)
-class Dense:
-    """A linear layer behind the pooling, float32: `weight` `[out, in]`, `bias` `[out]`."""
-
-    weight: torch.Tensor
-    bias: torch.Tensor | None
-    activation: torch.nn.Module
-
-    def __call__(self, vectors: torch.Tensor) -> torch.Tensor:
-        from torch.nn.functional import linear
-
-        found: torch.Tensor = self.activation(linear(vectors, self.weight, self.bias))
-        return found
-
-
-@dataclass(frozen=True, eq=False)
 class Pipeline:
     """How hidden states become a text's vector; by default their mean.
 
@@ -52,24 +38,26 @@ class Pipeline:
         prompt: text that every text is read behind.
         pools_prompt: the prompt's hidden states count too.
         lowercase: texts are read in lower case.
-        stages: what a pooled vector goes through, in this order; None is a scaling to unit length.
+        stages: what a pooled vector goes through, in this order.
     """
 
     modes: tuple[str, ...] = ("mean",)
     prompt: str = ""
     pools_prompt: bool = True
     lowercase: bool = False
-    stages: tuple[Dense | None, ...] = ()
+    stages: tuple[Stage, ...] = ()
 
     def size(self, hidden: int) -> int:
         """Of a text's vector, for hidden states of that size."""
-        dense = [stage for stage in self.stages if stage is not None]
-        return len(dense[-1].weight) if dense else hidden * len(self.modes)
+        found = hidden * len(self.modes)
+        for stage in self.stages:
+            found = stage.size(found)
+        return found
 
     @property
     def is_early(self) -> bool:
         """Whether it is one that format 1 had: the mean or the first token, and nothing else."""
-        plain = not (any(self.stages) or self.prompt or self.lowercase)
+        plain = not (self._changes or self.prompt or self.lowercase)
         return plain and self.modes in (("mean",), ("cls",))
 
     @property
@@ -80,25 +68,21 @@ class Pipeline:
             "prompt_counts": self.pools_prompt,
             "lowercase": self.lowercase,
             "pooling": list(self.modes),
-            "then": ["normalize" if stage is None else "dense" for stage in (*self.stages, None)],
+            "then": [stage.kind for stage in (*self.stages, UnitLength())],
         }
+
+    @property
+    def _changes(self) -> bool:
+        """Whether a stage does more than scale a vector, as is done at the end anyway."""
+        return any(not isinstance(stage, UnitLength) for stage in self.stages)
 
     def described(self) -> bytes:
         """What tells pipelines apart; nothing for a plain mean."""
-        import torch
-
-        dense = any(self.stages)
-        if self.modes == ("mean",) and not dense and not self.prompt and not self.lowercase:
+        if self.modes == ("mean",) and not self._changes and not self.prompt and not self.lowercase:
             return b""
-        text = f"{self.modes} {self.prompt!r} {self.pools_prompt} {self.lowercase}"
-        for stage in self.stages if dense else ():
-            if stage is None:
-                text += " unit"
-                continue
-            flat = torch.cat([part.reshape(-1) for part in (stage.weight, stage.bias) if part is not None])
-            sample = flat[:: max(len(flat) // 64, 1)].to(torch.bfloat16).tolist()
-            text += f" {tuple(stage.weight.shape)} {stage.activation} {sample}"
-        return text.encode()
+        stages = self.stages if self._changes else ()
+        parts = [f"{self.modes} {self.prompt!r} {self.pools_prompt} {self.lowercase}", *map(str, stages)]
+        return " ".join(parts).encode()
 
     def pool(self, hidden: torch.Tensor, mask: torch.Tensor | None, before: int) -> torch.Tensor:
         """Vectors, float32 `[texts, size]`, of hidden states `[texts, tokens, hidden]`.
@@ -123,10 +107,8 @@ class Pipeline:
 
     def finish(self, vectors: torch.Tensor) -> torch.Tensor:
         """Pooled vectors after all stages."""
-        from torch.nn.functional import normalize
-
         for stage in self.stages:
-            vectors = normalize(vectors, dim=-1) if stage is None else stage(vectors)
+            vectors = stage(vectors)
         return vectors
 
 
@@ -172,19 +154,19 @@ def read_pipeline(folder: Path) -> tuple[Pipeline, Path] | None:
             "choose another encoder"
         )
     settings, pooling = _transformer_settings(parts[0][1]), _json(parts[1][1] / "config.json")
-    stages: list[Dense | None] = []
+    stages: list[Stage] = []
     for kind, place in zip(kinds[2:], [place for _, place in parts[2:]], strict=True):
         if kind == "Dense":
             stages.append(_dense(place))
         elif kind == "Normalize":
-            stages.append(None)
+            stages.append(UnitLength())
         elif kind != "Dropout":  # which does nothing once training is over
             raise BackboneError(
                 f"{folder} has a module {kind!r}, whose work is not known here (known are Transformer, Pooling, Dense, "
                 "Normalize, Dropout): choose another encoder"
             )
     modes = _modes(pooling)
-    if modes == ("mean_sqrt_len_tokens",) and not any(stages):
+    if modes == ("mean_sqrt_len_tokens",) and all(isinstance(stage, UnitLength) for stage in stages):
         modes = ("mean",)  # of unit length they are the same
     pipeline = Pipeline(
         modes=modes,

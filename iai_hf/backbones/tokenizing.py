@@ -106,3 +106,9 @@ class TextTokenizer:
 
     def _spell(self, ids: Sequence[int]) -> list[int]:
         return [sign for i in ids for sign in self._spelt.get(i, (i,))]
+
+
+def shared_length(prompt: Sequence[int], text: Sequence[int]) -> int:
+    """How many ids both begin with."""
+    pairs = enumerate(zip(prompt, text, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(prompt), len(text)))

@@ -317,9 +317,9 @@ class AdaptedFeatures(FrozenFeatures[Config]):
         with torch.no_grad():  # the head is linear, so that it is known from these
             bias = self.head.logits(prepared.head, self.projected(0 * units[:1]))[0]
             weight = (self.head.logits(prepared.head, self.projected(units)) - bias).T
-        factor = prepared.factor
-        plain = self.backbone.plain.uncached
-        write_classifier(plain, [*weights, prepared.low_rank], factor * weight, factor * bias, task.labels, directory)
+        weight, bias = prepared.factor * weight, prepared.factor * bias
+        plain, added = self.backbone.plain.uncached, [*weights, prepared.low_rank]
+        write_classifier(plain, self.backbone, added, weight, bias, task.labels, directory)
 
 
 def _parts(chunk: Chunk, seen: int) -> Iterator[Chunk]:

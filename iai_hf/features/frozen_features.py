@@ -7,13 +7,14 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from typing_extensions import TypeVar
 
 from iai_hf import shipped
 from iai_hf.backbones import Backbone
 from iai_hf.backbones.adapter import ADAPTER, FeatureAdapter
+from iai_hf.backbones.standardizing import standardized
 from iai_hf.config import ABSENT, APART, require
 from iai_hf.features.heads import TEMPLATES, Head
 from iai_hf.files import ADAPTER_FILE
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     import torch
 
 log = logging.getLogger(__name__)
+Projection = Literal["orthogonal", "gaussian"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,10 @@ class FrozenFeaturesConfig:
         adapter: learned features: the name of a shipped feature adapter, or a folder; None for the backbone's own;
             "auto" for the shipped one that belongs to the backbone, where there is one. States of before there were
             any have none.
+        standardize: give every dimension of a feature a scale of its own (`iai_hf.backbones.standardizing`); "auto"
+            does so where two dimensions would drown the others, as in most causal language models.
+        projection: how wider features are projected: "orthogonal" keeps the most of what tells texts apart; "gaussian"
+            is that of states that were saved before there was a choice.
     """
 
     max_tokens: int | None = field(default=None, metadata=APART)
@@ -47,11 +53,17 @@ class FrozenFeaturesConfig:
     weights: str | None = field(default=AUTO, metadata=APART)
     half_life: int | None = field(default=None, metadata=APART)
     adapter: str | None = field(default=AUTO, metadata={ABSENT: None, **APART})
+    standardize: bool | str = field(default=AUTO, metadata={ABSENT: False})
+    projection: Projection = field(default="orthogonal", metadata={ABSENT: "gaussian", **APART})
 
     def __post_init__(self) -> None:
         require(self.max_tokens is None or self.max_tokens > 0, f"max_tokens is {self.max_tokens}; expected 1 or more")
         require(self.half_life is None or self.half_life > 0, f"half_life is {self.half_life}; expected 1 or more")
         require(self.max_features > 0, f"max_features is {self.max_features}; expected 1 or more")
+        known = self.standardize in (True, False, AUTO)
+        require(known, f"standardize is {self.standardize!r}; expected true, false or {AUTO!r}")
+        known = self.projection in get_args(Projection)
+        require(known, f"projection is {self.projection!r}; expected {' or '.join(get_args(Projection))}")
 
 
 Config = TypeVar("Config", bound=FrozenFeaturesConfig, default=Any)
@@ -64,6 +76,7 @@ class FrozenFeatures(Learned[Config]):
     default_backbone = "sentence-transformers/all-MiniLM-L6-v2"
 
     def __init__(self, backbone: Backbone, config: Config | None = None) -> None:
+        self.check_backbone(backbone)
         config = config if config is not None else self.config_class()
         source = shipped.find(ADAPTER, None, backbone) if config.adapter == AUTO else config.adapter
         self.feature_adapter: FeatureAdapter | None = None
@@ -72,7 +85,10 @@ class FrozenFeatures(Learned[Config]):
             self.feature_adapter = FeatureAdapter.load(folder)
             backbone = self.feature_adapter.merged(backbone)
             log.info("%s: features learned by %s", self.method, source)
-        super().__init__(backbone, replace(config, adapter=source))
+        standing = backbone
+        if config.standardize:
+            backbone = standardized(standing, always=config.standardize is True)
+        super().__init__(backbone, replace(config, adapter=source, standardize=backbone is not standing))
 
     @abstractmethod
     def make_module(self) -> Head:
@@ -160,13 +176,22 @@ class FrozenFeatures(Learned[Config]):
 
     @cached_property
     def _projection(self) -> torch.Tensor | None:
-        """Gaussian random projection `[hidden, max_features]`, where the backbone is wider than that."""
+        """Random projection `[hidden, max_features]`, where the backbone is wider than that.
+
+        With orthonormal columns hardly more is lost than the dimensions that go; Gaussian ones distort what stays too
+        (SmolLM2, 576 to 512 dimensions, held-out tasks, 64 examples: 60.6 whole, 59.9 orthogonal, 57.4 Gaussian).
+        """
         import torch
 
         wide, size = self.backbone.hidden_size, self.config.max_features
         if wide <= size:
             return None
-        return torch.randn(wide, size, generator=torch.Generator().manual_seed(0), dtype=torch.float32) / size**0.5
+        generator = torch.Generator().manual_seed(0)
+        if self.config.projection == "gaussian":
+            return torch.randn(wide, size, generator=generator, dtype=torch.float32) / size**0.5
+        columns, triangle = torch.linalg.qr(torch.randn(wide, size, generator=generator, dtype=torch.float64))
+        columns = columns * triangle.diagonal().sign()  # the factorization alone leaves signs open
+        return (columns * (wide / size) ** 0.5).float()
 
 
 def targets_of(chunk: Chunk, task: TaskSpec) -> torch.Tensor:

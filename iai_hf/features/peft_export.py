@@ -1,8 +1,8 @@
 """A classifier on adapted features as a genuine PEFT adapter of the encoder, with its linear head beside it.
 
 `PeftModel.from_pretrained` loads the adapter without this package, on a model of the class that `head.json` names; pool
-and normalise its hidden states as that says, then logits = features @ weight.T + bias, both of `head.safetensors`;
-`head.json` has the labels in the order of its rows too.
+and normalise its hidden states as that says, then logits = features @ weight.T + bias. Both are in `head.safetensors`,
+and so are mean and deviation where features are standardized; `head.json` has the labels in the order of the rows.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from iai_hf.backbones.low_rank import LowRank
 from iai_hf.backbones.peft_files import lora_tensors, of_base, write_adapter
+from iai_hf.backbones.stages import Standardize
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +26,7 @@ HEAD_WEIGHTS, HEAD_LABELS = "head.safetensors", "head.json"
 
 def write_classifier(
     backbone: Backbone,
+    features: Backbone,
     weights: Sequence[LowRank],
     weight: torch.Tensor,
     bias: torch.Tensor,
@@ -35,6 +37,7 @@ def write_classifier(
 
     Args:
         backbone: without any of the weights.
+        features: the one that gives the features which the head takes.
         weight, bias: `[C, hidden]` and `[C]`.
 
     Raises:
@@ -53,7 +56,10 @@ def write_classifier(
         **of_base(backbone),
     )
     head = {"weight": weight.float().contiguous(), "bias": bias.float().contiguous()}
-    told = {"labels": list(labels), "features": backbone.reading}
+    for stage in features.pipeline.stages:
+        if isinstance(stage, Standardize):
+            head |= {"mean": stage.mean, "deviation": stage.deviation}
+    told = {"labels": list(labels), "features": features.reading}
     others = {HEAD_WEIGHTS: save(head, {"format": "pt"}), HEAD_LABELS: json.dumps(told, indent=2).encode()}
     write_adapter(config, lora_tensors(whole), directory, others)
 
