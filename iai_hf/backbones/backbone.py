@@ -258,9 +258,9 @@ class Backbone:
     @one_at_a_time
     def differentiable_features(
         self, texts: Sequence[str], max_tokens: int | None = None, weights: Sequence[LowRank] = ()
-    ) -> torch.Tensor:
+    ) -> Features:
         """As `features`, with the gradient in `weights`; of processes that read together, that of each one's share."""
-        return self._features(texts, max_tokens, nullcontext(), weights).vectors
+        return self._features(texts, max_tokens, nullcontext(), weights)
 
     @one_at_a_time
     def pooled(self, texts: Sequence[str]) -> torch.Tensor:

@@ -15,6 +15,7 @@ Queries are read once, under whichever weights are ahead.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +30,7 @@ from iai_hf.backbones.adapter import FeatureAdapter
 from iai_hf.backbones.low_rank import LowRank
 from iai_hf.config import ABSENT, APART, require
 from iai_hf.errors import ConfigError
-from iai_hf.features.fast_weights import Evidence, FastWeights, Retained, Schedule
+from iai_hf.features.fast_weights import Descent, Evidence, FastWeights, Retained, Schedule, batches
 from iai_hf.features.frozen_features import FrozenFeatures, FrozenFeaturesConfig, targets_of
 from iai_hf.learned import AUTO
 from iai_hf.task import Chunk, Prediction, TaskSpec, Tensors
@@ -37,10 +38,11 @@ from iai_hf.task import Chunk, Prediction, TaskSpec, Tensors
 if TYPE_CHECKING:
     import torch
 
-    from iai_hf.backbones import Backbone
+    from iai_hf.backbones import Backbone, Features
 
 log = logging.getLogger(__name__)
 SMALLEST_PART, LARGEST_PART = 8, 64  # examples between two answers that count as evidence
+LEAST_PER_CLASS = 0.5  # examples, before which nothing is trained: there is too little to learn, and much to unlearn
 REREAD_RATIO = 1.5  # examples are read again each time they have become so many times as many
 REREAD_TOKENS = 128  # of a text, in gradient steps and where it is read again
 ADAPTED, WEIGHTS, RETAINED, EVIDENCE = "adapted.", "low_rank.", "retained.", "evidence."  # of tensors' names
@@ -155,7 +157,19 @@ class AdaptedFeatures(FrozenFeatures[Config]):
         evidence = Evidence(**_of(EVIDENCE, tensors))
         targets = targets_of(part, task)
         frozen_features, cut = self.features(part.inputs)
-        features = self._read(part.inputs, weights, self.config.max_tokens)
+        new = Retained.chunk(part.inputs, targets.tolist(), seen)
+        retained = Retained.of(_of(RETAINED, tensors)).joined(new, self.config.retained_bytes, self.config.half_life)
+        schedule, after = self._schedule, seen + len(part)
+        enough = _enough(after, task)
+        steps = schedule.between(seen if _enough(seen, task) else 0, after) if enough else 0
+        # What will hardly be passed again is learned from as it comes.
+        passing = enough and schedule.steps > 0 and (len(retained) < after or steps * schedule.batch_size < len(part))
+        descent = Descent(self.fast_weights, weights, schedule, steps + passing)
+        shown = self._differentiable(part.inputs, descent) if passing else None
+        if shown is not None and not shown.cut:
+            features = shown.vectors.detach()
+        else:
+            features = self._read(part.inputs, weights, self.config.max_tokens)
         known = targets < len(floor["counts"])  # of classes that came with this chunk nobody could know
         if len(floor["counts"]) > 1 and bool(known.any()):
             with torch.no_grad():
@@ -167,10 +181,11 @@ class AdaptedFeatures(FrozenFeatures[Config]):
                 )
         floor = self.absorbed(floor, task, frozen_features, targets)
         adapted = self.absorbed(adapted, task, features, targets)
-        new = Retained.chunk(part.inputs, targets.tolist(), seen)
-        retained = Retained.of(_of(RETAINED, tensors)).joined(new, self.config.retained_bytes, self.config.half_life)
-        weights = self._trained(weights, adapted, retained, seen, seen + len(part))
-        adapted = self._reread(adapted, weights, retained, seen, seen + len(part))
+        if shown is not None:
+            descent.step(self.head.logits(self._standing(adapted), shown.vectors), targets, torch.ones(len(part)))
+        self._descend(descent, adapted, retained, steps)
+        weights = descent.tensors
+        adapted = self._reread(adapted, weights, retained, seen, after)
         return {
             **floor,
             **_named(ADAPTED, adapted),
@@ -179,28 +194,39 @@ class AdaptedFeatures(FrozenFeatures[Config]):
             **_named(EVIDENCE, evidence.tensors()),
         }, cut
 
-    def _trained(self, weights: Tensors, adapted: Tensors, retained: Retained, before: int, after: int) -> Tensors:
-        """The weights after the steps that the examples from number `before` to `after` bring."""
+    @property
+    def _schedule(self) -> Schedule:
+        return Schedule(self.config.steps, self.config.learning_rate, self.config.batch_size)
+
+    def _descend(self, descent: Descent, adapted: Tensors, retained: Retained, steps: int) -> None:
+        """So many steps on retained examples, through the closed form of the adapted head."""
+        if not steps:
+            return
+        if not len(retained):
+            log.warning("no text fits into retained_bytes=%d, so none is trained on again", self.config.retained_bytes)
+            return
+        head, texts, targets = self._standing(adapted), retained.texts, retained.targets
+        shares = retained.weights(self.config.half_life)
+        drawn = batches(len(retained), self.config.batch_size, seed=len(retained) + steps)
+        for batch in itertools.islice(drawn, steps):
+            shown = self._differentiable([texts[i] for i in batch], descent)
+            descent.step(self.head.logits(head, shown.vectors), targets[batch], shares[batch] / shares.mean())
+
+    def _differentiable(self, texts: Sequence[str], descent: Descent) -> Features:
+        """Features of texts, as far as one is read again, differentiable in the weights."""
         import torch
 
-        config = self.config
-        schedule = Schedule(config.steps, config.learning_rate, config.batch_size)
-        steps = schedule.between(before, after)
-        if not steps:
-            return weights
-        if not len(retained):
-            log.warning("no text fits into retained_bytes=%d, so nothing is trained; raise it", config.retained_bytes)
-            return weights
-        with torch.no_grad():
-            head = self.head.prepare(adapted)
-
-        def logits(texts: Sequence[str], low_rank: LowRank) -> torch.Tensor:
+        with torch.enable_grad():
             backbone = self.fast_weights.backbone
-            found = backbone.differentiable_features(texts, self._reread_tokens, (low_rank,))
-            return self.head.logits(head, self.projected(found))
+            found = backbone.differentiable_features(texts, self._reread_tokens, (descent.low_rank,))
+            return found._replace(vectors=self.projected(found.vectors))
 
-        shares = retained.weights(config.half_life)
-        return self.fast_weights.refined(weights, logits, retained.texts, retained.targets, shares, schedule, steps)
+    def _standing(self, adapted: Tensors) -> Any:
+        """The adapted head, prepared; no gradient goes through its making."""
+        import torch
+
+        with torch.no_grad():
+            return self.head.prepare(adapted)
 
     def _reread(self, adapted: Tensors, weights: Tensors, retained: Retained, before: int, after: int) -> Tensors:
         """The adapted head's tensors with moments that fit the weights, where all examples are there to be read again.
@@ -236,11 +262,12 @@ class AdaptedFeatures(FrozenFeatures[Config]):
         if not self.config.depth:
             return super().prepare(tensors, task)
         evidence = Evidence(**_of(EVIDENCE, tensors))
-        if not evidence.prefers_adapted:
+        trained = _enough(float(tensors["counts"].sum()), task)
+        if not (trained and evidence.prefers_adapted):
             return Prepared(super().prepare(_of("", tensors), task), self.backbone, None, 1.0)
         low_rank = self.fast_weights.low_rank(_of(WEIGHTS, tensors))
         head = super().prepare(_of(ADAPTED, tensors), task)
-        return Prepared(head, self.fast_weights.backbone, low_rank, float(evidence.log_temperature.exp()))
+        return Prepared(head, self.fast_weights.backbone, low_rank, float(evidence.factor(len(task.labels))))
 
     def answer(self, prepared: Any, task: TaskSpec, queries: Sequence[str]) -> Prediction:
         if not self.config.depth:
@@ -289,7 +316,12 @@ class AdaptedFeatures(FrozenFeatures[Config]):
             retained = retained.joined(own, self.config.retained_bytes, self.config.half_life)
         evidence = [Evidence(**_of(EVIDENCE, tensors)) for tensors, _ in parts]
         adapted = self._from_retained(adapted, weights, retained)
-        weights = self._trained(weights, adapted, retained, round(max(counts)), round(sum(counts)))
+        largest, total = max(counts), sum(counts)
+        steps = self._schedule.between(round(largest) if _enough(largest, task) else 0, round(total))
+        steps = steps if _enough(total, task) else 0
+        descent = Descent(self.fast_weights, weights, self._schedule, steps)
+        self._descend(descent, adapted, retained, steps)
+        weights = descent.tensors
         return {
             **floor,
             **_named(ADAPTED, self._from_retained(adapted, weights, retained)),
@@ -320,6 +352,11 @@ class AdaptedFeatures(FrozenFeatures[Config]):
         weight, bias = prepared.factor * weight, prepared.factor * bias
         plain, added = self.backbone.plain.uncached, [*weights, prepared.low_rank]
         write_classifier(plain, self.backbone, added, weight, bias, task.labels, directory)
+
+
+def _enough(examples: float, task: TaskSpec) -> bool:
+    """Whether so many examples are enough to train on."""
+    return examples >= LEAST_PER_CLASS * len(task.labels)
 
 
 def _parts(chunk: Chunk, seen: int) -> Iterator[Chunk]:

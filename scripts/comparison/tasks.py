@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -46,7 +46,7 @@ class Task:
         """Texts of the last rows of that order, without their labels."""
         return [row["input"] for row in self.rows(seed)[-UNLABELLED:]]
 
-    def features(self, texts: list[str]) -> torch.Tensor:
+    def features(self, texts: Sequence[str]) -> torch.Tensor:
         """Of texts, `[n, d]`."""
         return self.backbone.features(texts, MAX_TOKENS).vectors
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from iai_hf.backbones.low_rank import LowRank
 from iai_hf.card import state_card
 from iai_hf.errors import BackboneError, ConfigError, DataError
 from iai_hf.features.adapted_features import ADAPTED, EVIDENCE, RETAINED, WEIGHTS
-from iai_hf.features.fast_weights import Evidence, FastWeights, Retained, Schedule
+from iai_hf.features.fast_weights import Descent, Evidence, FastWeights, Retained, Schedule, batches
 from iai_hf.features.iterative import Iterative
 from iai_hf.features.peft_export import stacked
 
@@ -89,15 +90,20 @@ def test_steps_lower_the_loss_that_they_are_taken_on(encoder: Backbone) -> None:
     head = torch.randn(3, encoder.hidden_size, generator=torch.Generator().manual_seed(0))
 
     def logits(part: Sequence[str], low_rank: LowRank) -> torch.Tensor:
-        return 3 * encoder.differentiable_features(part, None, (low_rank,)) @ head.T
+        return 3 * encoder.differentiable_features(part, None, (low_rank,)).vectors @ head.T
+
+    def descended() -> Any:
+        descent = Descent(weights, start, schedule, 30)
+        for batch in itertools.islice(batches(48, 16, seed=0), 30):
+            descent.step(logits([texts[i] for i in batch], descent.low_rank), targets[batch], torch.ones(16))
+        return descent.tensors
 
     def loss(tensors: Any) -> float:
         with torch.no_grad():
             return float(torch.nn.functional.cross_entropy(logits(texts, weights.low_rank(tensors)), targets))
 
     schedule, start = Schedule(steps=5.0, rate=3e-3, batch_size=16), weights.initial()
-    moved = weights.refined(start, logits, texts, targets, torch.ones(48), schedule, 30)
-    again = weights.refined(start, logits, texts, targets, torch.ones(48), schedule, 30)
+    moved, again = descended(), descended()
     assert loss(moved) < loss(start) - 0.2
     assert all(torch.equal(moved[name], again[name]) for name in moved)
     assert all(tensor.dtype == torch.float16 for tensor in moved.values())
@@ -124,7 +130,7 @@ def test_gradients_are_those_of_finite_differences(encoder: Backbone) -> None:
 
     def value(up: torch.Tensor) -> torch.Tensor:
         low_rank = weights.low_rank({**tensors, name: up})
-        return (encoder.differentiable_features(texts, None, (low_rank,)) * direction).sum()
+        return (encoder.differentiable_features(texts, None, (low_rank,)).vectors * direction).sum()
 
     start = tensors[name].clone().requires_grad_()
     (gradient,) = torch.autograd.grad(value(start), start)
@@ -229,15 +235,55 @@ def test_evidence_of_overconfident_logits_cools_them() -> None:
 
 @pytest.mark.parametrize("sizes", [(64,), (16, 48), (1,) * 64])
 def test_the_schedule_does_not_depend_on_parts(sizes: Sequence[int]) -> None:
-    schedule, seen, total = Schedule(steps=5.0, rate=1e-3, batch_size=32, passes=0.0), 0, 0
+    schedule, seen, total = Schedule(steps=5.0, rate=1e-3, batch_size=32), 0, 0
     for size in sizes:
         total += schedule.between(seen, seen + size)
         seen += size
     assert total == 40
 
 
-def test_every_example_of_a_long_stream_is_passed_once() -> None:
-    assert Schedule(steps=5.0, rate=1e-3, batch_size=32).between(1_000_000, 1_000_064) == 2
+def test_every_example_is_trained_on_though_few_are_retained(
+    encoder: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    amortizer = deep(encoder, retained_bytes=200)
+    seen: list[str] = []
+    read = Backbone.differentiable_features
+
+    def noted(self: Backbone, texts: Sequence[str], *args: Any) -> Any:
+        seen.extend(texts)
+        return read(self, texts, *args)
+
+    monkeypatch.setattr(Backbone, "differentiable_features", noted)
+    rows = examples(96)
+    state = amortizer.adapt(rows, chunk_size=32, progress=False)
+    assert len(state.tensors[RETAINED + "lengths"]) < 10
+    assert {row["input"] for row in rows} <= set(seen)
+
+
+@pytest.mark.parametrize("max_tokens", [None, 3])
+def test_a_text_that_is_learned_from_as_it_comes_is_absorbed_as_it_was_before(
+    encoder: Backbone, max_tokens: int | None
+) -> None:
+    amortizer = deep(encoder, retained_bytes=1, steps=1e-9, max_tokens=max_tokens)
+    state = amortizer.update(amortizer.init_state(), chunk(8))
+    assert torch.allclose(state.tensors[ADAPTED + "gram"], state.tensors["gram"], atol=1e-3)
+    start = FastWeights(encoder, None, 2).initial()
+    assert any(not torch.equal(state.tensors[WEIGHTS + name], tensor) for name, tensor in start.items())
+
+
+def test_with_fewer_examples_than_half_the_classes_the_head_on_frozen_features_answers(encoder: Backbone) -> None:
+    task = TaskSpec(labels=tuple(f"class {number}" for number in range(40)))
+    plain = AutoAmortizer.from_pretrained("iterative", backbone=encoder, config={"weights": None})
+    reaching = deep(encoder)
+    queries = [row["input"] for row in examples(6, 3)]
+    for count, same in ((8, True), (60, False)):
+        rows = Chunk(tuple(row["input"] for row in examples(count)), tuple(task.labels[i % 40] for i in range(count)))
+        floor, state = (amortizer.update(amortizer.init_state(task), rows) for amortizer in (plain, reaching))
+        moved = any(bool(tensor.any()) for name, tensor in state.tensors.items() if name.startswith(WEIGHTS + "up"))
+        assert moved != same
+        if same:
+            expected = log_probs(plain.predict(floor, queries))
+            assert torch.allclose(log_probs(reaching.predict(state, queries)), expected, atol=1e-3)
 
 
 def test_a_loss_that_is_not_finite_leaves_the_state(encoder: Backbone) -> None:
@@ -383,12 +429,11 @@ def test_a_batch_of_examples_that_are_all_but_forgotten(encoder: Backbone) -> No
     shares = kept.weights(2)
     assert float(shares[0]) == 0
 
-    def logits(part: Sequence[str], low_rank: LowRank) -> torch.Tensor:
-        return encoder.differentiable_features(part, None, (low_rank,))[:, :2]
-
-    schedule = Schedule(steps=1.0, rate=1e-3, batch_size=4)
-    moved = fast.refined(fast.initial(), logits, kept.texts, kept.targets, shares, schedule, 3)
-    assert all(bool(tensor.isfinite().all()) for tensor in moved.values())
+    descent = Descent(fast, fast.initial(), Schedule(steps=1.0, rate=1e-3, batch_size=4), 3)
+    for batch in itertools.islice(batches(400, 4, seed=0), 3):
+        found = encoder.differentiable_features([kept.texts[i] for i in batch], None, (descent.low_rank,))
+        descent.step(found.vectors[:, :2], kept.targets[batch], shares[batch] / shares.mean())
+    assert all(bool(tensor.isfinite().all()) for tensor in descent.tensors.values())
 
 
 def test_it_learns_the_same_under_inference_mode(encoder: Backbone) -> None:

@@ -1,11 +1,11 @@
 """Fast weights: low-rank weights of the backbone's last layers that a task has of its own, and what they need.
 
 `weights.py` holds and trains them, `retained.py` keeps examples to train on again, `evidence.py` says whether to trust
-them. `iai_hf.features.adapted` puts them on top of a head on frozen features.
+them. `iai_hf.features.adapted_features` puts them on top of a head on frozen features.
 """
 
 from iai_hf.features.fast_weights.evidence import Evidence
 from iai_hf.features.fast_weights.retained import Retained
-from iai_hf.features.fast_weights.weights import FastWeights, Schedule
+from iai_hf.features.fast_weights.weights import Descent, FastWeights, Schedule, batches
 
-__all__ = ["Evidence", "FastWeights", "Retained", "Schedule"]
+__all__ = ["Descent", "Evidence", "FastWeights", "Retained", "Schedule", "batches"]

@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 
 LARGEST_GAIN = 2.0  # in nats of one example: no single one decides
 PRIOR_GAIN = 2.0  # nats in all that adapted features are ahead before any evidence
+# Adapted logits are taken to be exp(1 / C) times too large at first: what was trained on is answered too well. Measured
+# on held-out tasks, log likelihood / calibration error in %, at 16, 64 and 256 examples:
+#     0      -1.148 / 14.0   -.967 / 8.2   -.774 / 6.8
+#     1 / C  -1.100 / 11.4   -.944 / 6.9   -.770 / 6.2
+#     2 / C  -1.079 /  8.8   -.943 / 6.9   -.786 / 8.2
+OVERCONFIDENCE = 1.0
 MEMORY_EXPONENT = 1.0  # (n / (n + new)) ** this is left of older evidence, since features learn
 
 
@@ -29,7 +35,7 @@ class Evidence:
 
     Attributes:
         gain: sum over examples of log p_adapted - log p_frozen, `[]`.
-        log_temperature: that adapted logits are to be multiplied by exp of, `[1]`.
+        log_temperature: that adapted logits are to be multiplied by exp of, beside what is expected, `[1]`.
         curvature: its precision, `[1, 1]`.
     """
 
@@ -43,6 +49,10 @@ class Evidence:
         zeros = [torch.zeros(shape, dtype=torch.float32) for shape in ((), (1,), (1, 1))]
         return cls(*zeros)
 
+    def factor(self, classes: int) -> torch.Tensor:
+        """What adapted logits are to be multiplied by, `[1]`."""
+        return (self.log_temperature - OVERCONFIDENCE / classes).exp()
+
     def after(self, frozen: torch.Tensor, adapted: torch.Tensor, targets: torch.Tensor, seen: torch.Tensor) -> Evidence:
         """With a chunk that neither had seen.
 
@@ -51,7 +61,8 @@ class Evidence:
             targets: `[n]`.
             seen: examples before the chunk, `[]`.
         """
-        scaled = adapted * self.log_temperature.exp()
+        classes = adapted.shape[1]
+        scaled = adapted * self.factor(classes)
         own = targets[:, None]
         gains = (scaled.log_softmax(1) - frozen.log_softmax(1)).gather(1, own).clamp(-LARGEST_GAIN, LARGEST_GAIN)
         zeros = torch.zeros_like(self.log_temperature)
@@ -62,7 +73,7 @@ class Evidence:
             adapted[..., None],
             torch.zeros_like(adapted),
             targets,
-            zeros,
+            zeros - OVERCONFIDENCE / classes,
             precision,
             torch.ones_like(self.gain),
             seen,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -30,12 +30,10 @@ LEAST_RATE = 0.05  # share of the rate that is left at the last step
 LARGEST_GRADIENT = 1.0  # norm over all weights; longer ones are cut
 BETAS = (0.9, 0.99)
 
-Logits = Callable[[Sequence[str], LowRank], "torch.Tensor"]
-
 
 @dataclass(frozen=True)
 class Schedule:
-    """How much is learned from n examples: `steps * sqrt(n)` steps in all, at least as many as `passes` passes take.
+    """How much is learned from n examples: `steps * sqrt(n)` steps in all.
 
     Few examples are passed often, as far as that still teaches something.
 
@@ -47,12 +45,10 @@ class Schedule:
     steps: float
     rate: float
     batch_size: int
-    passes: float = 1.0
 
     def between(self, before: int, after: int) -> int:
         """Steps that the examples from number `before` to `after` bring."""
-        by_root = math.floor(self.steps * math.sqrt(after)) - math.floor(self.steps * math.sqrt(before))
-        return max(by_root, math.ceil(self.passes * (after - before) / self.batch_size))
+        return math.floor(self.steps * math.sqrt(after)) - math.floor(self.steps * math.sqrt(before))
 
 
 class FastWeights:
@@ -110,22 +106,41 @@ class FastWeights:
             for name in parts[0][0]
         }
 
-    def refined(
-        self,
-        tensors: Tensors,
-        logits: Logits,
-        texts: Sequence[str],
-        targets: torch.Tensor,
-        shares: torch.Tensor,
-        schedule: Schedule,
-        steps: int,
-    ) -> Tensors:
-        """The weights after gradient steps on examples.
+
+class Descent:
+    """Steps of Adam from weights, at a rate that rises shortly and then falls to nearly nothing.
+
+    Args:
+        tensors: of the weights to begin with; they stay as they are.
+        steps: how many there will be.
+    """
+
+    def __init__(self, fast_weights: FastWeights, tensors: Tensors, schedule: Schedule, steps: int) -> None:
+        import torch
+
+        self._fast_weights = fast_weights
+        self._moving = {name: tensor.float().requires_grad_() for name, tensor in tensors.items()}
+        self._parameters = list(self._moving.values())
+        self._optimizer = torch.optim.Adam(self._parameters, lr=schedule.rate, betas=BETAS)
+        self._rates = torch.optim.lr_scheduler.LambdaLR(self._optimizer, lambda step: _envelope(step, max(steps, 1)))
+
+    @property
+    def low_rank(self) -> LowRank:
+        """The weights as they are now, differentiable."""
+        return self._fast_weights.low_rank(self._moving)
+
+    @property
+    def tensors(self) -> Tensors:
+        """The weights as they are now, float16."""
+        return {name: tensor.detach().half() for name, tensor in self._moving.items()}
+
+    def step(self, logits: torch.Tensor, targets: torch.Tensor, shares: torch.Tensor) -> None:
+        """One step on examples.
 
         Args:
-            logits: of texts under weights, `[texts, C]`, differentiable in them.
-            targets: classes of `texts`, int64 `[n]`.
-            shares: how much each example counts, float32 `[n]`.
+            logits: under `low_rank`, `[n, C]`.
+            targets: int64 `[n]`.
+            shares: how much each example counts beside a usual one, float32 `[n]`.
 
         Raises:
             DataError: the loss is no finite number.
@@ -133,32 +148,20 @@ class FastWeights:
         import torch
         from torch.nn.functional import cross_entropy
 
-        moving = {name: tensor.float().requires_grad_() for name, tensor in tensors.items()}
-        parameters = list(moving.values())
-        optimizer = torch.optim.Adam(parameters, lr=schedule.rate, betas=BETAS)
-        rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _envelope(step, steps))
-        batches = _batches(len(texts), schedule.batch_size, seed=len(texts) + steps)
-        with torch.enable_grad():
-            for _ in range(steps):
-                batch = next(batches)
-                found = logits([texts[i] for i in batch], self.low_rank(moving))
-                losses = cross_entropy(found, targets[batch], reduction="none")
-                loss = (losses * shares[batch]).sum() / (len(batch) * shares.mean())
-                if not loss.isfinite():
-                    raise DataError(
-                        f"the loss of the fast weights is {loss.item()}; the state is as it was before the chunk: look "
-                        "at its texts, lower learning_rate, or set depth to 0"
-                    )
-                # Of processes that read together, one may have had no share of the batch.
-                share = (
-                    torch.autograd.grad(loss, parameters) if loss.requires_grad else [0 * part for part in parameters]
-                )
-                for part, gradient in zip(parameters, share, strict=True):
-                    part.grad = self.backbone.group.total(gradient.detach())
-                torch.nn.utils.clip_grad_norm_(parameters, LARGEST_GRADIENT)
-                optimizer.step()
-                rates.step()
-        return {name: tensor.detach().half() for name, tensor in moving.items()}
+        loss = (cross_entropy(logits, targets, reduction="none") * shares).mean()
+        if not loss.isfinite():
+            raise DataError(
+                f"the loss of the fast weights is {loss.item()}; the state is as it was before the chunk: look at its "
+                "texts, lower learning_rate, or set depth to 0"
+            )
+        parameters = self._parameters
+        # Of processes that read together, one may have had no share of the batch.
+        found = torch.autograd.grad(loss, parameters) if loss.requires_grad else [0 * part for part in parameters]
+        for part, gradient in zip(parameters, found, strict=True):
+            part.grad = self._fast_weights.backbone.group.total(gradient.detach())
+        torch.nn.utils.clip_grad_norm_(parameters, LARGEST_GRADIENT)
+        self._optimizer.step()
+        self._rates.step()
 
 
 def _envelope(step: int, steps: int) -> float:
@@ -166,7 +169,7 @@ def _envelope(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / (WARMUP * steps + 1)) * max(1 - step / steps, LEAST_RATE)
 
 
-def _batches(examples: int, size: int, seed: int) -> Iterator[list[int]]:
+def batches(examples: int, size: int, seed: int) -> Iterator[list[int]]:
     """Without end: passes over all examples in orders drawn from `seed`, in batches of `size`."""
     chance, waiting = random.Random(seed), list[int]()
     while True:

@@ -87,7 +87,7 @@ class AdapterObjective(nn.Module):
         """Differentiable features under the adapter, or its average, float32 `[texts, d]`."""
         backbone = self._frozen[0]
         with applied(backbone.model, (self.adapter.low_rank(backbone.dtype, average),)):
-            return backbone.differentiable_features(texts, self.max_tokens)
+            return backbone.differentiable_features(texts, self.max_tokens).vectors
 
     def forward(self, episode: AdapterEpisode) -> torch.Tensor:
         """Mean over the loss steps of the queries' negative log-likelihood in units of log C, and the penalty."""
