@@ -85,6 +85,11 @@ class Amortizer(ABC, Generic[Config]):
                 f"method, or leave the backbone out, for {cls.default_backbone}"
             )
 
+    @classmethod
+    def summary(cls, state: TaskState) -> dict[str, str]:
+        """What else a person may want to know of a state, read from its tensors alone: names and short texts."""
+        return {}
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_prepared": {}}  # another process prepares states anew
 

@@ -309,7 +309,8 @@ class Backbone:
         norms = found.vectors.norm(dim=-1, keepdim=True)
         if not math.isfinite(float(norms.detach().sum())):
             bad = next(text for text, norm in zip(texts, norms, strict=True) if not norm.isfinite())
-            raise BackboneError(f"{self.name} gave features that are not finite, e.g. for {bad[:40]!r}; try float32")
+            remedy = "lower learning_rate, or set depth to 0" if weights else "try float32"
+            raise BackboneError(f"{self.name} gave features that are not finite, e.g. for {bad[:40]!r}; {remedy}")
         return found._replace(vectors=found.vectors / norms)
 
     def _unscaled(

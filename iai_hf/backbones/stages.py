@@ -37,6 +37,7 @@ class UnitLength:
         return normalize(vectors, dim=-1)
 
     def size(self, size: int) -> int:
+        """As before it."""
         return size
 
     def __str__(self) -> str:
@@ -59,6 +60,7 @@ class Dense:
         return found
 
     def size(self, size: int) -> int:
+        """That of the layer."""
         return len(self.weight)
 
     def __str__(self) -> str:
@@ -81,6 +83,7 @@ class Standardize:
         return (vectors - self.mean) / self.deviation
 
     def size(self, size: int) -> int:
+        """As before it."""
         return size
 
     def __str__(self) -> str:

@@ -255,6 +255,7 @@ def evaluate(
     data: DataOption,
     output: Annotated[Path | None, typer.Option("--output", help="JSON file for the metrics.")] = None,
     allow_unseen_labels: AllowUnseenLabels = False,
+    transductive: Transductive = False,
     backbone: StateBackbone = None,
     revision: StateRevision = None,
     weights: StateWeights = None,
@@ -290,7 +291,10 @@ def evaluate(
     amortizer = AutoAmortizer.for_state(
         state, backbone, config=config, weights=weights, adapter=adapter, dtype=dtype, revision=revision
     )
-    parts = [amortizer.predict(state, [record.input for record in batch]) for batch in batches(records, quiet)]
+    parts = [
+        amortizer.predict(state, [record.input for record in batch], transductive=transductive)
+        for batch in batches(records, quiet, len(records) if transductive else 256)
+    ]
     scores = [part.log_probs for part in parts if part.log_probs is not None]
     values = all(part.values is not None for part in parts)
     whole = Prediction(
@@ -381,12 +385,15 @@ def info(
     from iai_hf.files import STATE_FILE
     from iai_hf.state import TaskState
 
-    if (path / STATE_FILE).is_file() or path.is_file():
-        content = describe(TaskState.from_pretrained(path))
+    state = TaskState.from_pretrained(path) if (path / STATE_FILE).is_file() or path.is_file() else None
+    if state is not None:
+        content = describe(state)
     elif path.is_dir():
         content = AutoAmortizer.describe(path)
     else:
         raise StateError(f"nothing at {path}; expected a folder with a state or an amortizer")
     kind = amortizer_class(content["method"])
     content |= {"regime": kind.regime, "reads": kind.reads, "meaning": (inspect.getdoc(kind) or "").splitlines()[0]}
+    if state is not None:
+        content |= kind.summary(state)
     report(content, as_json, "\n".join(f"{key}: {value}" for key, value in content.items()))

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     import torch
 
     from iai_hf.backbones import Backbone, Features
+    from iai_hf.state import TaskState
 
 log = logging.getLogger(__name__)
 SMALLEST_PART, LARGEST_PART = 8, 64  # examples between two answers that count as evidence
@@ -117,6 +118,19 @@ class AdaptedFeatures(FrozenFeatures[Config]):
         """What moves. Its backbone has no such layers: BackboneError."""
         depth = self.config.depth
         return FastWeights(self.backbone, depth if isinstance(depth, int) else None, self.config.rank)
+
+    @classmethod
+    def summary(cls, state: TaskState) -> dict[str, str]:
+        if EVIDENCE + "gain" not in state.tensors:
+            return super().summary(state)
+        evidence = Evidence(**_of(EVIDENCE, state.tensors))
+        adapted = evidence.prefers_adapted and _enough(float(state.tensors["counts"].sum()), state.task)
+        return {
+            **super().summary(state),
+            "answers from": f"{'adapted' if adapted else 'frozen'} features",
+            "gain of adapted features": f"{float(evidence.gain):+.1f} nats on examples that they had not seen",
+            "texts kept in the state": f"{len(Retained.of(_of(RETAINED, state.tensors))):,}",
+        }
 
     def initial(self, task: TaskSpec) -> Tensors:
         floor = super().initial(task)

@@ -286,6 +286,22 @@ def test_with_fewer_examples_than_half_the_classes_the_head_on_frozen_features_a
             assert torch.allclose(log_probs(reaching.predict(state, queries)), expected, atol=1e-3)
 
 
+def test_a_rank_larger_than_a_layer_is_refused(encoder: Backbone) -> None:
+    with pytest.raises(BackboneError, match="rank is 1000; expected at most 32"):
+        deep(encoder, rank=1000).init_state()
+
+
+def test_a_state_tells_which_features_answer_and_how_many_texts_it_keeps(encoder: Backbone) -> None:
+    amortizer = deep(encoder)
+    state = amortizer.adapt(examples(24), progress=False)
+    for gain, answering in ((50.0, "adapted features"), (-50.0, "frozen features")):
+        told = amortizer.summary(TaskState({**state.tensors, EVIDENCE + "gain": torch.tensor(gain)}, state.header))
+        assert told["answers from"] == answering
+        assert told["texts kept in the state"] == "24"
+    shallow = AutoAmortizer.from_pretrained("iterative", backbone=encoder)
+    assert shallow.summary(shallow.adapt(examples(24), progress=False)) == {}
+
+
 def test_a_loss_that_is_not_finite_leaves_the_state(encoder: Backbone) -> None:
     amortizer = deep(encoder, learning_rate=1e30)
     state = amortizer.init_state(TaskSpec(labels=LABELS))

@@ -58,12 +58,17 @@ class FastWeights:
         depth: layers, counted from that which a feature is taken from; None for all.
 
     Raises:
-        BackboneError: the backbone has fewer layers, or none that is linear.
+        BackboneError: the backbone has fewer layers, none that is linear, or smaller ones than the rank.
     """
 
     def __init__(self, backbone: Backbone, depth: int | None, rank: int) -> None:
         self.backbone, self.rank = backbone.uncached, rank
         self.sizes = _last_layers(self.backbone, depth)
+        smallest = min(min(size) for size in self.sizes.values())
+        if rank > smallest:
+            raise BackboneError(
+                f"rank is {rank}; expected at most {smallest}, the smallest size of a linear layer of {backbone.name}"
+            )
 
     @cached_property
     def groups(self) -> dict[str, list[str]]:
