@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from iai_hf import evaluation
+from iai_hf import evaluation_file
 from iai_hf.errors import DataError
 from iai_hf.files import CURVE_FILE, EVALUATION_FILE, write_whole
 from iai_hf.metrics import check_labels, score
@@ -62,7 +62,7 @@ class Curve:
         Raises:
             DataError: they are of other test data, or their file is damaged.
         """
-        found = None if self.directory is None else evaluation.read(self.directory)
+        found = None if self.directory is None else evaluation_file.read(self.directory)
         if found is None:
             return
         if found.get("run") != _run(state):
@@ -157,7 +157,7 @@ class Curve:
         if self.directory is None or self.amortizer.backbone.group.index:
             return
         found = self.described(state)
-        evaluation.write(self.directory, found)
+        evaluation_file.write(self.directory, found)
         if plot:
             write_whole(self.directory / CURVE_FILE, curve_plot([found], headline(self.curve), self.test))
 

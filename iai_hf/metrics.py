@@ -1,4 +1,8 @@
-"""Metrics of predictions: accuracy, macro-F1, negative log-likelihood, calibration error, exact match."""
+"""Metrics of predictions: accuracy, macro-F1, negative log-likelihood, calibration error, exact match.
+
+One that is added to `score` stands in `iai evaluate`, in curves, `evaluation.json` and cards; the tables of `compare.py`
+and of `scripts/comparison/` name their columns themselves.
+"""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from iai_hf import __version__, hub, shipped
 from iai_hf.errors import DataError, StateError
-from iai_hf.evaluation import read_evaluation
+from iai_hf.evaluation_file import read_evaluation
 from iai_hf.files import CONFIG_FILE, STATE_FILE, check_own, write_together
 from iai_hf.header import FORMAT_VERSION, StateHeader, StreamPosition
 from iai_hf.task import Prediction, TaskSpec

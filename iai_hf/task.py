@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 Kind = Literal["classification", "generation", "regression"]
 KINDS = get_args(Kind)
-Signal = Literal["data", "gradient", "both"]  # what an update takes from a chunk
 Tensors: TypeAlias = "Mapping[str, torch.Tensor]"  # of a state, by name
 MAX_LABELS = 1000  # bounds the state of a classification task; more are most likely free text
 

@@ -74,7 +74,7 @@ def push(
     from iai_hf import hub, shipped
     from iai_hf.auto import AutoAmortizer
     from iai_hf.card import amortizer_card, state_card
-    from iai_hf.evaluation import read_evaluation
+    from iai_hf.evaluation_file import read_evaluation
     from iai_hf.files import STATE_FILE
     from iai_hf.state import TaskState
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 from iai_hf.backbones import load_backbone
 from iai_hf.backbones.cached import CachedBackbone
@@ -14,7 +14,8 @@ from iai_hf.features.adapted_features import AdaptedFeatures, AdaptedFeaturesCon
 from iai_hf.features.frozen_features import Config, FrozenFeatures, FrozenFeaturesConfig
 from iai_hf.features.heads import ExplicitHead, Head, ImplicitHead, ParametricHead
 from iai_hf.features.unlabelled import TakesUnlabelled
-from iai_hf.task import Signal, TaskSpec, Tensors
+from iai_hf.signals import SIGNALS, Signal
+from iai_hf.task import TaskSpec, Tensors
 
 if TYPE_CHECKING:
     from iai_hf.training.config import TrainingConfig
@@ -33,8 +34,7 @@ class IterativeConfig(AdaptedFeaturesConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        known = get_args(Signal)
-        require(self.signal in known, f"signal is {self.signal!r}; expected {', '.join(known)}")
+        require(self.signal in SIGNALS, f"signal is {self.signal!r}; expected {', '.join(SIGNALS)}")
 
 
 @dataclass(frozen=True)

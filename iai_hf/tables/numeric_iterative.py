@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import get_args
 
 from iai_hf.config import APART, require
+from iai_hf.signals import Signal
 from iai_hf.tables.numeric import Numeric, NumericConfig
 from iai_hf.tables.solvers.implicit import Implicit, ImplicitState
 from iai_hf.tables.solvers.network import NetworkSizes
@@ -13,7 +14,6 @@ from iai_hf.tables.solvers.one_shot import OneShot
 from iai_hf.tables.solvers.parametric import Parametric
 from iai_hf.tables.solvers.predictor import Predictor
 from iai_hf.tables.solvers.solver import Solver
-from iai_hf.task import Signal
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from comparison import lab
 from iai_hf import AutoAmortizer
 from iai_hf.errors import DataError
 from iai_hf.files import write_whole
+from iai_hf.signals import SIGNALS
 from iai_hf.tables.numeric import Numeric
 from iai_hf.tables.solvers.parametric import Parametric
 from iai_hf.tables.solvers.solver import Batch, Solver
@@ -44,7 +45,6 @@ from paper.tasks import POOLS, SYNTHETIC, family
 
 STEPS = (1, 2, 5, 10, 50)
 REGIMES = ("parametric", "explicit", "implicit")
-SIGNALS = ("data", "gradient", "both")
 RATES = {"sgd": (0.3, 1.0, 3.0, 10.0, 30.0), "adam": (0.003, 0.01, 0.03, 0.1, 0.3)}
 LONG = ("linear regression, 10", "linear classification")  # with data-size ablation and continual streams
 FORGETTING = 5  # chunks: the half-life on continual streams

@@ -9,10 +9,10 @@ from typing import Any
 
 from comparison.lab import error, pick, shown
 from iai_hf.compare import markdown
+from iai_hf.signals import SIGNALS
 
 STEPS = ("1", "2", "5", "10", "50")
 REGIMES = ("parametric", "explicit", "implicit")
-SIGNALS = ("data", "gradient", "both")
 LOW = 10  # inputs up to which a task counts as of low dimension
 HIGH = ("linear regression, 30", "digits", "MNIST", "frozen features", "FashionMNIST")
 PAYS = 0.02  # more steps pay while the loss is still this far, relative, above that after 50

@@ -15,7 +15,7 @@ from iai_hf import AutoAmortizer, TaskState
 from iai_hf.backbones import Backbone
 from iai_hf.card import state_card
 from iai_hf.errors import IAIError
-from iai_hf.evaluation import read_evaluation
+from iai_hf.evaluation_file import read_evaluation
 from iai_hf.files import CONFIG_FILE, EVALUATION_FILE, STATE_FILE
 
 MUTATIONS = 5000  # of each of two kinds of file

@@ -16,7 +16,7 @@ from iai_hf.backbones import Backbone
 from iai_hf.card import state_card
 from iai_hf.curve import Curve
 from iai_hf.errors import DataError
-from iai_hf.evaluation import read_evaluation
+from iai_hf.evaluation_file import read_evaluation
 from iai_hf.files import EVALUATION_FILE
 from iai_hf.task import Chunk
 

@@ -12,6 +12,7 @@ import torch
 from iai_hf.backbones.numeric import NumericBackbone
 from iai_hf.errors import BackboneError
 from iai_hf.hyperparameters import SPEED
+from iai_hf.signals import Signal
 from iai_hf.tables.solvers.implicit import Implicit
 from iai_hf.tables.solvers.network import NetworkSizes
 from iai_hf.tables.solvers.one_shot import OneShot
@@ -21,7 +22,6 @@ from iai_hf.tables.solvers.predictor import Predictor
 from iai_hf.tables.solvers.retained import merged
 from iai_hf.tables.solvers.solver import Batch, Solver
 from iai_hf.tables.solvers.tokens import ThetaTokens
-from iai_hf.task import Signal
 
 SIGNALS: tuple[Signal, ...] = get_args(Signal)
 LLAMA = NumericBackbone("numeric/llama", torch.device("cpu"))

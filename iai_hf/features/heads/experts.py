@@ -9,6 +9,9 @@
 
 Each also gives its scores for examples that it has absorbed *as if it had not* (leave one out, in closed form by the
 Sherman-Morrison identity): so every example, the first chunk's too, tells honestly how far an expert can be trusted.
+
+A further one is a class here, a name in `EXPERTS` and in `Experts.by_name`; states and learned weights then have
+another shape, so weights are trained anew.
 """
 
 from __future__ import annotations

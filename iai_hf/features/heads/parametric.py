@@ -31,7 +31,8 @@ from iai_hf.features.heads.moments import Values, class_coverage, class_sums, pa
 from iai_hf.features.heads.stacking import prior_metric, stack, temperature_precision
 from iai_hf.features.heads.unlabelled import Scores, informed, split
 from iai_hf.posterior import own_curvature, residual, solve
-from iai_hf.task import Signal, Tensors
+from iai_hf.signals import Signal, takes_data, takes_gradient
+from iai_hf.task import Tensors
 
 HYPERPARAMETERS = {
     **INITIAL,
@@ -111,11 +112,11 @@ class ParametricHead(Head):
         counts, sums = class_sums(features, targets, len(before.counts))
         gram = before.gram + pack(ones.T @ ones)
         state = replace(before, counts=before.counts + counts, sums=before.sums + sums, gram=gram)
-        if self.signal == "data":
+        if not takes_gradient(self.signal):
             return vars(state)
         values = self.hyperparameters(state.counts.sum(), len(counts))
         experts = self._experts(state, values)
-        absorbed = self.signal == "both"
+        absorbed = takes_data(self.signal)
         scores = experts.held_out(features, targets) if absorbed else experts.scores(features)
         offset = ones @ before.correction.T
         trust = class_coverage(before.counts, counts, float(len(features)))
@@ -202,7 +203,7 @@ class ParametricHead(Head):
     def _summary(self, state: Parameters) -> Summary:
         size = state.sums.shape[1]
         names = nn.functional.normalize(state.names.float(), dim=1)
-        if self.signal == "gradient":
+        if not takes_data(self.signal):
             zeros = torch.zeros_like
             return Summary(zeros(state.counts), zeros(state.sums), names.new_zeros(size, size), names)
         return Summary(state.counts, state.sums, unpack(state.gram, size + 1)[:size, :size], names)

@@ -16,13 +16,13 @@ import torch
 from torch import nn
 
 from iai_hf.hyperparameters import Hyperparameter, saved_as
+from iai_hf.signals import Signal, takes_data, takes_gradient
 from iai_hf.tables.solvers.correction import GatedCorrection, averaged
 from iai_hf.tables.solvers.network import NetworkSizes, UpdateNetwork
 from iai_hf.tables.solvers.predictor import Predictor
 from iai_hf.tables.solvers.prior import Prior
 from iai_hf.tables.solvers.retained import Retained
 from iai_hf.tables.solvers.solver import Batch
-from iai_hf.task import Signal
 
 ImplicitState = Literal["logits", "probabilities", "latents"]
 
@@ -86,7 +86,7 @@ class Implicit(Retained):
         self.decode: nn.Linear | None = None
         if sizes is not None:
             state = sizes.hidden if carried == "latents" else sizes.outputs
-            signals = {"data": 1, "gradient": 1, "both": 2}[signal] * sizes.outputs
+            signals = (takes_data(signal) + takes_gradient(signal)) * sizes.outputs
             known = state if free else 2 * state
             self.network = UpdateNetwork(sizes, sizes.inputs + signals, sizes.inputs + known, state, 0, counts=free)
             if carried == "latents":
@@ -110,7 +110,7 @@ class Implicit(Retained):
         """Outputs `[tasks, queries, outputs]` after each batch."""
         queries, width = x.shape[1], chunks[0].y.shape[-1]
         # Where the signal has a gradient, the inputs of later batches are queries too, behind the real ones.
-        later = [] if self.signal == "data" else [chunk.x for chunk in chunks]
+        later = [chunk.x for chunk in chunks] if takes_gradient(self.signal) else []
         points = self._points(torch.cat([x, *later], 1), width)
         solution = self._start(points)
         found = []
@@ -148,10 +148,10 @@ class Implicit(Retained):
 
     def _signal(self, own: _Points, y: torch.Tensor, solution: _Solution) -> torch.Tensor:
         """What a batch's observations tell the network beside their inputs."""
-        if self.signal == "data":
-            return y
-        unexplained = self.predictor.residual(self._outputs(own, solution), y)
-        return unexplained if self.signal == "gradient" else torch.cat([y, unexplained], -1)
+        told = [y] if takes_data(self.signal) else []
+        if takes_gradient(self.signal):
+            told.append(self.predictor.residual(self._outputs(own, solution), y))
+        return torch.cat(told, -1)
 
     def _solved(self, own: _Points, y: torch.Tensor, solution: _Solution) -> _Solution:
         """The solver's step on a batch."""

@@ -15,6 +15,7 @@ import torch
 
 from iai_hf.hyperparameters import Hyperparameter, saved_as
 from iai_hf.posterior import half_life_decay
+from iai_hf.signals import Signal, takes_data, takes_gradient
 from iai_hf.tables.solvers.correction import GatedCorrection, averaged
 from iai_hf.tables.solvers.kalman import GradientFilter
 from iai_hf.tables.solvers.network import NetworkSizes, UpdateNetwork
@@ -22,7 +23,7 @@ from iai_hf.tables.solvers.predictor import Predictor
 from iai_hf.tables.solvers.prior import Prior
 from iai_hf.tables.solvers.solver import SUMMARY, Batch, Solver
 from iai_hf.tables.solvers.tokens import ThetaTokens
-from iai_hf.task import Signal, Tensors
+from iai_hf.task import Tensors
 
 
 class _Chunk(NamedTuple):
@@ -62,14 +63,14 @@ class Parametric(Solver):
         size, outputs = (predictor.size(sizes.inputs), sizes.outputs) if sizes and not free else (0, 0)
         self.prior = Prior(size, outputs)
         self.prior_precision = Hyperparameter(1.0)  # in units of an example
-        self.filter = GradientFilter(size if signal == "gradient" else 0)
+        self.filter = GradientFilter(0 if takes_data(signal) else size)
         self.correction = GatedCorrection()
         saved_as(self, {"prior_precision": "log_prior", "correction": "proposal"})
         self.network: UpdateNetwork | None = None
         if sizes is not None:
             self.tokens = ThetaTokens(predictor.size(sizes.inputs), sizes.outputs)
-            channels = window + (0 if signal == "data" else 2)
-            observed = 0 if signal == "gradient" else sizes.inputs + sizes.outputs
+            channels = window + 2 * takes_gradient(signal)
+            observed = sizes.inputs + sizes.outputs if takes_data(signal) else 0
             self.network = UpdateNetwork(
                 sizes, observed, channels * self.tokens.size, self.tokens.size, self.tokens.count, counts=free
             )
@@ -98,7 +99,7 @@ class Parametric(Solver):
             tensors["history"] = theta[:, None].expand(-1, self.window - 1, -1, -1).contiguous()
         if self.free:
             return tensors
-        if self.signal == "gradient":
+        if not takes_data(self.signal):
             tensors["spread"] = torch.ones(tasks, size, device=device, dtype=torch.float32)
         else:
             tensors["gram"] = torch.zeros(tasks, size, size, device=device, dtype=torch.float32)
@@ -147,7 +148,7 @@ class Parametric(Solver):
         self, tensors: Tensors, chunk: _Chunk, kept: float
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The change of theta, and what the solver knows then; `kept` of what it knew counts still."""
-        if self.signal == "gradient":
+        if not takes_data(self.signal):
             variance = (tensors["spread"] / kept).clamp(max=1.0)
             change, variance = self.filter(variance, chunk.gradient, chunk.y.shape[1])
             return change, {"spread": variance}
@@ -160,7 +161,7 @@ class Parametric(Solver):
 
     def _variance(self, tensors: Tensors) -> torch.Tensor:
         """The solver's, of each feature's weights, relative to the prior's, `[tasks, features]`."""
-        if self.signal == "gradient":
+        if not takes_data(self.signal):
             return tensors["spread"]
         factor = torch.linalg.cholesky(self._precision(tensors["gram"]).detach())
         return self.prior_precision() * torch.cholesky_inverse(factor).diagonal(dim1=-2, dim2=-1)
@@ -171,8 +172,8 @@ class Parametric(Solver):
         known = [theta]
         if self.window > 1:
             known += tensors["history"].unbind(1)
-        if self.signal != "data":
+        if takes_gradient(self.signal):
             known += [gradient, gradient / (gradient.square().mean((1, 2), keepdim=True).sqrt() + 1e-6)]
         refined = torch.cat([self.tokens.split(part) for part in known], -1)
-        observed = None if self.signal == "gradient" else torch.cat([batch.x, batch.y], -1)
+        observed = torch.cat([batch.x, batch.y], -1) if takes_data(self.signal) else None
         return network(observed, refined, tensors["steps"])

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
 from iai_hf.posterior import solve
+from iai_hf.signals import SIGNALS
 from iai_hf.tables.solvers.solver import Batch
 
 Exact = Callable[[Batch, torch.Tensor], torch.Tensor]  # of the stream so far and the queries
@@ -53,7 +54,7 @@ class Family(ABC):
     inputs: int
     outputs: int
     width: int = 0
-    signals: tuple[str, ...] = field(default=("data", "gradient", "both"))
+    signals: tuple[str, ...] = SIGNALS
 
     @abstractmethod
     def sample(
