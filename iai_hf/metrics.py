@@ -1,7 +1,7 @@
 """Metrics of predictions: accuracy, macro-F1, negative log-likelihood, calibration error, exact match.
 
-One that is added to `score` stands in `iai evaluate`, in curves, `evaluation.json` and cards; the tables of `compare.py`
-and of `scripts/comparison/` name their columns themselves.
+One that is added to `score` stands in `iai evaluate`, in curves, `evaluation.json` and cards; the tables of
+`compare.py` and of `scripts/comparison/` name their columns themselves.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Heads: streaming classifiers on frozen features, each a torch module whose few parameters are meta-learned.
 
 `head.py` is what they share; `parametric.py`, `explicit.py` and `implicit.py` are the paper's three regimes. The
-closed forms that the parametric one stacks are in `experts.py`. A new head is also a class in `iterative.py` beside this
-folder and an entry point in `setup.cfg`.
+closed forms that the parametric one stacks are in `experts.py`. A new head is also a class in `iterative.py` beside
+this folder and an entry point in `setup.cfg`.
 """
 
 from iai_hf.features.heads.explicit import ExplicitHead
