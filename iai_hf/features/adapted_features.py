@@ -178,7 +178,7 @@ class AdaptedFeatures(FrozenFeatures[Config]):
         steps = schedule.between(seen if _enough(seen, task) else 0, after) if enough else 0
         # What will hardly be passed again is learned from as it comes.
         passing = enough and schedule.steps > 0 and (len(retained) < after or steps * schedule.batch_size < len(part))
-        descent = Descent(self.fast_weights, weights, schedule, steps + passing)
+        descent = Descent(self.fast_weights, weights, steps + passing, schedule.rate_after(after))
         shown = self._differentiable(part.inputs, descent) if passing else None
         if shown is not None and not shown.cut:
             features = shown.vectors.detach()
@@ -333,7 +333,7 @@ class AdaptedFeatures(FrozenFeatures[Config]):
         largest, total = max(counts), sum(counts)
         steps = self._schedule.between(round(largest) if _enough(largest, task) else 0, round(total))
         steps = steps if _enough(total, task) else 0
-        descent = Descent(self.fast_weights, weights, self._schedule, steps)
+        descent = Descent(self.fast_weights, weights, steps, self._schedule.rate_after(round(total)))
         self._descend(descent, adapted, retained, steps)
         weights = descent.tensors
         return {

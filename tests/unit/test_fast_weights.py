@@ -93,7 +93,7 @@ def test_steps_lower_the_loss_that_they_are_taken_on(encoder: Backbone) -> None:
         return 3 * encoder.differentiable_features(part, None, (low_rank,)).vectors @ head.T
 
     def descended() -> Any:
-        descent = Descent(weights, start, schedule, 30)
+        descent = Descent(weights, start, 30, 3e-3)
         for batch in itertools.islice(batches(48, 16, seed=0), 30):
             descent.step(logits([texts[i] for i in batch], descent.low_rank), targets[batch], torch.ones(16))
         return descent.tensors
@@ -102,7 +102,7 @@ def test_steps_lower_the_loss_that_they_are_taken_on(encoder: Backbone) -> None:
         with torch.no_grad():
             return float(torch.nn.functional.cross_entropy(logits(texts, weights.low_rank(tensors)), targets))
 
-    schedule, start = Schedule(steps=5.0, rate=3e-3, batch_size=16), weights.initial()
+    start = weights.initial()
     moved, again = descended(), descended()
     assert loss(moved) < loss(start) - 0.2
     assert all(torch.equal(moved[name], again[name]) for name in moved)
@@ -240,6 +240,12 @@ def test_the_schedule_does_not_depend_on_parts(sizes: Sequence[int]) -> None:
         total += schedule.between(seen, seen + size)
         seen += size
     assert total == 40
+
+
+def test_the_rate_settles_on_a_long_stream() -> None:
+    schedule = Schedule(steps=5.0, rate=1e-3, batch_size=32)
+    assert schedule.rate_after(0) == schedule.rate_after(1024) == 1e-3
+    assert schedule.rate_after(4096) == pytest.approx(5e-4)
 
 
 def test_every_example_is_trained_on_though_few_are_retained(
@@ -445,7 +451,7 @@ def test_a_batch_of_examples_that_are_all_but_forgotten(encoder: Backbone) -> No
     shares = kept.weights(2)
     assert float(shares[0]) == 0
 
-    descent = Descent(fast, fast.initial(), Schedule(steps=1.0, rate=1e-3, batch_size=4), 3)
+    descent = Descent(fast, fast.initial(), 3, 1e-3)
     for batch in itertools.islice(batches(400, 4, seed=0), 3):
         found = encoder.differentiable_features([kept.texts[i] for i in batch], None, (descent.low_rank,))
         descent.step(found.vectors[:, :2], kept.targets[batch], shares[batch] / shares.mean())
