@@ -90,6 +90,7 @@ REAL = {
     "minilm-iterative-gradient": Case("iterative", MINILM, {"adapter": None, "signal": "gradient"}),
     "minilm-iterative-explicit": Case("iterative-explicit", MINILM, {"adapter": None}),
     "minilm-iterative-implicit": Case("iterative-implicit", MINILM, {"adapter": None}),
+    "smollm2-iterative": Case("iterative", SMOLLM),
     "smollm2-in-context": Case("in-context", SMOLLM),
     "smollm2-lm-state": Case("lm-state", SMOLLM, {"weights": "smollm2-135m-lm-state"}),
 }

@@ -4,7 +4,7 @@
 
 Rows: zero-shot; in-context learning with 8, 32 and as many demonstrations as 4,096 tokens hold, and with 16 retrieved
 for each query; prompt tuning and LoRA given 1 and 10 times the seconds that `iterative` takes to read the same
-examples; `iterative` itself. All see the same --examples examples, and answer the same --queries queries. What is in
+examples; `iterative` itself, with a depth too. All see the same --examples examples, and answer the same --queries queries. What is in
 OUTPUT/results.json already is not measured again.
 """
 
@@ -91,6 +91,7 @@ def measure(row: str, model: CausalLM, task: Task, rows: Rows, unit: float) -> A
         return adapted(model, task, rows[:count], "in-context", {"demonstration_tokens": 4096})
     rows_of: dict[str, Callable[[], Answers]] = {
         "iterative": lambda: adapted(model, task, rows, "iterative", {}),
+        "iterative, depth=auto": lambda: adapted(model, task, rows, "iterative", {"depth": "auto"}),
         "zero-shot": lambda: adapted(model, task, [], "in-context", {}),
         "in-context retrieved": lambda: retrieved(model, task, rows),
         "prompt tuning 1x": lambda: trained(model, task, rows, "prompt-tuning", unit),
@@ -103,6 +104,7 @@ def measure(row: str, model: CausalLM, task: Task, rows: Rows, unit: float) -> A
 
 ROWS = (
     "iterative",
+    "iterative, depth=auto",
     "zero-shot",
     "in-context, 8",
     "in-context, 32",
