@@ -4,8 +4,8 @@
 
 Rows: zero-shot; in-context learning with 8, 32 and as many demonstrations as 4,096 tokens hold, and with 16 retrieved
 for each query; prompt tuning and LoRA given 1 and 10 times the seconds that `iterative` takes to read the same
-examples; `iterative` itself, with a depth too. All see the same --examples examples, and answer the same --queries queries. What is in
-OUTPUT/results.json already is not measured again.
+examples; `iterative` itself, with a depth too. All see the same --examples examples, and answer the same --queries
+queries. What is in OUTPUT/results.json already is not measured again.
 """
 
 from __future__ import annotations
