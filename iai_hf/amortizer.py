@@ -31,6 +31,7 @@ from iai_hf.belonging import check_belongs
 from iai_hf.card import amortizer_card
 from iai_hf.config import Settings, first_names
 from iai_hf.errors import BackboneError, ConfigError, DataError, StateError
+from iai_hf.export import export
 from iai_hf.files import CONFIG_FILE, check_own, write_together
 from iai_hf.header import FORMAT_VERSION, UNLABELLED, StateHeader
 from iai_hf.methods import check_takes_unlabelled, check_task, those
@@ -41,6 +42,7 @@ from iai_hf.threads import solving
 if TYPE_CHECKING:
     import torch
 
+    from iai_hf.backbones.linear_classifier import LinearClassifier
 
 Config = TypeVar("Config", bound=Settings, default=Any)
 
@@ -295,27 +297,25 @@ class Amortizer(ABC, Generic[Config]):
             f"method that merges ({merging})"
         )
 
-    def export(self, state: TaskState, directory: str | Path) -> Path:
-        """Write a state as a genuine PEFT adapter, which `PeftModel.from_pretrained` loads without this package.
-
-        Raises:
-            StateError: the state belongs to another method or backbone, or the folder can't be written.
-            ConfigError: the method's states have no PEFT form.
-        """
-        self.check(state)
-        self.export_peft(state.tensors, state.task, Path(directory))
-        return Path(directory)
-
     def export_peft(self, tensors: Mapping[str, torch.Tensor], task: TaskSpec, directory: Path) -> None:
-        """Write the adapter's files."""
+        """Write a PEFT adapter's files, for `export`."""
         exporting = those(lambda method: method.export_peft is not Amortizer.export_peft)
         raise ConfigError(
             f"a state of {self.method!r} is no weight, prompt or prefix of a language model, so it has no PEFT form; "
             f"choose a method whose states have one ({exporting}), or keep it as it is"
         )
 
-    # Streams a dataset of any length through `update`, chunk by chunk.
+    def linear_classifier(self, state: TaskState) -> LinearClassifier:
+        """The state as a linear map of an encoder's features, merged; for `export`."""
+        exporting = those(lambda method: method.linear_classifier is not Amortizer.linear_classifier)
+        raise ConfigError(
+            f"a state of {self.method!r} is no linear map of an encoder's features, so it has no sentence-transformers "
+            f"or ONNX form; choose a method whose states have one ({exporting}), or keep it as it is"
+        )
+
+    # In files of their own: the loop that streams a dataset of any length through `update`, and the ways out.
     adapt = adapt
+    export = export
 
     # Identity and files.
 

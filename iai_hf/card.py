@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from iai_hf import __version__
 from iai_hf.backbones.numeric import PREFIX
@@ -11,6 +11,9 @@ from iai_hf.files import CURVE_FILE
 from iai_hf.header import StateHeader
 from iai_hf.hub import is_folder, public
 from iai_hf.shipped import WHENCE
+
+if TYPE_CHECKING:
+    from iai_hf.backbones.linear_classifier import LinearClassifier
 
 PIPELINES = {
     "classification": "text-classification",
@@ -113,6 +116,47 @@ def amortizer_card(described: Mapping[str, Any], repo_id: str, tags: Sequence[st
         f"An amortizer: `{method}` on the frozen backbone `{public(backbone)}`, with {settings}. It adapts to a "
         "labelled dataset of any length, chunk by chunk.",
         f'{imports}\namortizer = AutoAmortizer.from_pretrained("{repo_id}"{folder})\nstate = amortizer.adapt(\n{rows}',
+    )
+
+
+def classifier_card(classifier: LinearClassifier, form: str, use: str, name: str) -> str:
+    """Card of a state in another library's form.
+
+    Args:
+        form: the library's name on the Hub.
+        use: a snippet that runs, and what else must be known.
+    """
+    from huggingface_hub import ModelCardData
+
+    backbone, pipeline = classifier.backbone.name, classifier.backbone.pipeline
+    data = ModelCardData(
+        base_model=None if is_folder(backbone) else backbone,
+        library_name=form,
+        pipeline_tag=PIPELINES["classification"],
+        tags=[form, "iai_hf"],
+    )
+    longest = classifier.max_seq_length
+    cut = f"Of a text the first {classifier.max_tokens} tokens are read, as the state does."
+    if classifier.reads_in_windows:
+        cut = (
+            f"A text is cut at {longest} tokens, special ones included. The state reads longer ones whole, in windows "
+            "that it pools over, and may answer them otherwise; up to that length answers are the same."
+        )
+    lowercase = " Texts must be in lower case." if pipeline.lowercase and form == "onnx" else ""
+    labels = "\n".join(f"{number}. {label}" for number, label in enumerate(classifier.labels))
+    return "\n\n".join(
+        [
+            f"---\n{data.to_yaml()}\n---",
+            f"# {name}",
+            f"{classifier.origin[0].upper()}{classifier.origin[1:]}, on `{public(backbone)}`: a text to the logits of "
+            f"{len(classifier.labels)} labels. {cut}{lowercase}",
+            use,
+            "## Labels",
+            labels,
+            "## Limits and risks",
+            LIMITS,
+            f"Written by iai_hf {__version__}.\n",
+        ]
     )
 
 

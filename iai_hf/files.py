@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 import stat
 import tempfile
 import threading
@@ -186,6 +187,37 @@ def write_together(directory: Path, contents: Mapping[str, bytes]) -> None:
     with _WRITING:
         for name, content in contents.items():
             write_whole(directory / name, content)
+
+
+def check_new(directory: Path) -> None:
+    """Raise StateError where a folder is not there to be made: a file is in its place, or it holds something."""
+    if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
+        what = "holds files already" if directory.is_dir() else "is a file"
+        raise StateError(f"{directory} {what}; choose another folder")
+
+
+@contextmanager
+def new_folder(directory: Path) -> Iterator[Path]:
+    """A hidden folder for many files, which becomes `directory` when the block ends; where it fails nothing is left.
+
+    Raises:
+        StateError: `directory` is a file or holds something, or can't be made.
+    """
+    check_new(directory)
+    path = Path(os.path.realpath(directory))
+    made = _absent(path.parent)
+    partial = beside(path)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        if path.exists():
+            path.rmdir()  # it is empty
+        os.replace(partial, path)
+    except OSError as error:
+        raise StateError(f"can't write to {directory}: {error.strerror or error}; choose another folder") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        _remove(made)
 
 
 def beside(path: Path) -> Path:

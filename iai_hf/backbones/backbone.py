@@ -326,10 +326,10 @@ class Backbone:
 
         self.group.agree(self.name, str(max_tokens), *texts)
         prompt = self.pipeline.prompt
-        ids = self._read([prompt + text for text in texts])
+        ids = self.read([prompt + text for text in texts])
         if prompt:
             # Behind it a text may begin with another token than alone, so they are read as one and then told apart.
-            asked = self._read([prompt])[0]
+            asked = self.read([prompt])[0]
             shared = [shared_length(asked, text) for text in ids]
             prompts = [text[:length] for text, length in zip(ids, shared, strict=True)]
             ids = [text[length:] for text, length in zip(ids, shared, strict=True)]
@@ -366,7 +366,7 @@ class Backbone:
         )
         return Features(self.pipeline.finish(sums / tokens[:, None]), sum(map(len, windows)), cut)
 
-    def _read(self, texts: Sequence[str]) -> list[list[int]]:
+    def read(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of texts, without special ones."""
         return self.texts.ids([text.lower() for text in texts] if self.pipeline.lowercase else texts)
 

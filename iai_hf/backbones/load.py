@@ -72,7 +72,7 @@ def load_backbone(
     pipeline, folder = read_pipeline(found.folder) or (None, found.folder)
     _refuse_foreign(folder)
     spread = {} if device_map is None else {"device_map": device_map}
-    with alone(), _quiet():
+    with alone(), quiet():
         try:
             read = _read(folder, pipeline is not None, dtype=precision or _native_dtype(place), **spread)
             model = read.model if spread else read.model.to(place)
@@ -90,7 +90,7 @@ def load_backbone(
     digest = backbone.digest()
     if precision == torch.float16 and read.stored != torch.float16:
         # Rounded to float16 first they would have another digest; it is taken from the weights as they are stored.
-        with _quiet():
+        with quiet():
             stored = _read(folder, pipeline is not None, dtype="auto")
         digest = backbone.fingerprint = _assembled(stored.model, stored.causal, parts, pipeline).digest()
     log.info("%s: weights of %s, digest %s", name, found.source, digest[:8])
@@ -216,7 +216,7 @@ def _place(device: torch.device | str | None) -> torch.device:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without transformers' bars and warnings: a file is read in a second, and that heads are left out is meant."""
     from transformers.utils import logging as transformers_logging
 

@@ -71,8 +71,8 @@ def traits(model: torch.nn.Module, ids: Sequence[int]) -> Traits:
     return Traits(
         hidden_size=hidden.shape[-1],
         positions=lookups.positions,
-        causal=_alike(hidden[:, :-1], other[:, :-1], HIDDEN_TOLERANCE),
-        pads=_alike(padded[:, :LENGTH], other, HIDDEN_TOLERANCE),
+        causal=alike(hidden[:, :-1], other[:, :-1], HIDDEN_TOLERANCE),
+        pads=alike(padded[:, :LENGTH], other, HIDDEN_TOLERANCE),
     )
 
 
@@ -244,7 +244,7 @@ def _agree(passed: Callable[[], torch.Tensor], expected: torch.Tensor) -> bool:
     import torch
 
     try:
-        return _alike(passed(), expected, LOGIT_TOLERANCE)
+        return alike(passed(), expected, LOGIT_TOLERANCE)
     except torch.OutOfMemoryError:
         raise
     except FAULTS as fault:
@@ -252,7 +252,7 @@ def _agree(passed: Callable[[], torch.Tensor], expected: torch.Tensor) -> bool:
         return False
 
 
-def _alike(found: torch.Tensor, expected: torch.Tensor, tolerance: tuple[float, int]) -> bool:
+def alike(found: torch.Tensor, expected: torch.Tensor, tolerance: tuple[float, int]) -> bool:
     """Whether two ways of reading give the same, as far as the model's precision goes."""
     import torch
 

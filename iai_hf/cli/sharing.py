@@ -20,7 +20,8 @@ from iai_hf.cli.options import (
     report,
     start_logging,
 )
-from iai_hf.errors import StateError
+from iai_hf.errors import ConfigError, StateError
+from iai_hf.files import check_new
 
 app = typer.Typer()
 
@@ -29,7 +30,14 @@ app = typer.Typer()
 def export(
     context: typer.Context,
     state_dir: StateDir,
-    peft: Annotated[Path, typer.Option("--peft", help="Folder for the PEFT adapter.")],
+    peft: Annotated[Path | None, typer.Option("--peft", help="Folder for a PEFT adapter.")] = None,
+    sentence_transformers: Annotated[
+        Path | None,
+        typer.Option("--sentence-transformers", help="Folder for modules that encode a text to its logits."),
+    ] = None,
+    onnx: Annotated[
+        Path | None, typer.Option("--onnx", help="Folder for one ONNX graph of token ids to logits.")
+    ] = None,
     backbone: StateBackbone = None,
     revision: StateRevision = None,
     weights: StateWeights = None,
@@ -38,22 +46,32 @@ def export(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Write a state as a PEFT adapter, which `PeftModel.from_pretrained` loads without this package."""
+    """Write a state in a form that other libraries load without this package: an adapter, or a whole model."""
     start_logging(quiet)
     from iai_hf.auto import AutoAmortizer
     from iai_hf.backbones.peft_files import ADAPTER_CONFIG
+    from iai_hf.export import Form
     from iai_hf.state import TaskState
 
-    hold(context, peft)
-    if (peft / ADAPTER_CONFIG).is_file():
-        raise StateError(f"{peft} holds an adapter already; choose another folder")
+    given: dict[Form, Path | None] = {"peft": peft, "sentence-transformers": sentence_transformers, "onnx": onnx}
+    named = [(form, folder) for form, folder in given.items() if folder is not None]
+    if len(named) != 1:
+        raise ConfigError(f"got {len(named)} forms to export; expected one", options=list(given))
+    form, folder = named[0]
+    if (folder / ADAPTER_CONFIG).is_file():
+        raise StateError(f"{folder} holds an adapter already; choose another folder")
+    if form != "peft":
+        check_new(folder)
+        dtype = dtype or "float32"  # a model of its own, whose precision is not this machine's
+    hold(context, folder)
     state = TaskState.from_pretrained(state_dir)
     amortizer = AutoAmortizer.for_state(
         state, backbone, weights=weights, adapter=adapter, dtype=dtype, revision=revision
     )
-    amortizer.export(state, peft)
-    size = sum(path.stat().st_size for path in peft.iterdir())
-    report({"output": str(peft), "bytes": size}, as_json, f"PEFT adapter of {size / 1000:,.0f} kB at {peft}")
+    amortizer.export(state, folder, form)
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    what = {"peft": "PEFT adapter", "sentence-transformers": "sentence-transformers model", "onnx": "ONNX model"}[form]
+    report({"output": str(folder), "bytes": size}, as_json, f"{what} of {size / 1000:,.0f} kB at {folder}")
 
 
 @app.command()

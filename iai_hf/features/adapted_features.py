@@ -21,7 +21,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import TypeVar
@@ -29,7 +28,6 @@ from typing_extensions import TypeVar
 from iai_hf.backbones.adapter import FeatureAdapter
 from iai_hf.backbones.low_rank import LowRank
 from iai_hf.config import ABSENT, APART, require
-from iai_hf.errors import ConfigError
 from iai_hf.features.fast_weights import Descent, Evidence, FastWeights, Retained, Schedule, batches
 from iai_hf.features.frozen_features import FrozenFeatures, FrozenFeaturesConfig, targets_of
 from iai_hf.learned import AUTO
@@ -343,29 +341,6 @@ class AdaptedFeatures(FrozenFeatures[Config]):
             **_named(RETAINED, retained.tensors()),
             **_named(EVIDENCE, Evidence.merged(evidence).tensors()),
         }
-
-    def export_peft(self, tensors: Tensors, task: TaskSpec, directory: Path) -> None:
-        """See `iai_hf.features.peft_export`."""
-        import torch
-
-        from iai_hf.features.peft_export import write_classifier
-
-        prepared = self.prepare(tensors, task) if self.config.depth else None
-        weights = [self.feature_adapter.low_rank] if self.feature_adapter is not None else []
-        if prepared is None or prepared.low_rank is None:
-            reason = "with depth 0 has no weights of its own in the backbone"
-            if prepared is not None:
-                reason = "whose frozen features are ahead does not use its weights in the backbone yet"
-            raise ConfigError(
-                f"a state of {self.method!r} {reason}, so it has no PEFT form; adapt with depth, or on more examples"
-            )
-        units = torch.eye(self.backbone.hidden_size, dtype=torch.float32)
-        with torch.no_grad():  # the head is linear, so that it is known from these
-            bias = self.head.logits(prepared.head, self.projected(0 * units[:1]))[0]
-            weight = (self.head.logits(prepared.head, self.projected(units)) - bias).T
-        weight, bias = prepared.factor * weight, prepared.factor * bias
-        plain, added = self.backbone.plain.uncached, [*weights, prepared.low_rank]
-        write_classifier(plain, self.backbone, added, weight, bias, task.labels, directory)
 
 
 def _enough(examples: float, task: TaskSpec) -> bool:

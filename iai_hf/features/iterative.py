@@ -10,7 +10,8 @@ from iai_hf.backbones import load_backbone
 from iai_hf.backbones.cached import CachedBackbone
 from iai_hf.config import APART, read_config, require
 from iai_hf.errors import ConfigError
-from iai_hf.features.adapted_features import AdaptedFeatures, AdaptedFeaturesConfig
+from iai_hf.features.adapted_features import AdaptedFeaturesConfig
+from iai_hf.features.exported_features import ExportedFeatures
 from iai_hf.features.frozen_features import Config, FrozenFeatures, FrozenFeaturesConfig
 from iai_hf.features.heads import ExplicitHead, Head, ImplicitHead, ParametricHead
 from iai_hf.features.unlabelled import TakesUnlabelled
@@ -72,7 +73,7 @@ class _OnTasks(FrozenFeatures[Config]):
         return amortizer, FeatureCurriculum(amortizer, load_tasks(files, amortizer, config.max_task_examples), config)
 
 
-class Iterative(TakesUnlabelled[IterativeConfig], AdaptedFeatures[IterativeConfig], _OnTasks[IterativeConfig]):
+class Iterative(TakesUnlabelled[IterativeConfig], ExportedFeatures[IterativeConfig], _OnTasks[IterativeConfig]):
     """Parametric: the state is a linear classifier's parameters (see `iai_hf.features.heads.parametric`)."""
 
     method = "iterative"

@@ -67,13 +67,14 @@ def setfit(task: Task, rows: Rows, seed: int) -> Answer:
 
 def as_sentence_transformer(backbone: Backbone, folder: Path) -> Path:
     """The encoder as a folder of sentence-transformers: itself, mean pooling, unit length."""
-    from sentence_transformers import SentenceTransformer, models
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Normalize, Pooling, Transformer
 
     copy.deepcopy(backbone.model).float().save_pretrained(folder / "model")
     backbone.tokenizer.save_pretrained(folder / "model")
-    transformer = models.Transformer(str(folder / "model"))
-    pooling = models.Pooling(transformer.get_embedding_dimension(), "mean")
-    SentenceTransformer(modules=[transformer, pooling, models.Normalize()], device="cpu").save(str(folder))
+    transformer = Transformer(str(folder / "model"))
+    pooling = Pooling(transformer.get_embedding_dimension(), "mean")
+    SentenceTransformer(modules=[transformer, pooling, Normalize()], device="cpu").save(str(folder))
     return folder
 
 

@@ -94,6 +94,18 @@ def test_a_state_leaves_as_a_peft_adapter(causal_folder, encoder_folder, data, t
     assert (status, "no task state" in err) == (2, True)
 
 
+def test_a_state_leaves_as_a_model(encoder_folder, data, tmp_path, capsys) -> None:  # type: ignore[no-untyped-def]
+    state, model = tmp_path / "state", tmp_path / "model"
+    assert iai(capsys, *adapt(encoder_folder, data, state))[0] == 0
+    status, out, _ = iai(capsys, "export", state, "--sentence-transformers", model, "--json")
+    assert status == 0
+    files = [path for path in model.rglob("*") if path.is_file()]
+    assert json.loads(out) == {"output": str(model), "bytes": sum(path.stat().st_size for path in files)}
+    assert json.loads((model / "config.json").read_text())["dtype"] == "float32"
+    status, _, err = iai(capsys, "export", state, "--sentence-transformers", model)
+    assert (status, "holds files already" in err) == (2, True)
+
+
 def test_answers_follow_settings_of_answering_and_the_dtype(causal_folder, tmp_path, capsys, caplog) -> None:  # type: ignore[no-untyped-def]
     rows = [{"input": row["input"], "output": f"{row['output']} of the {row['input']}"} for row in examples(8)]
     data, state, output = write(tmp_path / "free.jsonl", rows), tmp_path / "state", tmp_path / "answers.jsonl"

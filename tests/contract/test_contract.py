@@ -22,7 +22,8 @@ from iai_hf import AutoAmortizer, Chunk, TaskSpec, TaskState
 from iai_hf.amortizer import Amortizer
 from iai_hf.auto import methods
 from iai_hf.backbones import Backbone
-from iai_hf.errors import ConfigError, DataError, StateError
+from iai_hf.backbones.causal_lm import CausalLM
+from iai_hf.errors import BackboneError, ConfigError, DataError, StateError
 from iai_hf.features.frozen_features import FrozenFeatures
 from iai_hf.language_model.prompted import Prompted
 
@@ -190,6 +191,17 @@ def test_an_export_is_a_peft_adapter_or_refused_by_name(amortizer: Amortizer, tm
         with pytest.raises(ConfigError, match=f"{amortizer.method!r} .* no PEFT form"):
             amortizer.export(state, tmp_path / "adapter")
         assert not (tmp_path / "adapter").exists()
+
+
+def test_an_export_is_a_sentence_transformers_folder_or_refused_by_name(amortizer: Amortizer, tmp_path: Path) -> None:
+    state = adapt(amortizer, rows_of(amortizer, 16), chunk_size=8)
+    if amortizer.method == "iterative" and not isinstance(amortizer.backbone, CausalLM):
+        amortizer.export(state, tmp_path / "model", "sentence-transformers")
+        assert (tmp_path / "model" / "modules.json").is_file()
+    else:
+        with pytest.raises((ConfigError, BackboneError), match="sentence-transformers"):
+            amortizer.export(state, tmp_path / "model", "sentence-transformers")
+        assert not (tmp_path / "model").exists()
 
 
 def test_an_empty_output_is_named(amortizer: Amortizer) -> None:

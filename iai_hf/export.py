@@ -1,0 +1,58 @@
+"""The ways out: a state in a form that other libraries load, without this package."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from iai_hf.card import classifier_card
+from iai_hf.config import require
+from iai_hf.files import new_folder
+
+if TYPE_CHECKING:
+    from iai_hf.state import TaskState
+
+log = logging.getLogger(__name__)
+Form = Literal["peft", "sentence-transformers", "onnx"]
+
+
+def export(self: Any, state: TaskState, directory: str | Path, form: Form = "peft") -> Path:
+    """Write a state in a form that other libraries load without this package.
+
+    Args:
+        directory: a new folder, or an empty one.
+        form: "peft", an adapter for `PeftModel.from_pretrained`; "sentence-transformers", modules for
+            `SentenceTransformer`, which encodes a text to the state's logits; "onnx", one graph of token ids to them.
+
+    Raises:
+        StateError: the state belongs to another method or backbone, or the folder can't be written.
+        ConfigError: the method's states have no such form.
+        BackboneError: the backbone has none, or a package is missing that writes it.
+        DataError: the state knows fewer than two labels.
+    """
+    require(form in get_args(Form), f"form is {form!r}; expected {', '.join(get_args(Form))}")
+    directory = Path(directory)
+    self.check(state)
+    if form == "peft":
+        self.export_peft(state.tensors, state.task, directory)
+        return directory
+    from iai_hf.backbones import onnx_export, sentence_export
+
+    classifier = self.linear_classifier(state)
+    with new_folder(directory) as folder:
+        if form == "onnx":
+            onnx_export.write_onnx(classifier, folder)
+        else:
+            sentence_export.write_sentence_transformers(classifier, folder)
+        use = (onnx_export if form == "onnx" else sentence_export).USE
+        name = directory.resolve().name
+        use = use.format(place=name, prompt=classifier.backbone.pipeline.prompt)
+        (folder / "README.md").write_text(classifier_card(classifier, form, use, name), encoding="utf-8")
+    if classifier.reads_in_windows:
+        log.warning(
+            "texts longer than %d tokens are cut by other libraries, where the state reads them whole and may answer "
+            "otherwise",
+            classifier.max_seq_length,
+        )
+    return directory
