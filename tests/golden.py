@@ -50,6 +50,8 @@ class Case:
 
 def _cases() -> dict[str, Case]:
     rows = {name.replace("/", "-"): Case(*row[:3]) for name, row in METHODS.items()}
+    now = rows["lm-state"]
+    rows["lm-state"] = Case(now.method, now.backbone, {**now.config, "scale_steps": False})  # as it was saved
     for name in ("in-context", "prompt-tuning", "lora", "lm-state"):
         row = rows[name]
         rows[f"{name}-words"] = Case(row.method, row.backbone, {**row.config, "max_new_tokens": 5}, "generation")
@@ -66,7 +68,7 @@ def _cases() -> dict[str, Case]:
         if isinstance(made, Learned) and any(True for _ in made.module.parameters()):
             config = {**row.config, **({"kind": row.kind} if row.backbone == "numeric" else {})}
             rows[f"{name}-trained"] = Case(row.method, row.backbone, config, row.kind, trained=True)
-    return rows
+    return rows | {"lm-state-scaled steps": now}
 
 
 @cache

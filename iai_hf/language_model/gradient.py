@@ -82,6 +82,11 @@ class Gradient(Prompted[Config], Learned[Config]):
         """What is learned."""
         return cast("Learner", self.module)
 
+    @property
+    def step_scales(self) -> Mapping[str, float]:
+        """What step sizes that were not learned are multiplied by, by the tensor's name; none by default."""
+        return {}
+
     @abstractmethod
     def make_module(self) -> Learner:
         """The learner at its initial value."""
@@ -148,7 +153,7 @@ class Gradient(Prompted[Config], Learned[Config]):
                         "before the chunk: look at its texts, or lower learning_rate"
                     )
                 gradients = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
-                moved = self.learner.refined(moved, gradients, len(batch) / self.config.batch_size)
+                moved = self.learner.refined(moved, gradients, len(batch) / self.config.batch_size, self.step_scales)
         counts = self.counted(task, chunk) | ({"texts_cut": cuts} if limit else {})
         if left_out:
             counts["demonstrations_left_out"] = left_out

@@ -18,6 +18,7 @@ from torch import nn
 from iai_hf.language_model.learners.rules import RULES, group_shape
 
 Tensors = Mapping[str, torch.Tensor]
+NO_SCALES: Mapping[str, float] = {}
 
 
 class Learner(nn.Module):
@@ -75,12 +76,15 @@ class Learner(nn.Module):
                 found[f"mean.{name}"] = found[f"mean.{name}"] * _part_of(found[f"square.{name}"])
         return found
 
-    def refined(self, tensors: Tensors, gradients: Tensors, share: float = 1.0) -> Tensors:
+    def refined(
+        self, tensors: Tensors, gradients: Tensors, share: float = 1.0, scales: Mapping[str, float] = NO_SCALES
+    ) -> Tensors:
         """Tensors after one step, float32.
 
         Args:
             gradients: of the task's own weights, by name.
             share: of a full batch that the gradient comes from; a smaller one makes a smaller step.
+            scales: what the step sizes are multiplied by, by name; 1 where one is not named.
         """
         step = int(tensors["steps"]) + 1
         refined = {"steps": torch.tensor(step)}
@@ -88,7 +92,7 @@ class Learner(nn.Module):
             moments = (tensors[f"mean.{name}"].to(own), tensors[f"square.{name}"].to(own))
             direction, (mean, square) = RULES[self.rule](gradients[name].to(own), moments, step)
             rates = (self.rates[name] + self.decays[name] * math.log(step)).detach().exp().to(own)
-            moved = own - share * rates.view(group_shape(own)) * direction
+            moved = own - share * scales.get(name, 1.0) * rates.view(group_shape(own)) * direction
             refined |= {f"own.{name}": moved, f"mean.{name}": mean, f"square.{name}": square}
         return refined
 
