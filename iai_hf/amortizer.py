@@ -30,6 +30,7 @@ from iai_hf.backbones import Backbone
 from iai_hf.belonging import check_belongs
 from iai_hf.card import amortizer_card
 from iai_hf.config import Settings, first_names
+from iai_hf.edits import Edits
 from iai_hf.errors import BackboneError, ConfigError, DataError, StateError
 from iai_hf.export import export
 from iai_hf.files import CONFIG_FILE, check_own, write_together
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 Config = TypeVar("Config", bound=Settings, default=Any)
 
 
-class Amortizer(ABC, Generic[Config]):
+class Amortizer(Edits, ABC, Generic[Config]):
     """Base class of all methods, of the type of their configuration.
 
     Attributes:
@@ -284,6 +285,7 @@ class Amortizer(ABC, Generic[Config]):
                 for key in sorted({key for state in states for key in state.header.counts})
             },
             stream=None,
+            history=tuple(edit for state in states for edit in state.header.history),
         )
         return TaskState(tensors, self._signed(header))
 

@@ -41,7 +41,7 @@ class Cursor:
             if header.rows:
                 raise StateError(
                     f"the state has {header.examples:,} examples and no position in a stream, as it was merged, "
-                    "or updated by hand; to adapt it to more data leave resume out"
+                    "edited, or updated by hand; to adapt it to more data leave resume out"
                 )
             return
         ours = self.position

@@ -10,7 +10,7 @@ from typing import Any
 
 from iai_hf.task import TaskSpec
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 BEHIND = "+"  # in a stream's source: the data's own fingerprint stands before, that of unlabelled rows behind it
 UNLABELLED = "unlabelled"  # among a header's counts: rows without a label
 
@@ -32,6 +32,30 @@ class StreamPosition:
 
 
 @dataclass(frozen=True)
+class Edit:
+    """A line of a state's history: what was changed by hand (see `iai_hf.edits`). No text of an example is in it.
+
+    Attributes:
+        edit: the method that did it, e.g. "forget".
+        examples: labelled ones that it was about.
+        unlabelled: rows without a label that it was about.
+        labels: that it was about, as they were called before.
+        name: of the label that came of it, where there is one.
+        approximate: what could not be undone exactly: by tensor (or by the prefix of several), which share of the
+            examples behind it the edit was about. Empty where all is as if it had always been so.
+        restepped: of how many retained examples such parts were made anew instead; None where none were.
+    """
+
+    edit: str
+    examples: int = 0
+    unlabelled: int = 0
+    labels: tuple[str, ...] = ()
+    name: str | None = None
+    approximate: Mapping[str, float] = field(default_factory=dict)
+    restepped: int | None = None
+
+
+@dataclass(frozen=True)
 class StateHeader:
     """All of a state that is not a tensor. Plain JSON values only.
 
@@ -49,6 +73,7 @@ class StateHeader:
         counts: rows without a label (`unlabelled`), and what the method has to tell, e.g. texts cut at `max_tokens`.
         stream: position in the stream read last, None before the first.
         datasets: Hub ids of the datasets read, for the card; files of one's own are not named.
+        history: edits, in order; states of before there were any have none.
     """
 
     method: str
@@ -65,6 +90,7 @@ class StateHeader:
     backbone_source: str = ""
     datasets: tuple[str, ...] = ()
     weights_digest: str | None = None
+    history: tuple[Edit, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -85,6 +111,7 @@ class StateHeader:
             task=TaskSpec(task["kind"], tuple(task["labels"]), tuple(task.get("columns", ()))),
             stream=StreamPosition(**stream | {"columns": _tuple(stream.get("columns"))}) if stream else None,
             datasets=tuple(values.pop("datasets", ())),
+            history=tuple(Edit(**line | {"labels": tuple(line["labels"])}) for line in values.pop("history", ())),
             **values,
         )
 

@@ -213,6 +213,20 @@ class TaskState:
 
         return kept(self, config, loading).predict(self, queries, transductive=transductive)
 
+    def without(
+        self, data: Any, *, config: Mapping[str, Any] | None = None, loading: Mapping[str, Any] = {}, **options: Any
+    ) -> TaskState:
+        """The state without examples that it has read, by the amortizer that made it; see `Amortizer.forget`.
+
+        Args:
+            config, loading: see `predict`.
+            options: see `Amortizer.forget`.
+        """
+        from iai_hf.restore import kept  # imported here, as it brings the backbones
+
+        found: TaskState = kept(self, config, loading).forget(self, data, **options)
+        return found
+
     def push_to_hub(
         self,
         repo_id: str,

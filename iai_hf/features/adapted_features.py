@@ -224,6 +224,16 @@ class AdaptedFeatures(FrozenFeatures[Config]):
             shown = self._differentiable([texts[i] for i in batch], descent)
             descent.step(self.head.logits(head, shown.vectors), targets[batch], shares[batch] / shares.mean())
 
+    def _trained_on(
+        self, weights: Tensors, adapted: Tensors, task: TaskSpec, retained: Retained, before: int, after: int
+    ) -> Tensors:
+        """The weights after the steps that lead from `before` examples to `after`, on those that were retained."""
+        steps = self._schedule.between(before if _enough(before, task) else 0, after)
+        steps = steps if _enough(after, task) else 0
+        descent = Descent(self.fast_weights, weights, steps, self._schedule.rate_after(after))
+        self._descend(descent, adapted, retained, steps)
+        return descent.tensors
+
     def _differentiable(self, texts: Sequence[str], descent: Descent) -> Features:
         """Features of texts, as far as one is read again, differentiable in the weights."""
         import torch
@@ -328,12 +338,7 @@ class AdaptedFeatures(FrozenFeatures[Config]):
             retained = retained.joined(own, self.config.retained_bytes, self.config.half_life)
         evidence = [Evidence(**_of(EVIDENCE, tensors)) for tensors, _ in parts]
         adapted = self._from_retained(adapted, weights, retained)
-        largest, total = max(counts), sum(counts)
-        steps = self._schedule.between(round(largest) if _enough(largest, task) else 0, round(total))
-        steps = steps if _enough(total, task) else 0
-        descent = Descent(self.fast_weights, weights, steps, self._schedule.rate_after(round(total)))
-        self._descend(descent, adapted, retained, steps)
-        weights = descent.tensors
+        weights = self._trained_on(weights, adapted, task, retained, round(max(counts)), round(sum(counts)))
         return {
             **floor,
             **_named(ADAPTED, self._from_retained(adapted, weights, retained)),

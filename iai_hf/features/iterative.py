@@ -11,6 +11,7 @@ from iai_hf.backbones.cached import CachedBackbone
 from iai_hf.config import APART, read_config, require
 from iai_hf.errors import ConfigError
 from iai_hf.features.adapted_features import AdaptedFeaturesConfig
+from iai_hf.features.editing import EditableDepth, EditableFeatures
 from iai_hf.features.exported_features import ExportedFeatures
 from iai_hf.features.frozen_features import Config, FrozenFeatures, FrozenFeaturesConfig
 from iai_hf.features.heads import ExplicitHead, Head, ImplicitHead, ParametricHead
@@ -53,7 +54,7 @@ class IterativeImplicitConfig(FrozenFeaturesConfig):
         require(self.budget > 0, f"budget is {self.budget}; expected 1 or more")
 
 
-class _OnTasks(FrozenFeatures[Config]):
+class _OnTasks(EditableFeatures[Config]):
     """What they learn from: a head from features that are computed once; an adapter, which changes them, from texts."""
 
     @classmethod
@@ -73,7 +74,12 @@ class _OnTasks(FrozenFeatures[Config]):
         return amortizer, FeatureCurriculum(amortizer, load_tasks(files, amortizer, config.max_task_examples), config)
 
 
-class Iterative(TakesUnlabelled[IterativeConfig], ExportedFeatures[IterativeConfig], _OnTasks[IterativeConfig]):
+class Iterative(
+    TakesUnlabelled[IterativeConfig],
+    EditableDepth[IterativeConfig],
+    ExportedFeatures[IterativeConfig],
+    _OnTasks[IterativeConfig],
+):
     """Parametric: the state is a linear classifier's parameters (see `iai_hf.features.heads.parametric`)."""
 
     method = "iterative"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -83,6 +84,17 @@ class Retained:
     def renumbered(self, places: Sequence[int]) -> Retained:
         """The same with class c called `places[c]`."""
         return Retained(tuple(example._replace(target=int(places[example.target])) for example in self.examples))
+
+    def without(self, gone: Retained) -> Retained:
+        """The same without examples of such texts and classes: of one that came several times, as many."""
+        less = Counter((example.text, example.target) for example in gone.examples)
+        kept = []
+        for example in reversed(self.examples):
+            if less[example.text, example.target]:
+                less[example.text, example.target] -= 1
+            else:
+                kept.append(example)
+        return Retained(tuple(reversed(kept)))
 
     def tensors(self) -> Tensors:
         """As a state keeps it: UTF-8 uint8 of all texts in a row; int32 lengths and classes, int64 places."""

@@ -12,13 +12,22 @@ and the predictor is a nearest-centroid classifier around names.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from iai_hf.features.heads.head import Head
-from iai_hf.features.heads.moments import Values, class_means, class_sums, log_shares, pooled_variance
+from iai_hf.features.heads.moments import (
+    Moments,
+    Values,
+    class_means,
+    class_sums,
+    log_shares,
+    may_hold,
+    pooled_variance,
+    within_classes,
+)
 from iai_hf.features.heads.unlabelled import Scores, SoftMoments, informed, split
 from iai_hf.posterior import bounded
 from iai_hf.task import Tensors
@@ -71,6 +80,8 @@ class ExplicitHead(Head):
 
     per_class = ("counts", "sums", "names")
     additive = ("counts", "sums", "squares")
+    moments = ("counts", "sums", "squares")
+    estimated = ("squares",)
 
     def __init__(self) -> None:
         super().__init__(HYPERPARAMETERS)
@@ -93,10 +104,25 @@ class ExplicitHead(Head):
         )
 
     def refine(self, tensors: Tensors, features: torch.Tensor, targets: torch.Tensor) -> Tensors:
-        code = Code(**tensors)
-        counts, sums = class_sums(features, targets, len(code.counts))
-        squares = code.squares + features.square().sum(0)
-        return vars(replace(code, counts=code.counts + counts, sums=code.sums + sums, squares=squares))
+        new = self.summed(features, targets, len(tensors["counts"]))
+        return {**tensors, **{name: tensors[name] + moment for name, moment in new.items()}}
+
+    def summed(self, features: torch.Tensor, targets: torch.Tensor, classes: int) -> dict[str, torch.Tensor]:
+        counts, sums = class_sums(features, targets, classes)
+        return {"counts": counts, "sums": sums, "squares": features.square().sum(0)}
+
+    def may_hold(self, tensors: Tensors, features: torch.Tensor, targets: torch.Tensor) -> bool:
+        gone = self.summed(features, targets, len(tensors["counts"]))
+        return may_hold(_moments(tensors), _moments(gone))
+
+    def without_class(self, tensors: Tensors, number: int) -> Tensors:
+        """As `Head.without_class`: of the squares, those of the class's mean, and its share of the scatter."""
+        counts, sums = tensors["counts"], tensors["sums"]
+        own = sums[number].square() / counts[number].clamp(min=1e-6)
+        scatter = counts[number] / counts.sum().clamp(min=1e-6) * within_classes(_moments(tensors))
+        empty = torch.tensor([number], device=counts.device)
+        rows = {name: tensors[name].index_fill(0, empty, 0) for name in ("counts", "sums")}
+        return {**tensors, **rows, "squares": tensors["squares"] - own - scatter}
 
     def prepare(self, tensors: Tensors) -> Prepared:
         tensors, sample = split(tensors)
@@ -132,6 +158,10 @@ class ExplicitHead(Head):
         inputs = torch.cat([scores - scores.mean(1, keepdim=True), against_best, 0.2 * amounts], -1)
         correction = LARGEST_CORRECTION * self.network(inputs)[..., 0]
         return scores.sum(-1) + bounded(correction, LARGEST_CORRECTION)
+
+
+def _moments(tensors: Tensors) -> Moments:
+    return Moments(tensors["counts"], tensors["sums"], tensors["squares"])
 
 
 def _scores(code: Code, values: Values) -> Scores:

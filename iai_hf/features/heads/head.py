@@ -23,11 +23,17 @@ class Head(nn.Module, ABC):
     Attributes:
         per_class: tensors of the state whose rows are classes.
         additive: tensors that are sums over examples: they are added in a merge, and fade.
+        moments: those of them that are sums of what examples are alone, so that one can be taken out again.
+        stepped: tensors that follow the stream, zeros at first, out of which no example can be taken.
+        estimated: moments that hold no class's own part.
         hyperparameters: at first those that are given.
     """
 
     per_class: ClassVar[tuple[str, ...]]
     additive: ClassVar[tuple[str, ...]]
+    moments: ClassVar[tuple[str, ...]]
+    stepped: ClassVar[tuple[str, ...]] = ()
+    estimated: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, hyperparameters: Mapping[str, float]) -> None:
         super().__init__()
@@ -91,6 +97,59 @@ class Head(nn.Module, ABC):
     def faded(self, tensors: Tensors, factor: float) -> Tensors:
         """The state with what it has seen counting `factor` times as much."""
         return {name: tensor * factor if name in self.additive else tensor for name, tensor in tensors.items()}
+
+    def without(self, tensors: Tensors, features: torch.Tensor, targets: torch.Tensor) -> Tensors:
+        """The state with examples `[n, d]` and `[n]` out of its moments; at most as many of a class as there are."""
+        gone = self.summed(features, targets, len(tensors["counts"]))
+        left = {name: tensors[name] - gone[name] for name in self.moments}
+        none = left["counts"] < 0.5
+        for name in self.moments:  # of what is empty nothing is left, not what was lost in rounding
+            if name in self.per_class:
+                left[name] = left[name].masked_fill(none.reshape(-1, *[1] * (left[name].ndim - 1)), 0)
+            elif bool(none.all()):
+                left[name] = torch.zeros_like(left[name])
+        return {**tensors, **left}
+
+    def may_hold(self, tensors: Tensors, features: torch.Tensor, targets: torch.Tensor) -> bool:
+        """Whether the state can have read examples `[n, d]` and `[n]`, of no class more than there are."""
+        raise NotImplementedError
+
+    def summed(self, features: torch.Tensor, targets: torch.Tensor, classes: int) -> dict[str, torch.Tensor]:
+        """The moments of a chunk `[n, d]` and `[n]`."""
+        raise NotImplementedError
+
+    def traces(self, tensors: Tensors, *, of_stream: bool = False) -> tuple[str, ...]:
+        """Tensors that would be others without an example that was taken out, or under another name where `of_stream`.
+
+        Those that are still as they were at first bear none.
+        """
+        return tuple(name for name in self.stepped if bool(tensors[name].any()))
+
+    def without_class(self, tensors: Tensors, number: int) -> Tensors:
+        """The state without the examples of a class, which stays, empty; of `estimated` moments by their mean share."""
+        raise NotImplementedError
+
+    def faded_steps(self, tensors: Tensors, factor: float) -> Tensors:
+        """The state with what has followed the stream counting `factor` times as much; 0 is as before any example."""
+        fading = self.stepped if not factor else tuple(set(self.stepped) & set(self.additive))
+        return {name: tensor * factor if name in fading else tensor for name, tensor in tensors.items()}
+
+    def regrouped(self, tensors: Tensors, kept: torch.Tensor, places: torch.Tensor, classes: int) -> Tensors:
+        """The state with class `kept[i]` moved to row `places[i]` of `classes`; those that come to one row are added.
+
+        Classes that are not kept are empty (`without_class`).
+        """
+        moved = dict(tensors)
+        for name in self.per_class:
+            rows = grown(tensors[name][:0], classes)
+            put = rows.index_copy if name == "names" else rows.index_add
+            moved[name] = put(0, places, tensors[name][kept])
+        return moved
+
+    def renamed(self, tensors: Tensors, rows: torch.Tensor, names: torch.Tensor) -> Tensors:
+        """The state with the classes of `rows` under names with the features `[templates, rows, d]`."""
+        mixed = self.mixed_names(names).to(torch.float16)
+        return {**tensors, "names": tensors["names"].index_copy(0, rows, mixed)}
 
     def mixed_names(self, names: torch.Tensor) -> torch.Tensor:
         """One unit vector a class, `[C, d]`, of the features of its templates, `[templates, C, d]`."""

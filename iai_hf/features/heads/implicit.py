@@ -91,6 +91,7 @@ class ImplicitHead(Head):
 
     per_class = ("counts", "names")
     additive = ("counts",)
+    moments = ("counts",)
 
     def __init__(self, budget: int = BUDGET) -> None:
         super().__init__(HYPERPARAMETERS)
@@ -115,6 +116,42 @@ class ImplicitHead(Head):
         every, labels = every[once], labels[once]
         kept = newest_balanced(labels, len(counts), self.budget)
         return vars(replace(state, features=every[kept], targets=labels[kept], counts=counts))
+
+    def without(self, tensors: Tensors, features: torch.Tensor, targets: torch.Tensor) -> Tensors:
+        """As `Head.without`; observations of the same texts go, however often these were read."""
+        state = Observations(**tensors)
+        kept = ~self._same(state, features, targets).any(1)
+        counts = state.counts - torch.bincount(targets, minlength=len(state.counts))
+        return vars(replace(state, features=state.features[kept], targets=state.targets[kept], counts=counts))
+
+    def may_hold(self, tensors: Tensors, features: torch.Tensor, targets: torch.Tensor) -> bool:
+        """As `Head.may_hold`: an example that is not kept was pushed out by others, or came before."""
+        state = Observations(**tensors)
+        missing = ~self._same(state, features, targets).any(0)
+        classes = len(state.counts)
+        here = torch.bincount(state.targets.long(), minlength=classes)
+        return bool((torch.bincount(targets[missing], minlength=classes) <= state.counts - here + 0.5).all())
+
+    def _same(self, state: Observations, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Which observations are of which examples, `[kept, n]`."""
+        kept, given = (nn.functional.normalize(some.float(), dim=1) for some in (state.features, features))
+        return (kept @ given.T > SAME) & (state.targets[:, None] == targets)
+
+    def traces(self, tensors: Tensors, *, of_stream: bool = False) -> tuple[str, ...]:
+        """As `Head.traces`: another observation would be kept in the place of one that pushed it out."""
+        pushed_out = not of_stream and len(tensors["targets"]) < float(tensors["counts"].sum()) - 0.5
+        return ("features", "targets") if pushed_out else ()
+
+    def without_class(self, tensors: Tensors, number: int) -> Tensors:
+        kept = tensors["targets"] != number
+        counts = tensors["counts"].index_fill(0, torch.tensor([number], device=kept.device), 0)
+        return {**tensors, "counts": counts, **{name: tensors[name][kept] for name in ("features", "targets")}}
+
+    def regrouped(self, tensors: Tensors, kept: torch.Tensor, places: torch.Tensor, classes: int) -> Tensors:
+        """As `Head.regrouped`; observations get the new class numbers."""
+        moved = dict(super().regrouped(tensors, kept, places, classes))
+        place_of = torch.zeros(len(tensors["counts"]), dtype=torch.long).index_copy(0, kept, places)
+        return moved | {"targets": place_of[tensors["targets"].long()].to(torch.int16)}
 
     def merge(self, parts: Sequence[Tensors]) -> Tensors:
         """As `Head.merge`; observations are put one behind the other, within the budget."""

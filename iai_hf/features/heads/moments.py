@@ -73,3 +73,43 @@ def class_coverage(counts: torch.Tensor, present: torch.Tensor, chunk: float) ->
     frequency = (counts + 1) / (counts.sum() + len(counts))
     expected = (1 - (1 - frequency) ** chunk).sum()
     return (((present > 0).sum() - 1) / (expected - 1).clamp(min=1e-3)).clamp(0, 1)
+
+
+IMPOSSIBLE = 0.02  # of an example's squared length: how far below zero rounding alone brings no variance
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Of examples: counts `[C]`, sums `[C, d]`, second moment `[d, d]`, or its diagonal `[d]`."""
+
+    counts: torch.Tensor
+    sums: torch.Tensor
+    second: torch.Tensor
+
+
+def within_classes(found: Moments) -> torch.Tensor:
+    """Scatter of examples about the means of their classes, `[d, d]`, or its diagonal `[d]`."""
+    means = found.sums / found.counts.clamp(min=1)[:, None]
+    return found.second - (means.T @ found.sums if found.second.ndim == 2 else (means * found.sums).sum(0))
+
+
+def may_hold(whole: Moments, part: Moments) -> bool:
+    """Whether moments can be those of examples among which are those of `part`.
+
+    If so, without them no variance is below zero, and where no example is left no sum is. A direction that some
+    examples alone had is empty after them, so that other ones leave less than nothing of it: as long as there are fewer
+    examples than features, nearly none can be taken for others.
+    """
+    number = float(part.counts.sum())
+    lengths = part.second.diagonal() if part.second.ndim == 2 else part.second
+    tolerance = IMPOSSIBLE * float(lengths.sum()) / number**0.5
+    counts, sums, second = (
+        (mine - theirs).double().cpu() for mine, theirs in zip(vars(whole).values(), vars(part).values(), strict=True)
+    )
+    left = Moments(counts.round(), sums, second)
+    if bool((left.sums[left.counts == 0].square().sum(1) > tolerance).any()):
+        return False
+    scatter = within_classes(left)
+    if scatter.ndim == 2:
+        return bool(torch.linalg.eigvalsh(scatter)[0] > -tolerance)
+    return bool((scatter > -tolerance / len(scatter)).all())

@@ -27,7 +27,16 @@ from torch import nn
 
 from iai_hf.features.heads.experts import EXPERTS, INITIAL, Experts, Summary
 from iai_hf.features.heads.head import Head
-from iai_hf.features.heads.moments import Values, class_coverage, class_sums, pack, unpack
+from iai_hf.features.heads.moments import (
+    Moments,
+    Values,
+    class_coverage,
+    class_sums,
+    may_hold,
+    pack,
+    unpack,
+    within_classes,
+)
 from iai_hf.features.heads.stacking import prior_metric, stack, temperature_precision
 from iai_hf.features.heads.unlabelled import Scores, informed, split
 from iai_hf.posterior import own_curvature, residual, solve
@@ -85,6 +94,9 @@ class ParametricHead(Head):
 
     per_class = ("counts", "sums", "correction", "curvature", "names")
     additive = ("counts", "sums", "gram", "curvature", "mixed", "evidence")
+    moments = ("counts", "sums", "gram")
+    stepped = ("correction", "curvature", "mixed", "deviation", "evidence")
+    estimated = ("gram",)
 
     def __init__(self, signal: Signal = "both") -> None:
         super().__init__(HYPERPARAMETERS)
@@ -108,18 +120,17 @@ class ParametricHead(Head):
 
     def refine(self, tensors: Tensors, features: torch.Tensor, targets: torch.Tensor) -> Tensors:
         before = Parameters(**tensors)
-        ones = torch.cat([features, features.new_ones(len(features), 1)], dim=1)
-        counts, sums = class_sums(features, targets, len(before.counts))
-        gram = before.gram + pack(ones.T @ ones)
-        state = replace(before, counts=before.counts + counts, sums=before.sums + sums, gram=gram)
+        ones = _with_one(features)
+        new = self.summed(features, targets, len(before.counts))
+        state = replace(before, **{name: tensors[name] + moment for name, moment in new.items()})
         if not takes_gradient(self.signal):
             return vars(state)
-        values = self.hyperparameters(state.counts.sum(), len(counts))
+        values = self.hyperparameters(state.counts.sum(), len(state.counts))
         experts = self._experts(state, values)
         absorbed = takes_data(self.signal)
         scores = experts.held_out(features, targets) if absorbed else experts.scores(features)
         offset = ones @ before.correction.T
-        trust = class_coverage(before.counts, counts, float(len(features)))
+        trust = class_coverage(before.counts, new["counts"], float(len(features)))
         prior, precision = _prior(values)
         deviation, evidence = stack(
             before.deviation, before.evidence, scores, offset, targets, prior, precision, trust, before.counts.sum()
@@ -130,11 +141,39 @@ class ParametricHead(Head):
 
     def reread(self, tensors: Tensors, features: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> Tensors:
         """As `Head.reread`; the experts' weights and the correction stay."""
-        ones = torch.cat([features, features.new_ones(len(features), 1)], dim=1)
+        ones = _with_one(features)
         weighted = weights[:, None] * ones
         own = nn.functional.one_hot(targets, len(tensors["counts"])).to(features)
         sums = own.T @ weighted
         return {**tensors, "counts": sums[:, -1], "sums": sums[:, :-1], "gram": pack(ones.T @ weighted)}
+
+    def summed(self, features: torch.Tensor, targets: torch.Tensor, classes: int) -> dict[str, torch.Tensor]:
+        ones = _with_one(features)
+        counts, sums = class_sums(features, targets, classes)
+        return {"counts": counts, "sums": sums, "gram": pack(ones.T @ ones)}
+
+    def may_hold(self, tensors: Tensors, features: torch.Tensor, targets: torch.Tensor) -> bool:
+        gone = self.summed(features, targets, len(tensors["counts"]))
+        return may_hold(_moments(tensors), _moments(gone))
+
+    def without_class(self, tensors: Tensors, number: int) -> Tensors:
+        """As `Head.without_class`: of G, what the class's mean brings, and its share of the scatter about all means."""
+        counts, sums, size = tensors["counts"], tensors["sums"], tensors["sums"].shape[1]
+        gram, scatter = unpack(tensors["gram"], size + 1), within_classes(_moments(tensors))
+        own = torch.cat([sums[number], counts[number : number + 1]])
+        gram = gram - torch.outer(own, own) / counts[number].clamp(min=1e-6)
+        gram[:size, :size] -= counts[number] / counts.sum().clamp(min=1e-6) * scatter
+        empty = torch.tensor([number], device=counts.device)
+        rows = {name: tensors[name].index_fill(0, empty, 0) for name in ("counts", "sums", "correction", "curvature")}
+        return {**tensors, **rows, "gram": pack(gram)}
+
+    def regrouped(self, tensors: Tensors, kept: torch.Tensor, places: torch.Tensor, classes: int) -> Tensors:
+        """As `Head.regrouped`; corrections are averaged by their classes' examples."""
+        counts = tensors["counts"][kept].clamp(min=1e-6)
+        total = counts.new_zeros(classes).index_add(0, places, counts)
+        share = torch.zeros_like(tensors["counts"]).index_copy(0, kept, counts / total[places])
+        weighted = {**tensors, "correction": share[:, None] * tensors["correction"]}
+        return super().regrouped(weighted, kept, places, classes)
 
     def merge(self, parts: Sequence[Tensors]) -> Tensors:
         """As `Head.merge`; corrections are averaged by the examples that made them.
@@ -232,6 +271,16 @@ class ParametricHead(Head):
         step = solve(metric, ones.T @ residual(logits, onehot)).T / share[:, None]
         size_of_step = trust * state.mixed / (state.mixed + values["warmup"])
         return replace(state, correction=state.correction + size_of_step * step, curvature=curvature, mixed=mixed)
+
+
+def _with_one(features: torch.Tensor) -> torch.Tensor:
+    """[x, 1] of each example, `[n, d + 1]`."""
+    return torch.cat([features, features.new_ones(len(features), 1)], dim=1)
+
+
+def _moments(tensors: Tensors) -> Moments:
+    size = tensors["sums"].shape[1]
+    return Moments(tensors["counts"], tensors["sums"], unpack(tensors["gram"], size + 1)[:size, :size])
 
 
 def _prior(values: Values) -> tuple[torch.Tensor, torch.Tensor]:

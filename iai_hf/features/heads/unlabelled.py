@@ -83,6 +83,16 @@ class Sample:
         behind = -math.log2(max(factor, 2.0**-1000))
         return replace(self, rows=factor * self.rows, priorities=self.priorities + behind)
 
+    def without(self, texts: Sequence[str]) -> Sample:
+        """The sample without rows of such texts, which have not faded."""
+        kept = ~torch.isin(self.priorities, priorities(texts))
+        return Sample(self.rows - len(texts), self.priorities[kept], self.features[kept])
+
+    def may_hold(self, texts: Sequence[str]) -> bool:
+        """Whether rows of such texts can have been read: those that are not kept were pushed out, or came again."""
+        missing = int((~torch.isin(priorities(texts), self.priorities)).sum())
+        return missing <= float(self.rows) - len(self.priorities) + 0.5
+
 
 def split(tensors: Tensors) -> tuple[Tensors, Sample | None]:
     """A state's tensors without the sample, and the sample where it has one."""
