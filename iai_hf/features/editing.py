@@ -120,7 +120,7 @@ class EditableDepth(AdaptedFeatures[DeepConfig], EditableFeatures[DeepConfig]):
             adapted = super().regrouped(_of(ADAPTED, tensors), before, after, places, examples).tensors
             inexact = dict.fromkeys((ADAPTED, WEIGHTS, EVIDENCE), edited.share) if edited.share else {}
             renumbered = retained.renumbered([int(place or 0) for place in places])
-            made = {
+            made: Tensors = {
                 **tensors,
                 **edited.tensors,
                 **_named(ADAPTED, adapted),
