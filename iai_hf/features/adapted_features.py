@@ -136,7 +136,7 @@ class AdaptedFeatures(FrozenFeatures[Config]):
             return floor
         return {
             **floor,
-            **_named(ADAPTED, floor),
+            **_named(ADAPTED, {name: tensor.clone() for name, tensor in floor.items()}),  # a file holds none twice
             **_named(WEIGHTS, self.fast_weights.initial()),
             **_named(RETAINED, Retained().tensors()),
             **_named(EVIDENCE, Evidence.none().tensors()),

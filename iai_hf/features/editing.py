@@ -161,13 +161,13 @@ class EditableDepth(AdaptedFeatures[DeepConfig], EditableFeatures[DeepConfig]):
         exact = {name: floor[name] for name in self.head.moments}
         if len(read) == examples:
             return {**made, **exact}
-        adapted, weights = {**_of(ADAPTED, made), "counts": floor["counts"]}, _of(WEIGHTS, made)
+        adapted, weights = {**_of(ADAPTED, made), "counts": floor["counts"].clone()}, _of(WEIGHTS, made)
         if len(read):
             adapted = dict(self._from_retained(adapted, weights, retained))
             weights = dict(self._trained_on(weights, adapted, task, retained, len(read), examples))
             adapted = dict(self._from_retained(adapted, weights, retained))
         else:  # the weights are without effect, so that features are the frozen ones
-            adapted |= exact
+            adapted |= {name: tensor.clone() for name, tensor in exact.items()}
         return {
             **made,
             **exact,

