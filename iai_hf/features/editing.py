@@ -81,12 +81,11 @@ class EditableFeatures(FrozenFeatures[Config]):
                 tensors = self.head.without_class(tensors, number)
             if dropped:
                 tensors = self.head.faded_steps(tensors, 1 - share)
-            tensors = self.head.regrouped(
-                tensors, torch.tensor([*kept]), torch.tensor([*kept.values()]), len(after.labels)
-            )
+            rows, to = (torch.tensor([*numbers], device=counts.device) for numbers in (kept, kept.values()))
+            tensors = self.head.regrouped(tensors, rows, to, len(after.labels))
             if new:
                 names = self.name_features([after.labels[number] for number in new])
-                tensors = self.head.renamed(tensors, torch.tensor(new), names)
+                tensors = self.head.renamed(tensors, torch.tensor(new, device=counts.device), names)
         traces = self.head.traces(tensors) if dropped or joined else self.head.traces(tensors, of_stream=True)
         inexact = (*traces, *(self.head.estimated if dropped else ()))
         return Edited(tensors, dict.fromkeys(inexact, share) if share else {}, None, share)

@@ -16,7 +16,7 @@ from iai_hf.backbones import Backbone
 from iai_hf.errors import ConfigError, DataError
 from iai_hf.features.frozen_features import FrozenFeatures
 
-DEEP = {"depth": "auto", "rank": 2, "steps": 2.0, "learning_rate": 3e-3}
+DEEP = {"depth": 1, "rank": 2, "steps": 0.5, "batch_size": 8, "learning_rate": 3e-3}
 SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "parametric": ("iterative", {}),
     "data": ("iterative", {"signal": "data"}),
@@ -313,7 +313,7 @@ def test_a_state_that_is_edited_answers_as_one_that_never_was_otherwise(encoder:
 
 def test_labels_are_edited_where_examples_fade(encoder: Backbone) -> None:
     for name in ("parametric", "explicit", "implicit", "deep"):
-        amortizer = made(name, encoder, half_life=20, **({"steps": 0.5} if name == "deep" else {}))
+        amortizer = made(name, encoder, half_life=20)
         state = adapt(amortizer, ROWS)
         with pytest.raises(ConfigError, match="half-life"):
             amortizer.forget(state, ROWS[:2])

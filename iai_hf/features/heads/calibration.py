@@ -51,7 +51,9 @@ class Calibration:
         """With a chunk's leave-one-out logits `[n, C]` and classes `[n]`; `counts` `[C]` are with the chunk."""
         kept = power_decay(counts.sum() - len(targets), len(targets), MEMORY_EXPONENT)
         label = histogram(label_scores(logits).gather(1, targets[:, None])[:, 0])
-        return Calibration(kept * self.label_scores + label, kept * self.text_scores + histogram(text_scores(logits, counts)))
+        return Calibration(
+            kept * self.label_scores + label, kept * self.text_scores + histogram(text_scores(logits, counts))
+        )
 
     @property
     def examples(self) -> float:

@@ -150,7 +150,7 @@ class ImplicitHead(Head):
     def regrouped(self, tensors: Tensors, kept: torch.Tensor, places: torch.Tensor, classes: int) -> Tensors:
         """As `Head.regrouped`; observations get the new class numbers."""
         moved = dict(super().regrouped(tensors, kept, places, classes))
-        place_of = torch.zeros(len(tensors["counts"]), dtype=torch.long).index_copy(0, kept, places)
+        place_of = torch.zeros_like(tensors["counts"], dtype=torch.long).index_copy(0, kept, places)
         return moved | {"targets": place_of[tensors["targets"].long()].to(torch.int16)}
 
     def merge(self, parts: Sequence[Tensors]) -> Tensors:
