@@ -27,7 +27,7 @@ def test_examples_are_forgotten_and_moved(state: Path, tmp_path: Path, capsys: p
     status, out, _ = iai(capsys, "forget", state, "--data", few, "--output", tmp_path / "less", "--quiet")
     assert status == 0
     assert "20 examples, 3 labels" in out
-    assert "forget: 16.67% of what made correction" in out
+    assert "forget: 16.67% of what made curvature" in out
     status, out, _ = iai(
         capsys, "forget", state, "--data", few, "--output", tmp_path / "strict", "--strict", "--quiet", "--json"
     )
