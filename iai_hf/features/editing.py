@@ -113,7 +113,8 @@ class EditableDepth(AdaptedFeatures[DeepConfig], EditableFeatures[DeepConfig]):
     ) -> Edited:
         if not self.config.depth:
             return super().regrouped(tensors, before, after, places, examples)
-        floor, retained = _of("", tensors), Retained.of(_of(RETAINED, tensors))
+        floor: Tensors = _of("", tensors)
+        retained = Retained.of(_of(RETAINED, tensors))
         if None not in places:
             edited = super().regrouped(floor, before, after, places, examples)
             adapted = super().regrouped(_of(ADAPTED, tensors), before, after, places, examples).tensors
