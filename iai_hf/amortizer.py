@@ -307,7 +307,17 @@ class Amortizer(Edits, ABC, Generic[Config]):
             f"choose a method whose states have one ({exporting}), or keep it as it is"
         )
 
-    adapt = adapt  # streams a dataset of any length through `update`, chunk by chunk
+    def linear_classifier(self, state: TaskState) -> LinearClassifier:
+        """The state as a linear map of an encoder's features, merged; for `export`."""
+        exporting = those(lambda method: method.linear_classifier is not Amortizer.linear_classifier)
+        raise ConfigError(
+            f"a state of {self.method!r} is no linear map of an encoder's features, so it has no sentence-transformers "
+            f"or ONNX form; choose a method whose states have one ({exporting}), or keep it as it is"
+        )
+
+    # In files of their own: the loop that streams a dataset of any length through `update`, and the ways out.
+    adapt = adapt
+    export = export
 
     # Identity and files.
 
