@@ -50,3 +50,19 @@ def curve_plot(runs: Sequence[Mapping[str, Any]], metric: str, title: str) -> by
     axes.set_title(title)
     figure.legend(loc="outside lower center", frameon=False, fontsize=9)
     return png(figure)
+
+
+def confusion_plot(matrix: Sequence[Sequence[float]], labels: Sequence[str], title: str) -> bytes:
+    """Mean probability of each label (columns) by the given one (rows), as a grid of shades."""
+    figure, axes = blank()
+    side = max(4.8, 1.5 + 0.25 * len(labels))
+    figure.set_size_inches(side + 1, side)
+    axes.grid(False)
+    image = axes.imshow(matrix, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, ax=axes, label="mean probability")
+    axes.set_xticks(range(len(labels)), [label[:24] for label in labels], rotation=90, fontsize=8)
+    axes.set_yticks(range(len(labels)), [label[:24] for label in labels], fontsize=8)
+    axes.set_xlabel("label by all other examples")
+    axes.set_ylabel("given label")
+    axes.set_title(title)
+    return png(figure)

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from iai_hf.backbones import load_backbone
 from iai_hf.backbones.cached import CachedBackbone
 from iai_hf.config import APART, read_config, require
-from iai_hf.errors import ConfigError
+from iai_hf.errors import ConfigError, StateError
 from iai_hf.features.adapted_features import AdaptedFeaturesConfig
 from iai_hf.features.editing import EditableDepth, EditableFeatures
 from iai_hf.features.exported_features import ExportedFeatures
-from iai_hf.features.frozen_features import Config, FrozenFeatures, FrozenFeaturesConfig
+from iai_hf.features.frozen_features import Config, FrozenFeatures, FrozenFeaturesConfig, targets_of
 from iai_hf.features.heads import ExplicitHead, Head, ImplicitHead, ParametricHead
 from iai_hf.features.unlabelled import TakesUnlabelled
 from iai_hf.signals import SIGNALS, Signal
-from iai_hf.task import TaskSpec, Tensors
+from iai_hf.task import Chunk, TaskSpec, Tensors
 
 if TYPE_CHECKING:
+    import torch
+
+    from iai_hf.state import TaskState
     from iai_hf.training.config import TrainingConfig
     from iai_hf.training.curriculum import Curriculum, Sources
 
@@ -88,6 +91,38 @@ class Iterative(
 
     def make_module(self) -> Head:
         return ParametricHead(self.config.signal)
+
+    def leave_one_out(self, state: TaskState, chunk: Chunk) -> torch.Tensor:
+        """Log probabilities `[n, C]` of examples that the state has read, each as if it alone had not been.
+
+        They are those of the head on frozen features.
+
+        Raises:
+            StateError: the state belongs to another backbone, or has read fewer examples of a label.
+            ConfigError: the state forgets.
+            DataError: the state knows fewer than two labels.
+        """
+        import torch
+
+        if self.config.half_life is not None:
+            raise ConfigError(
+                f"a state with half_life={self.config.half_life} holds its examples with weights that are not known, "
+                "so that none can be left out; adapt one without half_life"
+            )
+        self.prepared(state)
+        tensors = {name: tensor for name, tensor in state.tensors.items() if "." not in name}
+        targets = targets_of(chunk, state.task)
+        missing = torch.bincount(targets, minlength=len(state.task.labels)) - tensors["counts"].round()
+        if float(missing.max()) > 0:
+            label = int(missing.argmax())
+            raise StateError(
+                f"the state has read {int(tensors['counts'][label].round())} examples of "
+                f"{state.task.labels[label]!r}, the data have {int(missing[label])} more; adapt it on these data first"
+            )
+        features, _ = self.features(chunk.inputs)
+        head = cast("ParametricHead", self.head)
+        with torch.no_grad():
+            return head.held_out(tensors, features, targets).log_softmax(1)
 
     def absorb(self, tensors: Tensors, task: TaskSpec, inputs: Sequence[str]) -> tuple[Tensors, Mapping[str, int]]:
         """As `TakesUnlabelled.absorb`; with a depth they are refused, since the sample has frozen features alone.

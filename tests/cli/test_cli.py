@@ -94,6 +94,24 @@ def test_a_state_leaves_as_a_peft_adapter(causal_folder, encoder_folder, data, t
     assert (status, "no task state" in err) == (2, True)
 
 
+def test_an_audit_is_a_table_lines_and_a_picture(encoder_folder, data, tmp_path, capsys) -> None:  # type: ignore[no-untyped-def]
+    state, lines, plot = tmp_path / "state", tmp_path / "audit.jsonl", tmp_path / "audit.png"
+    assert iai(capsys, *adapt(encoder_folder, data, state))[0] == 0
+    status, out, _ = iai(capsys, "audit", state, "--data", data, "--output", lines, "--plot", plot, "--quiet")
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    found = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert status == 0
+    assert "likelier" in out
+    assert f"{len(rows):,} examples: " in out
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert sorted(line["row"] for line in found) == list(range(len(rows)))
+    assert all(rows[line["row"]] == {"input": line["input"], "output": line["output"]} for line in found)
+    status, out, _ = iai(capsys, "audit", "--data", data, "--backbone", encoder_folder, "--quiet", "--json")
+    assert status == 0
+    assert json.loads(out)["examples"] == len(rows)
+    assert sorted(path.name for path in tmp_path.iterdir() if path != data) == ["audit.jsonl", "audit.png", "state"]
+
+
 def test_a_state_leaves_as_a_model(encoder_folder, data, tmp_path, capsys) -> None:  # type: ignore[no-untyped-def]
     state, model = tmp_path / "state", tmp_path / "model"
     assert iai(capsys, *adapt(encoder_folder, data, state))[0] == 0

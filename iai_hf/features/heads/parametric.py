@@ -236,6 +236,18 @@ class ParametricHead(Head):
     def logits(self, prepared: tuple[torch.Tensor, torch.Tensor], features: torch.Tensor) -> torch.Tensor:
         return nn.functional.linear(features, *prepared)
 
+    def held_out(self, tensors: Tensors, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Logits `[n, C]` of absorbed examples, each as if it alone were left out of the moments.
+
+        The experts' weights and the correction, which a single example hardly moves, stay.
+        """
+        state = Parameters(**split(tensors)[0])
+        values = self.hyperparameters(state.counts.sum(), len(state.counts))
+        experts = self._experts(state, values)
+        scores = experts.held_out(features, targets) if takes_data(self.signal) else experts.scores(features)
+        ones = torch.cat([features, features.new_ones(len(features), 1)], dim=1)
+        return scores @ (_prior(values)[0] + state.deviation).exp() + ones @ state.correction.T
+
     def _experts(self, state: Parameters, values: Values) -> Experts:
         return Experts(self._summary(state), values)
 
