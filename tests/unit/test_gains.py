@@ -24,10 +24,11 @@ def scaled(causal: Backbone, factor: float) -> Backbone:
 
 
 def test_gains_are_measured_over_the_layers_that_are_called() -> None:
-    model = torch.nn.ModuleDict({name: torch.nn.Linear(4, 4, bias=False) for name in ("a", "b", "idle")})
-    for part in model.values():
+    layers = {name: torch.nn.Linear(4, 4, bias=False) for name in ("a", "b", "idle")}
+    for part in layers.values():
         part.weight.data = 2 * torch.eye(4)
-    model["b"].weight.data *= 4
+    layers["b"].weight.data *= 4
+    model = torch.nn.ModuleDict(layers)
 
     def read() -> None:
         model["b"](model["a"](torch.ones(1, 4)))
