@@ -272,7 +272,7 @@ class Amortizer(Edits, ABC, Generic[Config]):
         task = TaskSpec(states[0].task.kind, labels, states[0].task.columns)
         check_task(self, task)
         tensors = self.combine([(state.tensors, state.task) for state in states], task)
-        read = [state.header.stream.labelled for state in states if state.header.stream is not None]
+        read = [source for state in states for source in state.header.read]
         if len(set(map(id, states))) < len(states) or len(set(read)) < len(read):
             raise StateError("two of the states have read the same data; merge states of disjoint parts")
         header = dataclasses.replace(
@@ -285,6 +285,7 @@ class Amortizer(Edits, ABC, Generic[Config]):
                 for key in sorted({key for state in states for key in state.header.counts})
             },
             stream=None,
+            merged=tuple(read),
             history=tuple(edit for state in states for edit in state.header.history),
         )
         return TaskState(tensors, self._signed(header))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from iai_hf import shipped
@@ -23,11 +24,17 @@ def check_belongs(amortizer: Any, state: Any) -> None:
     theirs = current_names(amortizer.config_class, header.config)
     other = {key: value for key, value in theirs.items() if ours.get(key) != value}
     if not amortizer.backbone.has_fingerprint(header.backbone_fingerprint, earlier=not header.backbone_source):
+        same = (header.backbone, header.backbone_source) == (amortizer.backbone.name, amortizer.backbone.source)
+        if same and other:
+            raise StateError(
+                f"the state was made on other features of {header.backbone!r}, with {_told(other)}; here it is "
+                f"{_told({key: ours.get(key) for key in other})}: give the state's settings, or adapt anew"
+            )
         made_on = _weights(header.backbone_fingerprint, header.backbone_source)
         this = _weights(amortizer.backbone.fingerprint, amortizer.backbone.source)
         raise StateError(
             f"the state belongs to backbone {header.backbone!r} ({made_on}), this is {amortizer.backbone.name!r} "
-            f"({this}); load that one, or adapt anew" + (f" (the state was made with {other})" if other else ""),
+            f"({this}); load that one, or adapt anew",
             options=("backbone", "revision"),
         )
     # Those of older states cover all settings.
@@ -40,10 +47,17 @@ def check_belongs(amortizer: Any, state: Any) -> None:
                 f"({str(amortizer.weights_digest)[:8]}); give those, or adapt anew",
                 options=("weights",),
             )
-        made_with = other or f"its digest is {header.amortizer[:8]}, not {amortizer.fingerprint[:8]}"
+        made_with = f"its digest is {header.amortizer[:8]}, not {amortizer.fingerprint[:8]}"
+        if other:
+            made_with = f"{_told(other)} there, {_told({key: ours.get(key) for key in other})} here"
         raise StateError(
-            f"the state was made with another configuration of {amortizer.method!r}: {made_with}; use that one"
+            f"the state was made with another configuration of {amortizer.method!r}: {made_with}; settings of a state "
+            "that stands can't be changed, so leave them out, or adapt anew"
         )
+
+
+def _told(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value!r}" for key, value in settings.items())
 
 
 def _weights(fingerprint: str, source: str) -> str:

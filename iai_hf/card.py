@@ -140,7 +140,7 @@ def classifier_card(classifier: LinearClassifier, form: str, use: str, name: str
     if classifier.reads_in_windows:
         cut = (
             f"A text is cut at {longest} tokens, special ones included. The state reads longer ones whole, in windows "
-            "that it pools over, and may answer them otherwise; up to that length answers are the same."
+            "that it pools over, and may answer them otherwise; up to that length answers are the same, in float32."
         )
     lowercase = " Texts must be in lower case." if pipeline.lowercase and form == "onnx" else ""
     labels = "\n".join(f"{number}. {label}" for number, label in enumerate(classifier.labels))

@@ -21,6 +21,7 @@ WEIGHTS_FILE = "model.safetensors"
 ADAPTER_FILE = "adapter.safetensors"
 EVALUATION_FILE = "evaluation.json"
 CURVE_FILE = "curve.png"
+FIRST_LINE = 1 << 20  # bytes of a file that are looked at to see what it is
 _WRITING = threading.Lock()  # held while files that belong together are written
 _CLAIMS = threading.local()  # `paths`: folders that this thread's run holds
 
@@ -63,8 +64,12 @@ def check_output(path: Path, *inputs: str | Path) -> None:
         check_place(Path(os.path.realpath(path)).parent)
 
 
-def check_own(path: Path, keys: Iterable[str], what: str) -> None:
-    """Make sure that a JSON file, where there is one, may be written anew: that it is `what`, as it has `keys`.
+def check_own(path: Path, keys: Iterable[str], what: str, absent: Iterable[str] = ()) -> None:
+    """Make sure that a JSON file, where there is one, may be written anew: that it is `what`.
+
+    Args:
+        keys: that `what` has.
+        absent: keys that it has not.
 
     Raises:
         StateError: it is another program's file, or of another use.
@@ -75,8 +80,28 @@ def check_own(path: Path, keys: Iterable[str], what: str) -> None:
         return
     except (OSError, ValueError, RecursionError):
         found = None
-    if not isinstance(found, dict) or not set(keys) <= set(found):
-        raise StateError(f"{path} is not {what}, and would be overwritten; choose another folder")
+    if not isinstance(found, dict) or not set(keys) <= set(found) or set(absent) & set(found):
+        raise StateError(f"{path} is not {what}, and would be overwritten; choose another place")
+
+
+def check_own_lines(path: Path, keys: Iterable[str], what: str) -> None:
+    """As `check_own`, of a JSONL file, by its first line.
+
+    Raises:
+        StateError: it is another program's file, or of another use.
+    """
+    if is_stream(path):
+        return
+    try:
+        with path.open("rb") as file:
+            first = file.readline(FIRST_LINE)
+        found = json.loads(first) if first.strip() else None
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, ValueError, RecursionError):
+        found, first = None, b"?"
+    if first.strip() and (not isinstance(found, dict) or not set(keys) <= set(found)):
+        raise StateError(f"{path} is not {what}, and would be overwritten; choose another place")
 
 
 @contextmanager

@@ -74,6 +74,7 @@ class StateHeader:
         stream: position in the stream read last, None before the first.
         datasets: Hub ids of the datasets read, for the card; files of one's own are not named.
         history: edits, in order; states of before there were any have none.
+        merged: fingerprints of the data that merged parts had read, so that none is merged in twice.
     """
 
     method: str
@@ -91,6 +92,12 @@ class StateHeader:
     datasets: tuple[str, ...] = ()
     weights_digest: str | None = None
     history: tuple[Edit, ...] = ()
+    merged: tuple[str, ...] = ()
+
+    @property
+    def read(self) -> tuple[str, ...]:
+        """Fingerprints of the data whose labels were read, as far as they are known."""
+        return (*self.merged, *((self.stream.labelled,) if self.stream is not None else ()))
 
     @property
     def rows(self) -> int:
@@ -111,6 +118,7 @@ class StateHeader:
             task=TaskSpec(task["kind"], tuple(task["labels"]), tuple(task.get("columns", ()))),
             stream=StreamPosition(**stream | {"columns": _tuple(stream.get("columns"))}) if stream else None,
             datasets=tuple(values.pop("datasets", ())),
+            merged=tuple(values.pop("merged", ())),
             history=tuple(Edit(**line | {"labels": tuple(line["labels"])}) for line in values.pop("history", ())),
             **values,
         )

@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 Kind = Literal["classification", "generation", "regression"]
 KINDS = get_args(Kind)
 Tensors: TypeAlias = "Mapping[str, torch.Tensor]"  # of a state, by name
+ABSENT_VALUES = ("nan", "n/a", "<na>", "null")  # as tables write them
 MAX_LABELS = 1000  # bounds the state of a classification task; more are most likely free text
 
 
@@ -51,6 +52,12 @@ class TaskSpec:
             return self
         unseen = dict.fromkeys(output for output in outputs if output not in self.labels)
         warn_of_alike(self.labels, tuple(unseen))
+        absent = sorted(label for label in unseen if label.strip().lower() in ABSENT_VALUES)
+        if absent:
+            log.warning(
+                "the labels %s look like values that are missing in a table; take their rows out if they are",
+                ", ".join(map(repr, absent)),
+            )
         return replace(self, labels=self.labels + tuple(unseen)) if unseen else self
 
 

@@ -137,7 +137,7 @@ def adapt(
     stream = open_stream(data, read, split=chosen_split(data, split, TRAIN), shuffle_seed=shuffle_seed)
     curve = None
     if test is not None:
-        records = read_records(test, names, test_split)
+        records = read_records(test, names, test_split, (stream.fingerprint, *(state.header.read if state else ())))
         inputs, outputs = [record.input for record in records], [record.output for record in records]
         curve = Curve(amortizer, inputs, outputs, Path(test).stem, output, allow_unseen_labels=allow_unseen_labels)
         task = state.task if state is not None else stream.task(task_spec(kind, labels), max_examples)
@@ -165,7 +165,9 @@ def adapt(
         curve.check(state.task)
         curve.evaluate(state)
         curve.save(state)
-    report(describe(state), as_json, f"{state.header.examples:,} examples in {state.nbytes / 1000:,.0f} kB at {output}")
+    told = "".join(f"\n{name}: {value}" for name, value in amortizer.summary(state).items())
+    size = f"{state.header.examples:,} examples in {state.nbytes / 1000:,.0f} kB at {output}"
+    report(describe(state), as_json, size + told)
 
 
 @app.command()
@@ -220,10 +222,11 @@ def predict(
     """Answer every input of a dataset."""
     start_logging(quiet)
     from iai_hf.auto import AutoAmortizer
-    from iai_hf.files import check_output, write_whole
+    from iai_hf.files import check_output, check_own_lines, write_whole
     from iai_hf.state import TaskState
 
     check_output(output, data, *state_files(state_dir))
+    check_own_lines(output, ("input", "prediction"), "a file of predictions")
     if output.suffix.lower() in TABLES:
         raise ConfigError(
             f"predictions are written as JSON lines, not {output.suffix}; name the output e.g. answers.jsonl"
@@ -275,15 +278,16 @@ def evaluate(
     import torch
 
     from iai_hf.auto import AutoAmortizer
-    from iai_hf.files import check_output, write_whole
+    from iai_hf.files import check_output, check_own, write_whole
     from iai_hf.metrics import check_labels, score
     from iai_hf.state import TaskState
     from iai_hf.task import Prediction
 
     if output is not None:
         check_output(output, data, *state_files(state_dir))
+        check_own(output, ("examples",), "a file of metrics", absent=("method",))
     state = TaskState.from_pretrained(state_dir)
-    records = read_records(data, columns(input_column, output_column, target, state, quotes), split)
+    records = read_records(data, columns(input_column, output_column, target, state, quotes), split, state.header.read)
     outputs = [record.output for record in records]
     if state.task.kind == "classification" and not allow_unseen_labels:
         check_labels(state.task.labels, outputs)

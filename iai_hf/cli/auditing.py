@@ -62,7 +62,7 @@ def audit(
     from iai_hf import audit as audits
     from iai_hf.auto import AutoAmortizer
     from iai_hf.data import open_stream
-    from iai_hf.files import check_output, write_whole
+    from iai_hf.files import check_output, check_own_lines, write_whole
     from iai_hf.plots import confusion_plot
     from iai_hf.state import TaskState
     from iai_hf.task import TaskSpec
@@ -72,6 +72,8 @@ def audit(
             check_output(path, data, *(state_files(state_dir) if state_dir else []))
             if path.suffix.lower() not in (suffix, ""):
                 raise ConfigError(f"{path} has the suffix {path.suffix}; expected {suffix}")
+    if output is not None:
+        check_own_lines(output, ("row", "wrong"), "a file of findings")
     if output is not None and plot is not None and output.resolve() == plot.resolve():
         raise ConfigError(f"--output and --plot are both {output}; name two files")
     state = None if state_dir is None else TaskState.from_pretrained(state_dir)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from iai_hf.data import Record
     from iai_hf.task import TaskSpec
 
+log = logging.getLogger(__name__)
 DataOption = Annotated[
     str, typer.Option("--data", help="JSONL, CSV, TSV or Parquet file, or Hub dataset id (id or id:config).")
 ]
@@ -240,11 +241,18 @@ def chosen_split(data: str, split: str | None, default: str) -> str:
     return split or default
 
 
-def read_records(data: str, chosen: Columns, split: str | None) -> list[Record]:
-    """All records of a dataset that is to be answered."""
+def read_records(data: str, chosen: Columns, split: str | None, read: Collection[str | None] = ()) -> list[Record]:
+    """All records of a dataset that is to be answered.
+
+    Args:
+        read: fingerprints of data that a state has learned from; that answers for these flatter it is told.
+    """
     from iai_hf.data import open_stream
 
-    records = list(open_stream(data, chosen, split=chosen_split(data, split, TEST)).records())
+    stream = open_stream(data, chosen, split=chosen_split(data, split, TEST))
+    if stream.fingerprint is not None and stream.fingerprint in read:
+        log.warning("the state has learned from %s, so the figures say little of texts that it has not seen", data)
+    records = list(stream.records())
     if not records:
         raise DataError(f"{data} has no examples; expected at least one")
     return records

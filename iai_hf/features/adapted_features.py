@@ -28,7 +28,7 @@ from typing_extensions import TypeVar
 from iai_hf.backbones.adapter import FeatureAdapter
 from iai_hf.backbones.low_rank import LowRank
 from iai_hf.config import ABSENT, APART, require
-from iai_hf.features.fast_weights import Descent, Evidence, FastWeights, Retained, Schedule, batches
+from iai_hf.features.fast_weights import PRIOR_GAIN, Descent, Evidence, FastWeights, Retained, Schedule, batches
 from iai_hf.features.frozen_features import FrozenFeatures, FrozenFeaturesConfig, targets_of
 from iai_hf.learned import AUTO
 from iai_hf.task import Chunk, Prediction, TaskSpec, Tensors
@@ -126,7 +126,8 @@ class AdaptedFeatures(FrozenFeatures[Config]):
         return {
             **super().summary(state),
             "answers from": f"{'adapted' if adapted else 'frozen'} features",
-            "gain of adapted features": f"{float(evidence.gain):+.1f} nats on examples that they had not seen",
+            "gain of adapted features": f"{float(evidence.gain):+.1f} nats in all on examples that they had not seen",
+            "frozen ones answer": f"where they are ahead by {PRIOR_GAIN:g} nats",
             "texts kept in the state": f"{len(Retained.of(_of(RETAINED, state.tensors))):,}",
         }
 
@@ -215,7 +216,7 @@ class AdaptedFeatures(FrozenFeatures[Config]):
         if not steps:
             return
         if not len(retained):
-            log.warning("no text fits into retained_bytes=%d, so none is trained on again", self.config.retained_bytes)
+            log.warning("no text fits into retained_bytes=%d, so none is trained on yet", self.config.retained_bytes)
             return
         head, texts, targets = self._standing(adapted), retained.texts, retained.targets
         shares = retained.weights(self.config.half_life)

@@ -33,7 +33,8 @@ class ExportedFeatures(AdaptedFeatures[Config]):
             if prepared is not None:
                 reason = "whose frozen features are ahead does not use its weights in the backbone yet"
             raise ConfigError(
-                f"a state of {self.method!r} {reason}, so it has no PEFT form; adapt with depth, or on more examples"
+                f"a state of {self.method!r} {reason}, so it has no PEFT form; adapt with depth, on more examples, "
+                "or with a lower learning_rate"
             )
         weight, bias = self._linear_map(prepared)
         plain, added = self.backbone.plain.uncached, [*weights, prepared.low_rank]

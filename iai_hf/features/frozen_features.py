@@ -88,6 +88,8 @@ class FrozenFeatures(Learned[Config]):
         standing = backbone
         if config.standardize:
             backbone = standardized(standing, always=config.standardize is True)
+        if backbone.hidden_size <= config.max_features:
+            config = replace(config, projection="gaussian")  # as it was saved before: nothing is projected
         super().__init__(backbone, replace(config, adapter=source, standardize=backbone is not standing))
 
     @abstractmethod

@@ -345,3 +345,24 @@ def test_importing_the_package_and_the_command_imports_no_torch() -> None:
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )
+
+
+def test_figures_of_what_a_state_has_learned_from_are_told(encoder_folder, tmp_path, capsys, caplog) -> None:  # type: ignore[no-untyped-def]
+    data, other = write(tmp_path / "train.jsonl", examples(40)), write(tmp_path / "test.jsonl", examples(20, seed=1))
+    command = ("adapt", "iterative", "--backbone", encoder_folder, "--data", data, "--output", tmp_path / "state")
+    assert iai(capsys, *command)[0] == 0
+    for tested, flatters in ((data, True), (other, False)):
+        caplog.clear()
+        assert iai(capsys, "evaluate", tmp_path / "state", "--data", tested)[0] == 0
+        assert ("has learned from" in caplog.text) == flatters
+
+
+def test_predictions_are_written_anew_over_predictions(encoder_folder, tmp_path, capsys) -> None:  # type: ignore[no-untyped-def]
+    data, out = write(tmp_path / "train.jsonl", examples(40)), tmp_path / "out.jsonl"
+    assert (
+        iai(capsys, "adapt", "iterative", "--backbone", encoder_folder, "--data", data, "--output", tmp_path / "s")[0]
+        == 0
+    )
+    for _ in range(2):
+        assert iai(capsys, "predict", tmp_path / "s", "--data", data, "--output", out)[0] == 0
+    assert len(out.read_text().splitlines()) == 40

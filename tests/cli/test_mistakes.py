@@ -96,6 +96,11 @@ MISTAKES = {
     f"{TEXTS} --backbone other.txt": "other.txt",
     f"{GO_ON} --backbone causal": "belongs to",
     f"{GO_ON} --set half_life=5": "another configuration",
+    # what would be lost
+    "predict texts --data test.jsonl --output train.jsonl": "is not a file of predictions",
+    "predict texts --data test.jsonl --output numbers/state.safetensors": "is not a file of predictions",
+    "evaluate texts --data test.jsonl --output numbers/config.json": "is not a file of metrics",
+    "audit texts --data train.jsonl --output test.jsonl": "is not a file of findings",
     f"{GO_ON} --target y --data table.csv": "the state reads texts",
     "adapt numbers --data table.csv --target a --output out": "is a column that the state reads",
     "adapt folder --data train.jsonl --output out": "config.json",

@@ -97,3 +97,11 @@ def test_a_generator_is_compared_whole_or_refused(encoder: Backbone) -> None:
     assert found["methods"][0]["examples"] == 300
     with pytest.raises(DataError, match="can be read once only"):
         compare(iter(examples(300)), examples(9, seed=1), ["iterative", "iterative-explicit"], **options)
+
+
+def test_labels_that_look_like_missing_values_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    TaskSpec(labels=("1.0",)).with_labels_of(("nan", "N/A", "2.0"))
+    assert "'N/A', 'nan' look like values that are missing" in caplog.text
+    caplog.clear()
+    TaskSpec(labels=("a",)).with_labels_of(("b", "none of these"))
+    assert not caplog.text

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from conftest import LABELS, examples
 
-from iai_hf import AutoAmortizer, TaskSpec
+from iai_hf import AutoAmortizer, TaskSpec, TaskState
 from iai_hf.amortizer import Amortizer
 from iai_hf.backbones import Backbone
 from iai_hf.errors import ConfigError, DataError, StateError
@@ -46,8 +46,12 @@ def test_a_state_is_shown_in_a_line(amortizer: Amortizer) -> None:
 
 def test_data_that_would_count_twice_is_not_merged(amortizer: Amortizer, tmp_path: Path) -> None:
     first, other = (amortizer.adapt(rows, progress=False) for rows in (ROWS, examples(24, seed=1)))
-    assert amortizer.merge([first, other]).header.examples == 48
-    for states in ([first, first], [first, other, amortizer.adapt(ROWS, progress=False)]):
+    merged = amortizer.merge([first, other])
+    assert merged.header.examples == 48
+    kept = TaskState.from_pretrained(merged.save_pretrained(tmp_path / "merged"))
+    going_on = amortizer.adapt(examples(24, seed=2), merged, progress=False)
+    twice = ([first, first], [first, other, amortizer.adapt(ROWS, progress=False)])
+    for states in (*twice, [merged, first], [other, kept], [going_on, first]):
         with pytest.raises(StateError, match="read the same data"):
             amortizer.merge(states)
 

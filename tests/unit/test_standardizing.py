@@ -101,3 +101,12 @@ def test_an_orthogonal_projection_keeps_angles_better_than_a_gaussian(encoder: B
         found = amortizer.projected(whole)
         errors[kind] = float((found @ found.T - whole @ whole.T).abs().mean())
     assert errors["orthogonal"] < 0.5 * errors["gaussian"]
+
+
+def test_a_projection_of_nothing_forbids_no_merge(encoder: Backbone) -> None:
+    made = [
+        AutoAmortizer.from_pretrained("iterative", backbone=encoder, config={"projection": kind})
+        for kind in ("orthogonal", "gaussian")
+    ]
+    states = [a.adapt(examples(16, seed), progress=False) for seed, a in enumerate(made)]
+    assert made[0].merge(states).header.examples == 32

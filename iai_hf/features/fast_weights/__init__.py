@@ -4,8 +4,8 @@
 them. `iai_hf.features.adapted_features` puts them on top of a head on frozen features.
 """
 
-from iai_hf.features.fast_weights.evidence import Evidence
+from iai_hf.features.fast_weights.evidence import PRIOR_GAIN, Evidence
 from iai_hf.features.fast_weights.retained import Retained
 from iai_hf.features.fast_weights.weights import Descent, FastWeights, Schedule, batches
 
-__all__ = ["Descent", "Evidence", "FastWeights", "Retained", "Schedule", "batches"]
+__all__ = ["PRIOR_GAIN", "Descent", "Evidence", "FastWeights", "Retained", "Schedule", "batches"]
