@@ -41,12 +41,12 @@ def test_labels_that_look_alike_get_a_warning_that_shows_them(
         assert shown in caplog.text
         caplog.clear()
         state = amortizer.update(amortizer.init_state(TaskSpec(labels=("else",))), Chunk(("a",), (one,)))
-        assert not caplog.records
+        assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
         state = amortizer.update(state, Chunk(("a",), (other,)))
         assert shown in caplog.text
         caplog.clear()
         amortizer.update(state, Chunk(("a", "b"), (one, other)))
-        assert not caplog.records  # it is said once
+        assert not [record for record in caplog.records if record.levelno >= logging.WARNING]  # it is said once
     assert set(state.task.labels) == {"else", one, other}
 
 
@@ -104,4 +104,4 @@ def test_labels_that_look_like_missing_values_are_told(caplog: pytest.LogCapture
     assert "'N/A', 'nan' look like values that are missing" in caplog.text
     caplog.clear()
     TaskSpec(labels=("a",)).with_labels_of(("b", "none of these"))
-    assert not caplog.text
+    assert "missing" not in caplog.text
