@@ -121,8 +121,10 @@ def adapt(
         stream.check_labels(state.task, max_examples)
         if resume:
             cursor.resume(state.header)
-        elif (at := state.header.stream) is not None and at.source == whole.fingerprint:
-            log.warning("the state has read this data already: every example will count once more")
+        else:
+            if stream.fingerprint is not None and stream.fingerprint in state.header.read:
+                log.warning("the state has read this data already: every example will count once more")
+            state = state.behind_its_stream()
     stop = None if max_examples is None else whole.ahead + max_examples
     bar = _progress(whole, cursor.position.examples, stop, progress and first_process)
     with nullcontext() if output is None else claimed(output), bar:

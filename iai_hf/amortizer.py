@@ -285,7 +285,7 @@ class Amortizer(Edits, ABC, Generic[Config]):
                 for key in sorted({key for state in states for key in state.header.counts})
             },
             stream=None,
-            merged=tuple(read),
+            merged=tuple(dict.fromkeys(read)),
             history=tuple(edit for state in states for edit in state.header.history),
         )
         return TaskState(tensors, self._signed(header))

@@ -257,7 +257,7 @@ class Edits:
         line = Edit(edit, about, 0, labels, name, edited.approximate, edited.restepped)
         made = self._edited(state, edited, task, line, about if edit == "drop_label" else 0)
         # The rest of a stream has the labels as they were called before, and would bring them back.
-        return made if edit == "add_label" else TaskState(made.tensors, replace(made.header, stream=None))
+        return made if edit == "add_label" else made.behind_its_stream()
 
     def _edited(
         self, state: TaskState, edited: Edited, task: TaskSpec, line: Edit, gone: int, chunk: Chunk | None = None

@@ -74,7 +74,7 @@ class StateHeader:
         stream: position in the stream read last, None before the first.
         datasets: Hub ids of the datasets read, for the card; files of one's own are not named.
         history: edits, in order; states of before there were any have none.
-        merged: fingerprints of the data that merged parts had read, so that none is merged in twice.
+        merged: fingerprints of the data that merged parts had read, and of earlier streams: none is to count twice.
     """
 
     method: str
@@ -97,7 +97,8 @@ class StateHeader:
     @property
     def read(self) -> tuple[str, ...]:
         """Fingerprints of the data whose labels were read, as far as they are known."""
-        return (*self.merged, *((self.stream.labelled,) if self.stream is not None else ()))
+        now = () if self.stream is None else (self.stream.labelled,)
+        return tuple(dict.fromkeys((*self.merged, *now)))
 
     @property
     def rows(self) -> int:

@@ -102,6 +102,10 @@ class TaskState:
         named = known if dataset is None or dataset in known else (*known, dataset)
         return TaskState(self.tensors, dataclasses.replace(self.header, stream=position, datasets=named))
 
+    def behind_its_stream(self) -> TaskState:
+        """The same state without a position in a stream; what data it has read stays noted."""
+        return TaskState(self.tensors, dataclasses.replace(self.header, stream=None, merged=self.header.read))
+
     def to(self, device: torch.device | str) -> TaskState:
         """The same state with its tensors on another device."""
         return TaskState({name: tensor.to(device) for name, tensor in self.tensors.items()}, self.header)

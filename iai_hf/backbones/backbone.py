@@ -270,7 +270,7 @@ class Backbone:
         return self._unscaled(texts, None, torch.inference_mode()).vectors
 
     @property
-    def _alone(self) -> Backbone:
+    def alone(self) -> Backbone:
         """The same that reads by itself: of several processes only one would read a sample."""
         alone = copy.copy(self)
         alone.group = Group()
@@ -279,7 +279,7 @@ class Backbone:
     @cached_property
     def linear_layers(self) -> dict[str, tuple[int, int]]:
         """Sizes, in and out, of the linear layers that a feature comes from, by their name in the model."""
-        alone = self._alone
+        alone = self.alone
         alone.features([SAMPLE])  # what is found out about the model at the first pass calls other layers too
         with computing(), self.lock:  # or a pass of another thread would be taken for this one
             return called_linear_layers(self.model, lambda: alone.features([SAMPLE]))
@@ -289,7 +289,7 @@ class Backbone:
         """Whether rows of one batch can each have weights of their own."""
         import torch
 
-        alone, texts = self._alone, [SAMPLE, f"{SAMPLE} {SAMPLE}", SAMPLE]
+        alone, texts = self.alone, [SAMPLE, f"{SAMPLE} {SAMPLE}", SAMPLE]
 
         def read(weights: Sequence[LowRank], indices: Sequence[int] | None = None) -> torch.Tensor:
             return alone._features(texts, None, torch.inference_mode(), weights, indices).vectors

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from iai_hf.backbones.backbone import Backbone, Features
 from iai_hf.backbones.low_rank import LowRank
@@ -42,6 +42,11 @@ class CachedBackbone(Backbone):
     def hidden_size(self) -> int:
         """Size of a feature vector."""
         return self.backbone.hidden_size
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """As the backbone's."""
+        return self.backbone.reading
 
     def digest(self) -> str:
         """The backbone's own: features are what it gives."""

@@ -75,7 +75,7 @@ def standardized(backbone: Backbone, *, always: bool = False) -> Backbone:
     Args:
         always: also where no dimension drowns the others; else the backbone is returned as it is.
     """
-    vectors = backbone.uncached.pooled(SAMPLE)
+    vectors = backbone.uncached.alone.pooled(SAMPLE)
     square = vectors.square().mean(0)
     drowned = len(square) > FEW and square.topk(2).values.sum() > DROWNING * square.sum()
     if not (drowned or always):

@@ -122,7 +122,7 @@ class AdaptedFeatures(FrozenFeatures[Config]):
         if EVIDENCE + "gain" not in state.tensors:
             return super().summary(state)
         evidence = Evidence(**_of(EVIDENCE, state.tensors))
-        adapted = evidence.prefers_adapted and _enough(float(state.tensors["counts"].sum()), state.task)
+        adapted = evidence.prefers_adapted and _moved(state.tensors)
         return {
             **super().summary(state),
             "answers from": f"{'adapted' if adapted else 'frozen'} features",
@@ -173,11 +173,15 @@ class AdaptedFeatures(FrozenFeatures[Config]):
         new = Retained.chunk(part.inputs, targets.tolist(), seen)
         retained = Retained.of(_of(RETAINED, tensors)).joined(new, self.config.retained_bytes, self.config.half_life)
         schedule, after = self._schedule, seen + len(part)
-        enough = _enough(after, task)
-        steps = schedule.between(seen if _enough(seen, task) else 0, after) if enough else 0
+        begun = _moved(tensors)
+        enough = begun or _enough(after, task)
+        steps = schedule.between(seen if begun else 0, after) if enough else 0
         # What will hardly be passed again is learned from as it comes.
         passing = enough and schedule.steps > 0 and (len(retained) < after or steps * schedule.batch_size < len(part))
-        descent = Descent(self.fast_weights, weights, steps + passing, schedule.rate_after(after))
+        rate = schedule.rate_after(after)
+        if passing and not steps:
+            rate *= min(1.0, len(part) / schedule.batch_size)  # so that it does not matter in how many parts they come
+        descent = Descent(self.fast_weights, weights, steps + passing, rate)
         shown = self._differentiable(part.inputs, descent) if passing else None
         if shown is not None and not shown.cut:
             features = shown.vectors.detach()
@@ -285,8 +289,7 @@ class AdaptedFeatures(FrozenFeatures[Config]):
         if not self.config.depth:
             return super().prepare(tensors, task)
         evidence = Evidence(**_of(EVIDENCE, tensors))
-        trained = _enough(float(tensors["counts"].sum()), task)
-        if not (trained and evidence.prefers_adapted):
+        if not (_moved(tensors) and evidence.prefers_adapted):
             return Prepared(super().prepare(_of("", tensors), task), self.backbone, None, 1.0)
         low_rank = self.fast_weights.low_rank(_of(WEIGHTS, tensors))
         head = super().prepare(_of(ADAPTED, tensors), task)
@@ -352,6 +355,11 @@ class AdaptedFeatures(FrozenFeatures[Config]):
 def _enough(examples: float, task: TaskSpec) -> bool:
     """Whether so many examples are enough to train on."""
     return examples >= LEAST_PER_CLASS * len(task.labels)
+
+
+def _moved(tensors: Tensors) -> bool:
+    """Whether a state's fast weights have been trained: until then they are without effect."""
+    return any(bool(tensor.any()) for name, tensor in tensors.items() if name.startswith(f"{WEIGHTS}up"))
 
 
 def _parts(chunk: Chunk, seen: int) -> Iterator[Chunk]:

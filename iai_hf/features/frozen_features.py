@@ -14,8 +14,10 @@ from typing_extensions import TypeVar
 from iai_hf import shipped
 from iai_hf.backbones import Backbone
 from iai_hf.backbones.adapter import ADAPTER, FeatureAdapter
+from iai_hf.backbones.stages import Standardize
 from iai_hf.backbones.standardizing import standardized
 from iai_hf.config import ABSENT, APART, require
+from iai_hf.errors import BackboneError
 from iai_hf.features.heads import TEMPLATES, Head
 from iai_hf.files import ADAPTER_FILE
 from iai_hf.learned import AUTO, Learned
@@ -86,6 +88,11 @@ class FrozenFeatures(Learned[Config]):
             backbone = self.feature_adapter.merged(backbone)
             log.info("%s: features learned by %s", self.method, source)
         standing = backbone
+        if any(isinstance(stage, Standardize) for stage in backbone.pipeline.stages):
+            raise BackboneError(
+                f"the features of {backbone.name} are standardized already; give the backbone that it is a variant of "
+                "(`backbone.plain`)"
+            )
         if config.standardize:
             backbone = standardized(standing, always=config.standardize is True)
         if backbone.hidden_size <= config.max_features:

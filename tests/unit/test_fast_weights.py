@@ -507,3 +507,15 @@ def test_a_budget_that_holds_no_text_is_told(encoder: Backbone, caplog: pytest.L
     caplog.clear()
     amortizer.merge([amortizer.init_state(), deep(encoder, retained_bytes=1).init_state()])
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_a_half_life_shorter_than_the_classes_does_not_silence_what_was_learned(encoder: Backbone) -> None:
+    task = TaskSpec(labels=tuple(f"class {number}" for number in range(40)))
+    amortizer = deep(encoder, half_life=2)
+    state = amortizer.init_state(task)
+    for start in range(0, 80, 10):
+        inputs = tuple(row["input"] for row in examples(10, start))
+        state = amortizer.update(state, Chunk(inputs, tuple(task.labels[(start + i) % 40] for i in range(10))))
+    ahead = TaskState({**state.tensors, EVIDENCE + "gain": torch.tensor(50.0)}, state.header)
+    assert float(state.tensors["counts"].sum()) < 20
+    assert amortizer.summary(ahead)["answers from"] == "adapted features"

@@ -78,3 +78,16 @@ def test_what_is_read_twice_and_labels_of_another_task_are_warned_of(
     assert "named ahead" not in caplog.text
     amortizer.adapt(ROWS, task=TaskSpec("classification", ("0", "1")), progress=False)
     assert "none of the labels named ahead" in caplog.text
+
+
+def test_what_was_read_is_known_behind_another_stream_and_an_edit(
+    amortizer: Amortizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, other = ROWS, examples(24, seed=1)
+    both = amortizer.adapt(other, amortizer.adapt(first, progress=False), progress=False)
+    renamed = amortizer.rename_label(amortizer.adapt(first, progress=False), LABELS[0], "another name")
+    for state in (both, renamed):
+        with pytest.raises(StateError, match="read the same data"):
+            amortizer.merge([state, amortizer.adapt(first, progress=False)])
+    again = amortizer.adapt(other, both, progress=False)
+    assert amortizer.merge([again, amortizer.adapt(examples(24, seed=2), progress=False)]).header.examples == 96

@@ -12,7 +12,7 @@ from iai_hf import AutoAmortizer, TaskState, load_backbone
 from iai_hf.backbones import Backbone
 from iai_hf.backbones.cached import CachedBackbone
 from iai_hf.backbones.standardizing import SAMPLE, standardized
-from iai_hf.errors import ConfigError, StateError
+from iai_hf.errors import BackboneError, ConfigError, StateError
 from iai_hf.features.frozen_features import FrozenFeatures
 
 
@@ -110,3 +110,14 @@ def test_a_projection_of_nothing_forbids_no_merge(encoder: Backbone) -> None:
     ]
     states = [a.adapt(examples(16, seed), progress=False) for seed, a in enumerate(made)]
     assert made[0].merge(states).header.examples == 32
+
+
+def test_a_variant_is_not_standardized_again(drowned: Backbone) -> None:
+    made = AutoAmortizer.from_pretrained("iterative", backbone=drowned)
+    with pytest.raises(BackboneError, match="standardized already"):
+        AutoAmortizer.from_pretrained("iterative", backbone=made.backbone)
+    assert AutoAmortizer.from_pretrained("iterative", backbone=made.backbone.plain).fingerprint == made.fingerprint
+
+
+def test_a_cache_tells_how_its_backbone_reads(causal: Backbone, tmp_path: Path) -> None:
+    assert CachedBackbone(causal, tmp_path).reading == causal.reading
