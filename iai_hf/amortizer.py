@@ -334,8 +334,7 @@ class Amortizer(Edits, ABC, Generic[Config]):
 
     def digest(self, settings: Mapping[str, Any]) -> str:
         """Of the method with such settings."""
-        text = json.dumps([self.method, settings], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:32]
+        return hashlib.sha256(json.dumps([self.method, settings], sort_keys=True).encode()).hexdigest()[:32]
 
     def settings_with(self, answering: Mapping[str, Any]) -> dict[str, Any]:
         """The configuration with the `answer_settings` of another one."""
@@ -365,8 +364,7 @@ class Amortizer(Edits, ABC, Generic[Config]):
     @staticmethod
     def check_folder(directory: Path) -> None:
         """Raise StateError where saving would overwrite another thing's `config.json`, e.g. a backbone's."""
-        keys = ("method", "config", "base_model_name_or_path")
-        check_own(directory / CONFIG_FILE, keys, "the config.json of an amortizer")
+        check_own(directory / CONFIG_FILE, ("method", "config", "base_model_name_or_path"), "an amortizer's config")
 
     def contents(self) -> dict[str, bytes]:
         """What `save_pretrained` writes: each file's bytes by its name."""

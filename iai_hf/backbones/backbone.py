@@ -267,7 +267,7 @@ class Backbone:
         """Features before they are scaled to unit length, float32 `[texts, hidden_size]`."""
         import torch
 
-        return self._unscaled(texts, None, torch.inference_mode()).vectors
+        return self._features(texts, None, torch.inference_mode(), unit_length=False).vectors
 
     @property
     def alone(self) -> Backbone:
@@ -303,25 +303,9 @@ class Backbone:
         passing: AbstractContextManager[Any],
         weights: Sequence[LowRank] = (),
         adapter_indices: Sequence[int] | None = None,
+        unit_length: bool = True,
     ) -> Features:
-        """As `features`, with the model's passes under `passing`."""
-        found = self._unscaled(texts, max_tokens, passing, weights, adapter_indices)
-        norms = found.vectors.norm(dim=-1, keepdim=True)
-        if not math.isfinite(float(norms.detach().sum())):
-            bad = next(text for text, norm in zip(texts, norms, strict=True) if not norm.isfinite())
-            remedy = "lower learning_rate, or set depth to 0" if weights else "try float32"
-            raise BackboneError(f"{self.name} gave features that are not finite, e.g. for {bad[:40]!r}; {remedy}")
-        return found._replace(vectors=found.vectors / norms)
-
-    def _unscaled(
-        self,
-        texts: Sequence[str],
-        max_tokens: int | None,
-        passing: AbstractContextManager[Any],
-        weights: Sequence[LowRank] = (),
-        adapter_indices: Sequence[int] | None = None,
-    ) -> Features:
-        """As `_features`, before they are scaled to unit length."""
+        """As `features`, with the model's passes under `passing`; without `unit_length`, as `pooled`."""
         import torch
 
         self.group.agree(self.name, str(max_tokens), *texts)
@@ -364,7 +348,13 @@ class Backbone:
         tokens = torch.zeros(len(ids), dtype=torch.float32).index_add_(
             0, torch.tensor(owners, dtype=torch.long), lengths
         )
-        return Features(self.pipeline.finish(sums / tokens[:, None]), sum(map(len, windows)), cut)
+        vectors = self.pipeline.finish(sums / tokens[:, None])
+        norms = vectors.norm(dim=-1, keepdim=True)
+        if not math.isfinite(float(norms.detach().sum())):
+            bad = next(text for text, norm in zip(texts, norms, strict=True) if not norm.isfinite())
+            remedy = "lower learning_rate, or set depth to 0" if weights else "try float32"
+            raise BackboneError(f"{self.name} gave features that are not finite, e.g. for {bad[:40]!r}; {remedy}")
+        return Features(vectors / norms if unit_length else vectors, sum(map(len, windows)), cut)
 
     def read(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of texts, without special ones."""

@@ -16,10 +16,13 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from iai_hf.backbones.stages import Standardize
 
 if TYPE_CHECKING:
+    import torch
+
     from iai_hf.backbones.backbone import Backbone
 
 DROWNING = 1 / 3  # of the square of features, in their two largest dimensions; MiniLM has 0.01, SmolLM2 0.78
@@ -67,6 +70,7 @@ SAMPLE = (
     "business and finance",
     "question about a person",
 )
+_SAMPLED: WeakKeyDictionary[Backbone, torch.Tensor] = WeakKeyDictionary()  # pooled, `[texts, hidden_size]`
 
 
 def standardized(backbone: Backbone, *, always: bool = False) -> Backbone:
@@ -75,7 +79,9 @@ def standardized(backbone: Backbone, *, always: bool = False) -> Backbone:
     Args:
         always: also where no dimension drowns the others; else the backbone is returned as it is.
     """
-    vectors = backbone.uncached.alone.pooled(SAMPLE)
+    vectors = _SAMPLED.get(backbone.uncached)
+    if vectors is None:
+        vectors = _SAMPLED[backbone.uncached] = backbone.uncached.alone.pooled(SAMPLE)
     square = vectors.square().mean(0)
     drowned = len(square) > FEW and square.topk(2).values.sum() > DROWNING * square.sum()
     if not (drowned or always):

@@ -44,6 +44,7 @@ from iai_hf.cli.options import (
     columns,
     describe,
     hold,
+    hold_new,
     interruptible,
     parse_limits,
     parse_settings,
@@ -185,13 +186,9 @@ def merge(
     """Merge states that were made from disjoint parts of the data."""
     start_logging(quiet)
     from iai_hf.auto import AutoAmortizer
-    from iai_hf.files import STATE_FILE
-    from iai_hf.state import TaskState, check_folder
+    from iai_hf.state import TaskState
 
-    hold(context, output)
-    check_folder(output)
-    if (output / STATE_FILE).is_file():
-        raise StateError(f"{output} holds a state already; choose another folder")
+    hold_new(context, output)
     parts = [TaskState.from_pretrained(path) for path in states]
     made_by = AutoAmortizer.for_state(parts[0], backbone, weights=weights, adapter=adapter, revision=revision)
     merged = made_by.merge(parts)

@@ -27,12 +27,12 @@ from iai_hf.cli.options import (
     chosen_split,
     columns,
     describe,
-    hold,
+    hold_new,
     report,
     start_logging,
 )
 from iai_hf.data import TRAIN
-from iai_hf.errors import ConfigError, StateError
+from iai_hf.errors import ConfigError
 
 if TYPE_CHECKING:
     from iai_hf.amortizer import Amortizer
@@ -108,12 +108,13 @@ def relabel(
     state, amortizer = _opened(
         context, state_dir, output, backbone, weights=weights, adapter=adapter, dtype=dtype, revision=revision
     )
-    split, new = chosen_split(data, split, TRAIN), to
+    split = chosen_split(data, split, TRAIN)
+    wanted: str | list[str] = to or ""
     if to_column is not None:
         stream = open_stream(data, columns(input_column, to_column, quotes=quotes), split=split)
-        new = [record.output for record in stream.records()]  # type: ignore[assignment]
+        wanted = [record.output for record in stream.records()]
     named = columns(input_column, output_column, quotes=quotes)
-    edited = amortizer.relabel(state, data, new or "", columns=named, split=split, strict=strict)
+    edited = amortizer.relabel(state, data, wanted, columns=named, split=split, strict=strict)
     _save(state, edited, output, as_json)
 
 
@@ -167,13 +168,9 @@ def _opened(
 ) -> tuple[TaskState, Amortizer]:
     """The state, and the amortizer that made it; the output folder is held."""
     from iai_hf.auto import AutoAmortizer
-    from iai_hf.files import STATE_FILE
-    from iai_hf.state import TaskState, check_folder
+    from iai_hf.state import TaskState
 
-    hold(context, output)
-    check_folder(output)
-    if (output / STATE_FILE).is_file():
-        raise StateError(f"{output} holds a state already; choose another folder, so that none is lost")
+    hold_new(context, output)
     state = TaskState.from_pretrained(state_dir)
     return state, AutoAmortizer.for_state(state, backbone, **loading)
 

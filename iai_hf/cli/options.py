@@ -15,7 +15,7 @@ import typer
 from iai_hf import processes
 from iai_hf.config import Written
 from iai_hf.data import TEST, TRAIN, Columns
-from iai_hf.errors import ConfigError, DataError
+from iai_hf.errors import ConfigError, DataError, StateError
 
 if TYPE_CHECKING:
     from iai_hf.data import Record
@@ -124,6 +124,20 @@ def hold(context: typer.Context, folder: Path) -> None:
         from iai_hf.files import claimed
 
         context.with_resource(claimed(folder))
+
+
+def hold_new(context: typer.Context, folder: Path) -> None:
+    """As `hold`, of a folder for a new state.
+
+    Raises:
+        StateError: as `hold`, or a state or another thing's files are there already.
+    """
+    from iai_hf.state import STATE_FILE, check_folder
+
+    hold(context, folder)
+    check_folder(folder)
+    if (folder / STATE_FILE).is_file():
+        raise StateError(f"{folder} holds a state already; choose another folder")
 
 
 @contextmanager

@@ -121,14 +121,14 @@ class AdaptedFeatures(FrozenFeatures[Config]):
     def summary(cls, state: TaskState) -> dict[str, str]:
         if EVIDENCE + "gain" not in state.tensors:
             return super().summary(state)
-        evidence = Evidence(**_of(EVIDENCE, state.tensors))
+        evidence = Evidence(**part_of(EVIDENCE, state.tensors))
         adapted = evidence.prefers_adapted and _moved(state.tensors)
         return {
             **super().summary(state),
             "answers from": f"{'adapted' if adapted else 'frozen'} features",
             "gain of adapted features": f"{float(evidence.gain):+.1f} nats in all on examples that they had not seen",
             "frozen ones answer": f"where they are ahead by {PRIOR_GAIN:g} nats",
-            "texts kept in the state": f"{len(Retained.of(_of(RETAINED, state.tensors))):,}",
+            "texts kept in the state": f"{len(Retained.of(part_of(RETAINED, state.tensors))):,}",
         }
 
     def initial(self, task: TaskSpec) -> Tensors:
@@ -137,10 +137,10 @@ class AdaptedFeatures(FrozenFeatures[Config]):
             return floor
         return {
             **floor,
-            **_named(ADAPTED, {name: tensor.clone() for name, tensor in floor.items()}),  # a file holds none twice
-            **_named(WEIGHTS, self.fast_weights.initial()),
-            **_named(RETAINED, Retained().tensors()),
-            **_named(EVIDENCE, Evidence.none().tensors()),
+            **as_part(ADAPTED, {name: tensor.clone() for name, tensor in floor.items()}),  # a file holds none twice
+            **as_part(WEIGHTS, self.fast_weights.initial()),
+            **as_part(RETAINED, Retained().tensors()),
+            **as_part(EVIDENCE, Evidence.none().tensors()),
         }
 
     def refine(
@@ -164,14 +164,16 @@ class AdaptedFeatures(FrozenFeatures[Config]):
         """The tensors after a part of a chunk behind `seen` examples, and how many of its texts were cut."""
         import torch
 
-        floor: Tensors = _of("", tensors)
-        adapted: Tensors = _of(ADAPTED, tensors)
-        weights: Tensors = _of(WEIGHTS, tensors)
-        evidence = Evidence(**_of(EVIDENCE, tensors))
+        floor: Tensors = part_of("", tensors)
+        adapted: Tensors = part_of(ADAPTED, tensors)
+        weights: Tensors = part_of(WEIGHTS, tensors)
+        evidence = Evidence(**part_of(EVIDENCE, tensors))
         targets = targets_of(part, task)
         frozen_features, cut = self.features(part.inputs)
         new = Retained.chunk(part.inputs, targets.tolist(), seen)
-        retained = Retained.of(_of(RETAINED, tensors)).joined(new, self.config.retained_bytes, self.config.half_life)
+        retained = Retained.of(part_of(RETAINED, tensors)).joined(
+            new, self.config.retained_bytes, self.config.half_life
+        )
         schedule, after = self._schedule, seen + len(part)
         begun = _moved(tensors)
         enough = begun or _enough(after, task)
@@ -205,10 +207,10 @@ class AdaptedFeatures(FrozenFeatures[Config]):
         adapted = self._reread(adapted, weights, retained, seen, after)
         return {
             **floor,
-            **_named(ADAPTED, adapted),
-            **_named(WEIGHTS, weights),
-            **_named(RETAINED, retained.tensors()),
-            **_named(EVIDENCE, evidence.tensors()),
+            **as_part(ADAPTED, adapted),
+            **as_part(WEIGHTS, weights),
+            **as_part(RETAINED, retained.tensors()),
+            **as_part(EVIDENCE, evidence.tensors()),
         }, cut
 
     @property
@@ -288,11 +290,11 @@ class AdaptedFeatures(FrozenFeatures[Config]):
     def prepare(self, tensors: Tensors, task: TaskSpec) -> Any:
         if not self.config.depth:
             return super().prepare(tensors, task)
-        evidence = Evidence(**_of(EVIDENCE, tensors))
+        evidence = Evidence(**part_of(EVIDENCE, tensors))
         if not (_moved(tensors) and evidence.prefers_adapted):
-            return Prepared(super().prepare(_of("", tensors), task), self.backbone, None, 1.0)
-        low_rank = self.fast_weights.low_rank(_of(WEIGHTS, tensors))
-        head = super().prepare(_of(ADAPTED, tensors), task)
+            return Prepared(super().prepare(part_of("", tensors), task), self.backbone, None, 1.0)
+        low_rank = self.fast_weights.low_rank(part_of(WEIGHTS, tensors))
+        head = super().prepare(part_of(ADAPTED, tensors), task)
         return Prepared(head, self.fast_weights.backbone, low_rank, float(evidence.factor(len(task.labels))))
 
     def answer(self, prepared: Any, task: TaskSpec, queries: Sequence[str]) -> Prediction:
@@ -327,28 +329,28 @@ class AdaptedFeatures(FrozenFeatures[Config]):
 
         The steps are those that lead from the largest part's number of examples to that of all.
         """
-        floor = super().combine([(_of("", tensors), part) for tensors, part in parts], task)
+        floor = super().combine([(part_of("", tensors), part) for tensors, part in parts], task)
         if not self.config.depth:
             return floor
         counts = [float(tensors["counts"].sum()) for tensors, _ in parts]
-        adapted = super().combine([(_of(ADAPTED, tensors), part) for tensors, part in parts], task)
+        adapted = super().combine([(part_of(ADAPTED, tensors), part) for tensors, part in parts], task)
         weights = self.fast_weights.average(
-            [(_of(WEIGHTS, tensors), count) for (tensors, _), count in zip(parts, counts, strict=True)]
+            [(part_of(WEIGHTS, tensors), count) for (tensors, _), count in zip(parts, counts, strict=True)]
         )
         class_of = {label: place for place, label in enumerate(task.labels)}
         retained = Retained()
         for tensors, part in parts:
-            own = Retained.of(_of(RETAINED, tensors)).renumbered([class_of[label] for label in part.labels])
+            own = Retained.of(part_of(RETAINED, tensors)).renumbered([class_of[label] for label in part.labels])
             retained = retained.joined(own, self.config.retained_bytes, self.config.half_life)
-        evidence = [Evidence(**_of(EVIDENCE, tensors)) for tensors, _ in parts]
+        evidence = [Evidence(**part_of(EVIDENCE, tensors)) for tensors, _ in parts]
         adapted = self._from_retained(adapted, weights, retained)
         weights = self._trained_on(weights, adapted, task, retained, round(max(counts)), round(sum(counts)))
         return {
             **floor,
-            **_named(ADAPTED, self._from_retained(adapted, weights, retained)),
-            **_named(WEIGHTS, weights),
-            **_named(RETAINED, retained.tensors()),
-            **_named(EVIDENCE, Evidence.merged(evidence).tensors()),
+            **as_part(ADAPTED, self._from_retained(adapted, weights, retained)),
+            **as_part(WEIGHTS, weights),
+            **as_part(RETAINED, retained.tensors()),
+            **as_part(EVIDENCE, Evidence.merged(evidence).tensors()),
         }
 
 
@@ -371,12 +373,13 @@ def _parts(chunk: Chunk, seen: int) -> Iterator[Chunk]:
         first = last
 
 
-def _of(prefix: str, tensors: Tensors) -> dict[str, torch.Tensor]:
+def part_of(prefix: str, tensors: Tensors) -> dict[str, torch.Tensor]:
     """Tensors whose names begin with the prefix, without it; of no prefix, those that have none."""
     if not prefix:
         return {name: tensor for name, tensor in tensors.items() if "." not in name}
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _named(prefix: str, tensors: Tensors) -> dict[str, torch.Tensor]:
+def as_part(prefix: str, tensors: Tensors) -> dict[str, torch.Tensor]:
+    """The tensors with the prefix before their names."""
     return {prefix + name: tensor for name, tensor in tensors.items()}

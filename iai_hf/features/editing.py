@@ -23,8 +23,8 @@ from iai_hf.features.adapted_features import (
     WEIGHTS,
     AdaptedFeatures,
     AdaptedFeaturesConfig,
-    _named,
-    _of,
+    as_part,
+    part_of,
 )
 from iai_hf.features.fast_weights import Retained
 from iai_hf.features.fast_weights.retained import MAX_CHARACTERS
@@ -100,9 +100,9 @@ class EditableDepth(AdaptedFeatures[DeepConfig], EditableFeatures[DeepConfig]):
     def forgotten(self, tensors: Tensors, task: TaskSpec, chunk: Chunk, examples: int, strict: bool) -> Edited:
         if not self.config.depth or not chunk.inputs:
             return super().forgotten(tensors, task, chunk, examples, strict)
-        held = Retained.of(_of(RETAINED, tensors))
+        held = Retained.of(part_of(RETAINED, tensors))
         left = held.without(Retained.chunk(chunk.inputs, targets_of(chunk, task).tolist(), 0))
-        floor = super().forgotten(_of("", tensors), task, chunk, examples, strict)
+        floor = super().forgotten(part_of("", tensors), task, chunk, examples, strict)
         if len(held) == examples and len(held) - len(left) < len(chunk):
             raise never_read("all texts are retained, and these are not among them")
         made = self._made_anew(floor.tensors, task, left, examples - len(chunk))
@@ -113,18 +113,18 @@ class EditableDepth(AdaptedFeatures[DeepConfig], EditableFeatures[DeepConfig]):
     ) -> Edited:
         if not self.config.depth:
             return super().regrouped(tensors, before, after, places, examples)
-        floor: Tensors = _of("", tensors)
-        retained = Retained.of(_of(RETAINED, tensors))
+        floor: Tensors = part_of("", tensors)
+        retained = Retained.of(part_of(RETAINED, tensors))
         if None not in places:
             edited = super().regrouped(floor, before, after, places, examples)
-            adapted = super().regrouped(_of(ADAPTED, tensors), before, after, places, examples).tensors
+            adapted = super().regrouped(part_of(ADAPTED, tensors), before, after, places, examples).tensors
             inexact = dict.fromkeys((ADAPTED, WEIGHTS, EVIDENCE), edited.share) if edited.share else {}
             renumbered = retained.renumbered([int(place or 0) for place in places])
             made: Tensors = {
                 **tensors,
                 **edited.tensors,
-                **_named(ADAPTED, adapted),
-                **_named(RETAINED, renumbered.tensors()),
+                **as_part(ADAPTED, adapted),
+                **as_part(RETAINED, renumbered.tensors()),
             }
             return replace(edited, tensors=made, approximate={**edited.approximate, **inexact})
         gone = [example for example in retained.examples if places[example.target] is None]
@@ -161,7 +161,7 @@ class EditableDepth(AdaptedFeatures[DeepConfig], EditableFeatures[DeepConfig]):
         exact = {name: floor[name] for name in self.head.moments}
         if len(read) == examples:
             return {**made, **exact}
-        adapted, weights = {**_of(ADAPTED, made), "counts": floor["counts"].clone()}, _of(WEIGHTS, made)
+        adapted, weights = {**part_of(ADAPTED, made), "counts": floor["counts"].clone()}, part_of(WEIGHTS, made)
         if len(read):
             adapted = dict(self._from_retained(adapted, weights, retained))
             weights = dict(self._trained_on(weights, adapted, task, retained, len(read), examples))
@@ -171,7 +171,7 @@ class EditableDepth(AdaptedFeatures[DeepConfig], EditableFeatures[DeepConfig]):
         return {
             **made,
             **exact,
-            **_named(ADAPTED, adapted),
-            **_named(WEIGHTS, weights),
-            **_named(RETAINED, retained.tensors()),
+            **as_part(ADAPTED, adapted),
+            **as_part(WEIGHTS, weights),
+            **as_part(RETAINED, retained.tensors()),
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
@@ -10,7 +11,7 @@ from iai_hf.backbones import load_backbone
 from iai_hf.backbones.cached import CachedBackbone
 from iai_hf.config import APART, read_config, require
 from iai_hf.errors import ConfigError, StateError
-from iai_hf.features.adapted_features import AdaptedFeaturesConfig
+from iai_hf.features.adapted_features import AdaptedFeaturesConfig, part_of
 from iai_hf.features.editing import EditableDepth, EditableFeatures
 from iai_hf.features.exported_features import ExportedFeatures
 from iai_hf.features.frozen_features import Config, FrozenFeatures, FrozenFeaturesConfig, targets_of
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from iai_hf.state import TaskState
     from iai_hf.training.config import TrainingConfig
     from iai_hf.training.curriculum import Curriculum, Sources
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -109,8 +112,10 @@ class Iterative(
                 f"a state with half_life={self.config.half_life} holds its examples with weights that are not known, "
                 "so that none can be left out; adapt one without half_life"
             )
+        if self.config.depth:
+            log.warning("the state has a depth; what is left out is judged by its head on frozen features alone")
         self.prepared(state)
-        tensors = {name: tensor for name, tensor in state.tensors.items() if "." not in name}
+        tensors = part_of("", state.tensors)
         targets = targets_of(chunk, state.task)
         missing = torch.bincount(targets, minlength=len(state.task.labels)) - tensors["counts"].round()
         if float(missing.max()) > 0:

@@ -280,7 +280,7 @@ def accuracy(data: Path, tasks: Path) -> dict[str, dict[str, float]]:
     for name, (train, test) in sorted(sources.items(), key=lambda item: item[1][0].stat().st_size):
         limit = 128 if name == "20newsgroups" else None
         amortizer = AutoAmortizer.from_pretrained(
-            "iterative", backbone=amortizer.backbone, config={"max_tokens": limit, "weights": None}
+            "iterative", backbone=amortizer.backbone.plain, config={"max_tokens": limit, "weights": None}
         )
         inputs, outputs = read(train)
         test_inputs, test_outputs = read(test)

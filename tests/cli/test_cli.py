@@ -366,3 +366,21 @@ def test_predictions_are_written_anew_over_predictions(encoder_folder, tmp_path,
     for _ in range(2):
         assert iai(capsys, "predict", tmp_path / "s", "--data", data, "--output", out)[0] == 0
     assert len(out.read_text().splitlines()) == 40
+
+
+def test_figures_of_queries_that_inform_each_other_are_those_of_their_answers(  # type: ignore[no-untyped-def]
+    encoder_folder, tmp_path, capsys
+) -> None:
+    data, test = write(tmp_path / "train.jsonl", examples(12)), write(tmp_path / "test.jsonl", examples(40, seed=1))
+    command = ("adapt", "iterative", "--backbone", encoder_folder, "--data", data, "--output", tmp_path / "state")
+    assert iai(capsys, *command, "--quiet")[0] == 0
+    out = tmp_path / "answers.jsonl"
+    told = {}
+    for more in ((), ("--transductive",)):
+        _, text, _ = iai(capsys, "evaluate", tmp_path / "state", "--data", test, *more, "--json", "--quiet")
+        told[more] = json.loads(text)
+        assert iai(capsys, "predict", tmp_path / "state", "--data", test, *more, "--output", out, "--quiet")[0] == 0
+        answers = [json.loads(line)["prediction"] for line in out.read_text().splitlines()]
+        right = sum(a == row["output"] for a, row in zip(answers, examples(40, seed=1), strict=True))
+        assert told[more]["accuracy"] == pytest.approx(right / 40)
+    assert told[()] != told[("--transductive",)]

@@ -519,3 +519,15 @@ def test_a_half_life_shorter_than_the_classes_does_not_silence_what_was_learned(
     ahead = TaskState({**state.tensors, EVIDENCE + "gain": torch.tensor(50.0)}, state.header)
     assert float(state.tensors["counts"].sum()) < 20
     assert amortizer.summary(ahead)["answers from"] == "adapted features"
+
+
+def test_a_step_on_a_single_example_is_short(encoder: Backbone) -> None:
+    amortizer, start = deep(encoder, retained_bytes=1, steps=1e-9), FastWeights(encoder, None, 2).initial()
+
+    def moved(count: int) -> float:
+        state = amortizer.init_state(TaskSpec(labels=("food", "sports")))
+        state = amortizer.update(state, Chunk(("a ball",) * count, ("food",) * count))
+        names = [name for name in start if name.startswith("up")]
+        return sum(float(state.tensors[WEIGHTS + name].float().abs().sum()) for name in names)
+
+    assert 0 < moved(1) < 0.3 * moved(8)

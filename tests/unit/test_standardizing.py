@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -121,3 +122,17 @@ def test_a_variant_is_not_standardized_again(drowned: Backbone) -> None:
 
 def test_a_cache_tells_how_its_backbone_reads(causal: Backbone, tmp_path: Path) -> None:
     assert CachedBackbone(causal, tmp_path).reading == causal.reading
+
+
+def test_the_sample_is_read_once_a_backbone(causal: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone, pooled = load_backbone(causal.name, dtype="float32"), Backbone.pooled
+    times: list[int] = []
+
+    def counted(self: Backbone, texts: Sequence[str]) -> torch.Tensor:
+        times.append(len(texts))
+        return pooled(self, texts)
+
+    monkeypatch.setattr(Backbone, "pooled", counted)
+    for _ in range(3):
+        AutoAmortizer.from_pretrained("iterative", backbone=backbone)
+    assert times == [len(SAMPLE)]
