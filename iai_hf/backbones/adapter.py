@@ -87,7 +87,7 @@ class FeatureAdapter:
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise ConfigError(
                 f"{path} is no readable feature adapter ({type(error).__name__}: {error}); expected a folder written "
-                "by scripts/train_adapter.py, or the name of a shipped one"
+                "by scripts/train_amortizer.py, or the name of a shipped one"
             ) from error
         unfit = [name for name, part in tensors.items() if not part.isfinite().all()]
         if unfit or not up:

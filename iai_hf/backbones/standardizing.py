@@ -76,12 +76,15 @@ _SAMPLED: WeakKeyDictionary[Backbone, torch.Tensor] = WeakKeyDictionary()  # poo
 def standardized(backbone: Backbone, *, always: bool = False) -> Backbone:
     """The backbone with features in which each dimension counts by what is usual for it.
 
+    What is usual is told by the plain backbone: an adapter of it was learned on these scales.
+
     Args:
         always: also where no dimension drowns the others; else the backbone is returned as it is.
     """
-    vectors = _SAMPLED.get(backbone.uncached)
+    plain = backbone.uncached.plain
+    vectors = _SAMPLED.get(plain)
     if vectors is None:
-        vectors = _SAMPLED[backbone.uncached] = backbone.uncached.alone.pooled(SAMPLE)
+        vectors = _SAMPLED[plain] = plain.alone.pooled(SAMPLE)
     square = vectors.square().mean(0)
     drowned = len(square) > FEW and square.topk(2).values.sum() > DROWNING * square.sum()
     if not (drowned or always):
@@ -89,5 +92,8 @@ def standardized(backbone: Backbone, *, always: bool = False) -> Backbone:
     deviation = vectors.std(0)
     deviation = deviation + ADDED * deviation.median()
     stage = Standardize(vectors.mean(0), deviation.clamp(min=float(deviation.max()) * 1e-6))
-    fingerprint = hashlib.sha256(f"{backbone.fingerprint} {stage}".encode()).hexdigest()[:32]
+    parts = [backbone.fingerprint, str(stage)]
+    if backbone.fingerprint != plain.fingerprint:
+        parts.append(plain.fingerprint)
+    fingerprint = hashlib.sha256(" ".join(parts).encode()).hexdigest()[:32]
     return backbone.variant(fingerprint, pipeline=replace(backbone.pipeline, stages=(*backbone.pipeline.stages, stage)))

@@ -11,10 +11,12 @@ from conftest import examples, log_probs
 
 from iai_hf import AutoAmortizer, TaskState, load_backbone
 from iai_hf.backbones import Backbone
+from iai_hf.backbones.adapter import FeatureAdapter
 from iai_hf.backbones.cached import CachedBackbone
 from iai_hf.backbones.standardizing import SAMPLE, standardized
 from iai_hf.errors import BackboneError, ConfigError, StateError
 from iai_hf.features.frozen_features import FrozenFeatures
+from iai_hf.features.training.adapter import AdapterModule, AdapterObjective
 
 
 @pytest.fixture
@@ -59,6 +61,26 @@ def test_through_a_cache_features_are_the_same(drowned: Backbone, tmp_path: Path
     assert plain.fingerprint == cached.fingerprint != drowned.fingerprint
     for _ in range(2):
         assert torch.allclose(cached.features(texts).vectors, plain.features(texts).vectors, atol=1e-3)
+
+
+def test_an_adapter_s_features_are_at_loading_what_they_were_in_training(drowned: Backbone, tmp_path: Path) -> None:
+    texts = [row["input"] for row in examples(5)]
+    settings: dict[str, object] = {"max_features": 12, "weights": None, "max_tokens": 20}
+    plain = AutoAmortizer.from_pretrained("iterative", backbone=drowned, config=settings)
+    assert isinstance(plain, FrozenFeatures)
+    adapter = AdapterModule(drowned.linear_layers, 2)
+    trained = AdapterObjective(adapter, plain, 0.25)
+    assert torch.allclose(trained.features(texts), plain.features(texts)[0], atol=1e-5)
+    with torch.no_grad():
+        for weight in adapter.up:
+            weight.normal_(std=0.3)
+    FeatureAdapter(adapter.low_rank(torch.float32), drowned.fingerprint).save(tmp_path, drowned.name)
+    settings["adapter"] = str(tmp_path)
+    loaded = AutoAmortizer.from_pretrained("iterative", backbone=drowned, config=settings)
+    assert isinstance(loaded, FrozenFeatures)
+    assert loaded.config.standardize is True
+    assert not torch.allclose(loaded.features(texts)[0], plain.features(texts)[0], atol=0.05)
+    assert torch.allclose(trained.features(texts), loaded.features(texts)[0], atol=5e-3)
 
 
 def test_parts_of_a_stream_and_a_saved_state_have_the_same_features(drowned: Backbone, tmp_path: Path) -> None:

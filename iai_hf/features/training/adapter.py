@@ -16,11 +16,10 @@ import torch
 from torch import nn
 
 from iai_hf.amortizer import Amortizer
-from iai_hf.backbones import Backbone
 from iai_hf.backbones.adapter import FeatureAdapter
-from iai_hf.backbones.low_rank import LowRank, applied
+from iai_hf.backbones.low_rank import LowRank
 from iai_hf.features.frozen_features import FrozenFeatures, verbalize
-from iai_hf.features.heads import TEMPLATES, Head
+from iai_hf.features.heads import TEMPLATES
 from iai_hf.features.training.adapter_episodes import AdapterEpisode, draw_texts
 from iai_hf.features.training.episodes import whole
 from iai_hf.features.training.objective import HeadObjective
@@ -73,25 +72,27 @@ class AdapterObjective(nn.Module):
 
     Args:
         head: at its initial value; it is not trained.
+        amortizer: whose features and whose head they are; neither is trained.
         moved_weight: of the mean 1 - cos between queries' features with and without the adapter.
     """
 
-    def __init__(
-        self, adapter: AdapterModule, backbone: Backbone, head: Head, moved_weight: float, max_tokens: int
-    ) -> None:
+    def __init__(self, adapter: AdapterModule, amortizer: FrozenFeatures, moved_weight: float) -> None:
         super().__init__()
-        self.adapter, self.moved_weight, self.max_tokens = adapter, moved_weight, max_tokens
-        self._frozen = (backbone, head)  # in a tuple, so that they are no part of what is trained
+        self.adapter, self.moved_weight = adapter, moved_weight
+        self.max_tokens = amortizer.config.max_tokens or amortizer.backbone.window
+        self._frozen = (amortizer,)  # in a tuple, so that it is no part of what is trained
 
     def features(self, texts: Sequence[str], average: bool = False) -> torch.Tensor:
-        """Differentiable features under the adapter, or its average, float32 `[texts, d]`."""
-        backbone = self._frozen[0]
-        with applied(backbone.model, (self.adapter.low_rank(backbone.dtype, average),)):
-            return backbone.differentiable_features(texts, self.max_tokens).vectors
+        """Differentiable features under the adapter, or its average, float32 `[texts, d]`, as the head sees them."""
+        (amortizer,) = self._frozen
+        backbone = amortizer.backbone
+        weights = (self.adapter.low_rank(backbone.dtype, average),)
+        return amortizer.projected(backbone.differentiable_features(texts, self.max_tokens, weights).vectors)
 
     def forward(self, episode: AdapterEpisode) -> torch.Tensor:
         """Mean over the loss steps of the queries' negative log-likelihood in units of log C, and the penalty."""
-        backbone, head = self._frozen
+        (amortizer,) = self._frozen
+        head = amortizer.head
         features = self.features([*episode.texts, *episode.names])
         stream, rest = features[: episode.length], features[episode.length :]
         queries, names = rest[: len(rest) - len(episode.names)], rest[len(rest) - len(episode.names) :]
@@ -107,8 +108,8 @@ class AdapterObjective(nn.Module):
         if not self.moved_weight:
             return loss
         anchors = list(episode.texts[episode.length :][:ANCHORS])
-        before = backbone.features(anchors, self.max_tokens).vectors
-        return loss + self.moved_weight * (1 - (queries[:ANCHORS] * before).sum(1)).mean()
+        before = amortizer.projected(amortizer.backbone.features(anchors, self.max_tokens).vectors)
+        return loss + self.moved_weight * (1 - nn.functional.cosine_similarity(queries[:ANCHORS], before)).mean()
 
 
 class AdapterCurriculum(Curriculum):
@@ -124,10 +125,9 @@ class AdapterCurriculum(Curriculum):
     def __init__(self, amortizer: FrozenFeatures, tasks: list[TextTask], config: TrainingConfig) -> None:
         self.training, self.validation = split([task for task in tasks if task.kind == "classification"], config)
         self.config = config
-        self.backbone = backbone = amortizer.backbone.plain
-        self.learned = AdapterModule(backbone.linear_layers, config.adapter_rank)
-        limit = amortizer.config.max_tokens or backbone.window
-        self.objective = AdapterObjective(self.learned, backbone, amortizer.head, config.moved_weight, limit)
+        self.plain = amortizer.backbone.plain
+        self.learned = AdapterModule(self.plain.linear_layers, config.adapter_rank)
+        self.objective = AdapterObjective(self.learned, amortizer, config.moved_weight)
         self._scores = HeadObjective(amortizer.head)
 
     def stepped(self, step: int) -> None:
@@ -151,7 +151,7 @@ class AdapterCurriculum(Curriculum):
 
     def adapter(self) -> FeatureAdapter:
         """What was learned."""
-        return FeatureAdapter(self.learned.low_rank(torch.float32, average=True), self.backbone.fingerprint)
+        return FeatureAdapter(self.learned.low_rank(torch.float32, average=True), self.plain.fingerprint)
 
     def _as_features(self, task: TextTask) -> FeatureTask:
         records = task.records[:: max(len(task) // VALIDATION_TEXTS, 1)][:VALIDATION_TEXTS]
