@@ -160,6 +160,37 @@ def classifier_card(classifier: LinearClassifier, form: str, use: str, name: str
     )
 
 
+def peft_card(header: StateHeader, files: Sequence[str], name: str) -> str:
+    """Card of a state as a PEFT adapter.
+
+    Args:
+        files: that lie beside the card.
+    """
+    from huggingface_hub import ModelCardData
+
+    on_hub = None if is_folder(header.backbone) else header.backbone
+    data = ModelCardData(base_model=on_hub, library_name="peft", tags=["peft", "iai_hf", header.method])
+    told = {
+        "head.json": "class of the model to load it on, pooling, and the labels in the order of the logits",
+        "head.safetensors": "logits = features @ weight.T + bias, on pooled features of unit length",
+        "prompt.txt": "text that belongs before every query",
+        "prompt_ids.json": "its token ids with start-of-text; a tokenizer may split the joined text otherwise",
+    }
+    beside = [f"* `{file}`: {what}" for file, what in told.items() if file in files]
+    return "\n\n".join(
+        [
+            f"---\n{data.to_yaml()}\n---",
+            f"# {name}",
+            f"A task state of `{header.method}` on `{public(header.backbone)}`, of {header.examples:,} examples, as a "
+            "PEFT adapter: `PeftModel.from_pretrained(model, folder)` loads it, without iai_hf.",
+            *(["\n".join(beside)] if beside else []),
+            "## Limits and risks",
+            LIMITS,
+            f"Written by iai_hf {__version__}.\n",
+        ]
+    )
+
+
 def _card(
     repo_id: str,
     method: str,

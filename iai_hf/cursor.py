@@ -64,7 +64,8 @@ class Cursor:
         elif at.source != self.position.source:
             raise StateError(
                 f"the state was left in another dataset ({at.source[:8]}) than this one ({self.position.source[:8]}); "
-                "name that one, with the same unlabelled text, or adapt without resume"
+                "name that one, with the same unlabelled text; to adapt the state to more data leave resume out, begin "
+                "with the state in the place of a method, and save the outcome in another folder"
             )
 
     def chunks(self, stop: int | None) -> Iterator[Chunk]:

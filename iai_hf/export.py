@@ -6,9 +6,10 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from iai_hf.card import classifier_card
+from iai_hf.card import classifier_card, peft_card
 from iai_hf.config import require
-from iai_hf.files import new_folder
+from iai_hf.files import new_folder, write_whole
+from iai_hf.hub import CARD_FILE
 
 if TYPE_CHECKING:
     from iai_hf.state import TaskState
@@ -36,6 +37,9 @@ def export(self: Any, state: TaskState, directory: str | Path, form: Form = "pef
     self.check(state)
     if form == "peft":
         self.export_peft(state.tensors, state.task, directory)
+        card = peft_card(state.header, [path.name for path in directory.iterdir()], directory.resolve().name)
+        if not (directory / CARD_FILE).exists():  # what a user wrote stays
+            write_whole(directory / CARD_FILE, card.encode())
         return directory
     from iai_hf.backbones import onnx_export, sentence_export
 
@@ -48,7 +52,7 @@ def export(self: Any, state: TaskState, directory: str | Path, form: Form = "pef
         use = (onnx_export if form == "onnx" else sentence_export).USE
         name = directory.resolve().name
         use = use.format(place=name, prompt=classifier.backbone.pipeline.prompt)
-        (folder / "README.md").write_text(classifier_card(classifier, form, use, name), encoding="utf-8")
+        (folder / CARD_FILE).write_text(classifier_card(classifier, form, use, name), encoding="utf-8")
     if classifier.reads_in_windows:
         log.warning(
             "texts longer than %d tokens are cut by other libraries, where the state reads them whole and may answer "

@@ -128,6 +128,12 @@ class Stream:
             for record in self.unlabelled.records(start):
                 yield record._replace(output=None)
         for place, row in self.rows(max(start - self.ahead, 0)):
+            if columns.allow_missing_outputs and columns.output not in (None, *row):
+                raise DataError(
+                    f"{place} has no column {columns.output!r}; found {sorted(map(str, row))}: where an output is "
+                    "missing write null, so that a misspelt name can't be taken for one",
+                    options=("output_column",),
+                )
             if columns.numbers is None:
                 check_columns(place, row, columns.named)
                 given: Any = values.text(row[columns.input], f"{place}: {columns.input!r}")

@@ -110,7 +110,10 @@ def adapt(
     check_folder(output)
     standing = (output / STATE_FILE).is_file()
     if standing and not resume:
-        raise StateError(f"{output} holds a state already; pass --resume to go on with it, or choose another folder")
+        raise StateError(
+            f"{output} holds a state already; pass --resume to go on in the same data, or choose another folder; to "
+            f"adapt it to more data: iai adapt {output} --data MORE --output ANOTHER"
+        )
     for given in (data, unlabelled):
         if given is not None and is_file(given):
             check_file(Path(given))

@@ -280,7 +280,9 @@ def test_a_standing_state_is_not_overwritten(encoder_folder, data, test_data, tm
     status, _, err = iai(capsys, *adapt(encoder_folder, test_data, tmp_path / "state"))
     assert (status, "--resume" in err) == (2, True)
     status, _, err = iai(capsys, *adapt(encoder_folder, test_data, tmp_path / "state", "--resume"))
-    assert (status, "another dataset" in err) == (2, True)
+    assert (status, "another dataset" in err, "leave resume out" in err) == (2, True, True)
+    status, _, _ = iai(capsys, "adapt", tmp_path / "state", "--data", test_data, "--output", tmp_path / "more")
+    assert status == 0, "as the message says"
     assert (tmp_path / "state" / "state.safetensors").read_bytes() == before
 
 

@@ -16,6 +16,7 @@ import pyarrow
 import pytest
 import torch
 from conftest import LABELS, examples
+from huggingface_hub import ModelCard
 from matrix import METHODS, adapt, chunk_of, input_of, made, queries_of, rows_of, task_of
 
 from iai_hf import AutoAmortizer, Chunk, TaskSpec, TaskState
@@ -187,6 +188,9 @@ def test_an_export_is_a_peft_adapter_or_refused_by_name(amortizer: Amortizer, tm
     if isinstance(amortizer, Prompted) or getattr(amortizer.config, "depth", None):
         amortizer.export(state, tmp_path / "adapter")
         assert (tmp_path / "adapter" / "adapter_config.json").is_file()
+        card = (tmp_path / "adapter" / "README.md").read_text()
+        assert ModelCard(card).data.library_name == "peft"
+        assert "PeftModel.from_pretrained" in card
     else:
         with pytest.raises(ConfigError, match=f"{amortizer.method!r} .* no PEFT form"):
             amortizer.export(state, tmp_path / "adapter")

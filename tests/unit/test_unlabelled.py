@@ -331,6 +331,12 @@ def test_a_missing_output_is_an_error_unless_it_is_allowed(
         list(open_stream(path, Columns(output="topic", allow_missing_outputs=True)).records())
 
 
+def test_a_line_without_the_key_is_told_how_to_miss_an_output(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"input": "a", "output": "x"}\n{"input": "b"}\n')
+    with pytest.raises(DataError, match="write null"):
+        list(open_stream(tmp_path / "rows.jsonl", ALLOWED).records())
+
+
 def test_class_numbers_mark_rows_without_a_label_by_minus_one() -> None:
     import datasets
 
