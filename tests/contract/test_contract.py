@@ -189,7 +189,7 @@ def test_an_export_is_a_peft_adapter_or_refused_by_name(amortizer: Amortizer, tm
         amortizer.export(state, tmp_path / "adapter")
         assert (tmp_path / "adapter" / "adapter_config.json").is_file()
         card = (tmp_path / "adapter" / "README.md").read_text()
-        assert ModelCard(card).data.library_name == "peft"
+        assert ModelCard(card).data.to_dict()["library_name"] == "peft"
         assert "PeftModel.from_pretrained" in card
     else:
         with pytest.raises(ConfigError, match=f"{amortizer.method!r} .* no PEFT form"):
