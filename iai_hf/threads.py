@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import wraps
+from functools import cached_property, wraps
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from iai_hf.errors import StateError
@@ -117,3 +117,17 @@ def one_at_a_time(method: Callable[Concatenate[Any, P], R]) -> Callable[Concaten
             return method(self, *arguments, **named)
 
     return held
+
+
+class cached_pass(cached_property[R]):
+    """A cached property that is found by computing, one thread at a time on an object, which has a `lock`.
+
+    The name is as `cached_property`. The lock is taken first: up to Python 3.11 `cached_property` holds one of its own meanwhile, and a thread that
+    computes may ask for the property.
+    """
+
+    def __get__(self, instance: Any, owner: type[Any] | None = None) -> Any:
+        if instance is None:
+            return self
+        with computing(), instance.lock:
+            return super().__get__(instance, owner)

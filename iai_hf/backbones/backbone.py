@@ -17,7 +17,7 @@ from iai_hf.backbones.sentence_transformers import Pipeline
 from iai_hf.backbones.tokenizing import TextTokenizer, shared_length
 from iai_hf.errors import BackboneError
 from iai_hf.processes import Group
-from iai_hf.threads import Lock, computing, one_at_a_time
+from iai_hf.threads import Lock, cached_pass, one_at_a_time
 
 if TYPE_CHECKING:
     import torch
@@ -117,7 +117,7 @@ class Backbone:
         """Size of a feature vector."""
         return self.pipeline.size(self.width)
 
-    @cached_property
+    @cached_pass
     def traits(self) -> Traits:
         """What the model does with a few tokens.
 
@@ -276,15 +276,14 @@ class Backbone:
         alone.group = Group()
         return alone
 
-    @cached_property
+    @cached_pass
     def linear_layers(self) -> dict[str, tuple[int, int]]:
         """Sizes, in and out, of the linear layers that a feature comes from, by their name in the model."""
         alone = self.alone
         alone.features([SAMPLE])  # what is found out about the model at the first pass calls other layers too
-        with computing(), self.lock:  # or a pass of another thread would be taken for this one
-            return called_linear_layers(self.model, lambda: alone.features([SAMPLE]))
+        return called_linear_layers(self.model, lambda: alone.features([SAMPLE]))
 
-    @cached_property
+    @cached_pass
     def _tells_rows_apart(self) -> bool:
         """Whether rows of one batch can each have weights of their own."""
         import torch

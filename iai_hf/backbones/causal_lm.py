@@ -22,7 +22,7 @@ from iai_hf.backbones.conditions import NO_PREFIX, Condition, Prefix, Sampling
 from iai_hf.backbones.low_rank import applied
 from iai_hf.backbones.packing import Packed, Row, packs
 from iai_hf.errors import BackboneError, DataError
-from iai_hf.threads import Lock, one_at_a_time
+from iai_hf.threads import Lock, cached_pass, one_at_a_time
 
 if TYPE_CHECKING:
     import torch
@@ -76,7 +76,7 @@ class CausalLM(Backbone):
         """Size of the hidden states that features are pooled from."""
         return int(self.model.config.get_text_config().hidden_size)
 
-    @cached_property
+    @cached_pass
     def _middle_layer(self) -> torch.nn.Module | None:
         depth = int(self.model.config.get_text_config().num_hidden_layers)
         return partial_pass.middle_layer(self.base, depth, self._sample_ids)
@@ -105,7 +105,7 @@ class CausalLM(Backbone):
         """Token ids of a piece of a prompt, without special tokens."""
         return self.texts.piece(text)
 
-    @cached_property
+    @cached_pass
     def abilities(self) -> self_test.Abilities:
         """How the model can be read, by a self-test of a few short passes.
 

@@ -247,3 +247,27 @@ def test_ctrl_c_in_waiting_to_be_alone_lets_the_others_go_on(monkeypatch: pytest
         late.start()
         late.join(10)
         assert not late.is_alive()
+
+
+@pytest.mark.parametrize("name", ["traits", "linear_layers", "_tells_rows_apart"])
+def test_what_a_pass_finds_out_may_be_asked_for_by_whoever_computes(encoder: Backbone, name: str) -> None:
+    """Up to Python 3.11 the one waited for the backbone and the other for the property."""
+    backbone = load_backbone(encoder.name)
+    found: list[Any] = []
+
+    def ask() -> None:
+        found.append(getattr(backbone, name))
+
+    def ask_while_computing() -> None:
+        with computing(), backbone.lock:
+            asking = threading.Thread(target=ask, daemon=True)
+            asking.start()
+            time.sleep(0.3)  # it waits for the backbone by now
+            ask()
+        asking.join(60)
+
+    computes = threading.Thread(target=ask_while_computing, daemon=True)
+    computes.start()
+    computes.join(60)
+    assert len(found) == 2
+    assert found[0] == found[1]
