@@ -120,9 +120,9 @@ def one_at_a_time(method: Callable[Concatenate[Any, P], R]) -> Callable[Concaten
 
 
 class cached_pass(cached_property[R]):
-    """A cached property that is found by computing, one thread at a time on an object, which has a `lock`.
+    """A `cached_property` that is found by computing, one thread at a time on an object, which has a `lock`.
 
-    The name is as `cached_property`. The lock is taken first: up to Python 3.11 `cached_property` holds one of its own meanwhile, and a thread that
+    The lock is taken first: up to Python 3.11 `cached_property` holds one of its own meanwhile, and a thread that
     computes may ask for the property.
     """
 
