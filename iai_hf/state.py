@@ -148,6 +148,10 @@ class TaskState:
         described = json.dumps(readable, indent=2, ensure_ascii=False).encode()
         return {STATE_FILE: save(tensors, metadata), CONFIG_FILE: described}
 
+    def to_bytes(self) -> bytes:
+        """The whole state as one value, e.g. of a table's cell; `from_bytes` reads it."""
+        return self.contents()[STATE_FILE]
+
     def published(self) -> TaskState:
         """The same state as the Hub gets it: of folders here, which mean nothing elsewhere, the name alone."""
         config, backbone = shipped.public(self.header.config), hub.public(self.header.backbone)
@@ -166,9 +170,6 @@ class TaskState:
             StateError: no state there, or truncated, tampered with, or written by a newer version.
             HubError: the repository can't be had.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load
-
         path = Path(directory)
         if not path.exists() and hub.is_repository_id(str(directory)):
             path = hub.fetch(str(directory), **downloading)
@@ -179,24 +180,40 @@ class TaskState:
             )
         try:
             content = path.read_bytes()  # at once: a run that is under way may replace the file at any moment
+        except OSError as error:
+            raise _unreadable(str(path), error) from error
+        return cls.from_bytes(content, str(path))
+
+    @classmethod
+    def from_bytes(cls, content: bytes, place: str = "the value") -> TaskState:
+        """Read what `to_bytes` made.
+
+        Args:
+            place: where it comes from, for messages.
+
+        Raises:
+            StateError: it is no state, truncated, tampered with, or written by a newer version.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        try:
             tensors = load(content)
             length = int.from_bytes(content[:8], "little")
             metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
             version = metadata.get("format_version", "")
             if metadata.get("format") != "iai_hf.state" or not version.isdecimal():
-                raise StateError(f"{path} is a safetensors file but no task state; expected one from `iai adapt`")
+                raise StateError(f"{place} is a safetensors file but no task state; expected one from `iai adapt`")
             if int(version) > FORMAT_VERSION:
                 raise StateError(
-                    f"{path} has format {version}, written by iai_hf {metadata.get('library_version')}; this is "
+                    f"{place} has format {version}, written by iai_hf {metadata.get('library_version')}; this is "
                     f"{__version__}, which reads up to {FORMAT_VERSION}: pip install --upgrade iai-hf"
                 )
             if metadata["digest"] != _digest(tensors, metadata["header"]):
-                raise StateError(f"{path} is damaged: its digest does not match its content; restore it from a copy")
+                raise StateError(f"{place} is damaged: its digest does not match its content; restore it from a copy")
             return cls(tensors, StateHeader.from_json(metadata["header"]))
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, DataError) as error:
-            raise StateError(
-                f"{path} is no readable task state ({type(error).__name__}: {error}); restore it from a copy"
-            ) from error
+        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, DataError) as error:
+            raise _unreadable(place, error) from error
 
     def predict(
         self,
@@ -264,6 +281,10 @@ class TaskState:
 def check_folder(directory: Path) -> None:
     """Raise StateError where saving a state would overwrite another thing's `config.json`, e.g. an amortizer's."""
     check_own(directory / CONFIG_FILE, ("method", "amortizer", "backbone", "task"), "the config.json of a task state")
+
+
+def _unreadable(place: str, error: Exception) -> StateError:
+    return StateError(f"{place} is no readable task state ({type(error).__name__}: {error}); restore it from a copy")
 
 
 def _digest(tensors: Mapping[str, torch.Tensor], header: str) -> str:
