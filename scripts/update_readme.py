@@ -34,6 +34,7 @@ SHOWN = (
     "iterative-explicit",
     "iterative-implicit",
     "self-training, 2,000 unlabelled",
+    "label spreading, 2,000 unlabelled",
     "logistic regression",
     "ridge",
     "prototypes",
