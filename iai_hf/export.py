@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from iai_hf import readme
+from iai_hf.backbones.peft_files import ADAPTER_CONFIG
 from iai_hf.card import classifier_card, peft_card
 from iai_hf.config import require
 from iai_hf.files import new_folder, write_whole
@@ -37,9 +40,13 @@ def export(self: Any, state: TaskState, directory: str | Path, form: Form = "pef
     self.check(state)
     if form == "peft":
         self.export_peft(state.tensors, state.task, directory)
-        card = peft_card(state.header, [path.name for path in directory.iterdir()], directory.resolve().name)
-        if not (directory / CARD_FILE).exists():  # what a user wrote stays
-            write_whole(directory / CARD_FILE, card.encode())
+        adapts = json.loads((directory / ADAPTER_CONFIG).read_text())["peft_type"] == "LORA"
+        start = self.backbone.special_tokens[0] if adapts else []  # of a prompt or a prefix it is a part
+        files = [path.name for path in directory.iterdir()]
+        card = peft_card(state.header, files, start, directory.resolve().name)
+        place = directory / CARD_FILE
+        here = place.read_text(encoding="utf-8") if place.is_file() else None
+        write_whole(place, readme.combined(card, here, None, str(directory)).encode())
         return directory
     from iai_hf.backbones import onnx_export, sentence_export
 

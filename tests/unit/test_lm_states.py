@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -101,7 +103,24 @@ def test_an_export_into_a_used_folder_leaves_nothing_of_the_old_adapter(causal: 
     assert ids == [*causal.special_tokens[0], *state.tensors["demonstrations"].tolist()]
     amortizer, state = adapted("lora", causal)
     amortizer.export(state, tmp_path)
-    assert sorted(file.name for file in tmp_path.iterdir()) == [ADAPTER_CONFIG, ADAPTER_WEIGHTS]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["README.md", ADAPTER_CONFIG, ADAPTER_WEIGHTS]
+    assert PROMPT_IDS not in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.parametrize("method", ["in-context", "prompt-tuning", "lora", "lm-state"])
+def test_the_card_of_an_export_answers_as_the_state_without_this_package(
+    method: str, causal_folder: Path, tmp_path: Path
+) -> None:
+    causal = load_backbone(str(causal_folder), dtype="float32")
+    amortizer = AutoAmortizer.from_pretrained(method, backbone=causal, config={"max_new_tokens": 5})
+    state = amortizer.adapt(examples(24), task=TaskSpec("generation"), progress=False)
+    amortizer.export(state, tmp_path / "adapter")
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    snippet = card.split("```python\n")[1].split("```")[0].replace(" a text to answer", f" {TEXTS[0]}")
+    snippet = snippet.replace(f"./{causal_folder.name}", str(causal_folder))  # a folder here means nothing elsewhere
+    blocked = f"import sys\nsys.modules['iai_hf'] = None\n{snippet}"
+    run = subprocess.run([sys.executable, "-c", blocked], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert run.stdout.strip().split("\n")[-1] == amortizer.predict(state, TEXTS[:1]).outputs[0]
 
 
 def test_a_state_that_is_no_adapter_is_not_exported(encoder: Backbone, causal: CausalLM, tmp_path: Path) -> None:
