@@ -16,7 +16,7 @@ from iai_hf.errors import DataError, StateError
 from iai_hf.files import STATE_FILE, claimed
 from iai_hf.methods import check_takes_unlabelled
 from iai_hf.state import TaskState, check_folder
-from iai_hf.task import Chunk, TaskSpec
+from iai_hf.task import LABELLED, Chunk, TaskSpec
 
 if TYPE_CHECKING:
     from iai_hf.backbones import Backbone
@@ -134,7 +134,7 @@ def adapt(
             for chunk in cursor.chunks(stop):
                 state = amortizer.update(state, chunk).at(cursor.position, stream.hub_id)
                 bar.update(chunk.rows)
-                unseen_ahead.difference_update(chunk.outputs)
+                unseen_ahead.difference_update(chunk.labels)
                 if on_step is not None:
                     on_step(state, chunk)
                 if output is not None and state.header.steps % checkpointing_steps == 0:
@@ -147,10 +147,10 @@ def adapt(
         group.agree("end", str(cursor.position.examples))
         if cursor.position.examples == 0:
             raise DataError("the dataset has no examples; expected at least one")
-        if state.task.kind == "classification" and not state.task.labels:
+        if state.task.kind in LABELLED and not state.task.labels:
             raise DataError(
                 "no row has a label, and none was named ahead; check the output column, or name the labels: "
-                "task=TaskSpec('classification', (...))"
+                f"task=TaskSpec({state.task.kind!r}, (...))"
             )
         if state.task.kind == "classification" and len(state.task.labels) < 2:
             raise DataError(

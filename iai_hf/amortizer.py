@@ -35,9 +35,9 @@ from iai_hf.errors import BackboneError, ConfigError, DataError, StateError
 from iai_hf.export import export
 from iai_hf.files import CONFIG_FILE, check_own, write_together
 from iai_hf.header import FORMAT_VERSION, UNLABELLED, StateHeader
-from iai_hf.methods import check_takes_unlabelled, check_task, those
+from iai_hf.methods import check_answerable, check_takes_unlabelled, check_task, those
 from iai_hf.state import TaskState
-from iai_hf.task import Chunk, Kind, Prediction, TaskSpec, warn_of_alike
+from iai_hf.task import Chunk, Kind, Prediction, TaskSpec, check_sets, warn_of_alike
 from iai_hf.threads import solving
 
 if TYPE_CHECKING:
@@ -159,12 +159,13 @@ class Amortizer(Edits, ABC, Generic[Config]):
 
         Raises:
             StateError: the state belongs to another method or backbone.
-            DataError: more labels than a state may hold.
+            DataError: more labels than a state may hold, or lists of them where a text has one, or the other way round.
             ConfigError: the chunk has rows without a label, which the method can't take.
         """
         self.check(state)
         if not isinstance(chunk, Chunk):
             raise DataError(f"got a {type(chunk).__name__} for a chunk; expected a Chunk: `adapt` reads rows")
+        check_sets(state.task, chunk.outputs)
         task = state.task.with_labels_of(chunk.outputs)
         check_task(self, task)
         if chunk.unlabelled:
@@ -235,11 +236,7 @@ class Amortizer(Edits, ABC, Generic[Config]):
             DataError: fewer than two labels are known.
         """
         self.check(state)
-        if state.task.kind == "classification" and len(state.task.labels) < 2:
-            raise DataError(
-                f"the state knows {len(state.task.labels)} label(s) {list(state.task.labels)}; expected at least two: "
-                "adapt on data with more classes, or name the labels ahead"
-            )
+        check_answerable(state.task)
         if state not in self._prepared:
             self._prepared[state] = self.prepare(state.tensors, state.task)
         return self._prepared[state]
@@ -267,6 +264,8 @@ class Amortizer(Edits, ABC, Generic[Config]):
             raise StateError(f"got {len(states)} state(s) to merge; expected at least two")
         for state in states:
             self.check(state)
+        if len(kinds := {state.task.kind for state in states}) > 1:
+            raise StateError(f"the states are of tasks of the kinds {' and '.join(sorted(kinds))}; merge those of one")
         labels = tuple(dict.fromkeys(label for state in states for label in state.task.labels))
         warn_of_alike((), labels)
         task = TaskSpec(states[0].task.kind, labels, states[0].task.columns)

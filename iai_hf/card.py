@@ -19,6 +19,7 @@ PIPELINES = {
     "classification": "text-classification",
     "generation": "text-generation",
     "regression": "tabular-regression",
+    "multi-label": "text-classification",
 }
 PEFT_USE = """```python
 import json
@@ -67,6 +68,7 @@ def state_card(
         "classification": f"one of {len(task.labels)} labels ({shown})",
         "generation": "text",
         "regression": "a number",
+        "multi-label": f"those of {len(task.labels)} labels that apply, if any ({shown})",
     }
     own = {"backbone": header.backbone, **{key: header.config.get(key) for key in WHENCE}}
     folders = "".join(f', {what}="{public(name)}"' for what, name in own.items() if name and is_folder(name))

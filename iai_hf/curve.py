@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from iai_hf import evaluation_file
 from iai_hf.errors import DataError
 from iai_hf.files import CURVE_FILE, EVALUATION_FILE, write_whole
+from iai_hf.methods import can_answer
 from iai_hf.metrics import check_labels, score
-from iai_hf.task import Chunk, TaskSpec
+from iai_hf.task import LABELLED, Chunk, TaskSpec, check_sets
 
 if TYPE_CHECKING:
     from iai_hf.amortizer import Amortizer
@@ -88,7 +89,8 @@ class Curve:
 
     def check(self, task: TaskSpec, coming: Iterable[str] | None = ()) -> None:
         """Raise DataError where a test label is none of the task's, nor of those still `coming`; None is any."""
-        if task.kind == "classification" and coming is not None and not self.allow_unseen_labels:
+        if task.kind in LABELLED and coming is not None and not self.allow_unseen_labels:
+            check_sets(task, self.outputs)
             check_labels((*task.labels, *coming), self.outputs)
 
     def evaluate(self, state: TaskState) -> None:
@@ -96,7 +98,7 @@ class Curve:
         if self.curve and self.curve[-1]["examples"] == state.header.examples:
             return
         now = time.perf_counter()
-        if len(state.task.labels) >= 2 or state.task.kind != "classification":
+        if can_answer(state.task):
             prediction = self.amortizer.predict(state, self.inputs)
             self.query_seconds = time.perf_counter() - now
             metrics = score(prediction, self.outputs, allow_unseen_labels=True)
@@ -178,5 +180,5 @@ def marks(chunk_size: int, total: int, count: int) -> list[int]:
 
 
 def headline(curve: Sequence[dict[str, Any]]) -> str:
-    """The metric that a curve is shown by: accuracy, exact match, or explained variance."""
-    return next(name for name in ("accuracy", "exact_match", "r2") if name in curve[-1])
+    """The metric that a curve is shown by: accuracy, exact match, explained variance, or macro-F1 of label sets."""
+    return next(name for name in ("accuracy", "exact_match", "r2", "macro_f1") if name in curve[-1])

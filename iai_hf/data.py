@@ -13,7 +13,7 @@ from iai_hf import values
 from iai_hf.errors import DataError
 from iai_hf.readers import class_names, file_fingerprint, is_file, load_hub_dataset, read_file
 from iai_hf.stream import PEEK, Columns, Record, Stream, check_columns
-from iai_hf.task import MAX_LABELS
+from iai_hf.task import MAX_LABELS, distinct
 
 __all__ = ["TEST", "TRAIN", "Columns", "Record", "Stream", "open_stream"]
 TRAIN, TEST = "train", "test"  # splits that are read by default: to learn from, to answer or to measure
@@ -70,7 +70,7 @@ def open_stream(
     if shuffle_seed is not None:
         raise DataError("a stream without random access can't be shuffled; shuffle it at its source, or pass a file")
     feature = (getattr(data, "features", None) or {}).get(columns.output)
-    stream = Stream(None, None, _Rows(data), columns, tuple(getattr(feature, "names", None) or ()))
+    stream = Stream(None, None, _Rows(data), columns, _names(feature))
     return _scanned(stream) if isinstance(data, Sequence) else stream
 
 
@@ -94,12 +94,11 @@ def _scanned(stream: Stream) -> Stream:
     for record in stream.records():
         length += 1
         if len(outputs) <= MAX_LABELS and record.output is not None:
-            outputs.add(record.output)
+            outputs.update(distinct([record.output]))
     return replace(stream, length=length, outputs=frozenset(outputs))
 
 
 def _from_dataset(data: Any, fingerprint: str, columns: Columns, shuffle_seed: int | None) -> Stream:
-    import datasets
     import numpy
 
     length = len(data)
@@ -110,7 +109,7 @@ def _from_dataset(data: Any, fingerprint: str, columns: Columns, shuffle_seed: i
         check_columns("the dataset", data.column_names, columns.named)
     order = None if shuffle_seed is None else numpy.random.default_rng(shuffle_seed).permutation(length)
     feature = data.features.get(columns.output)
-    names = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else ()
+    names = _names(feature)
     view = data if made or columns.numbers == () else data.select_columns(list(columns.named))
 
     def rows(start: int) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -132,19 +131,32 @@ def _different(data: Any, stream: Stream) -> frozenset[str]:
     Raises:
         DataError: one of them is no answer; its row is named.
     """
+    import datasets
+
     found: set[Any] = set()
+    lists = not isinstance(data.features[stream.columns.output], (datasets.Value, datasets.ClassLabel))
     for batch in data.select_columns([stream.columns.output]).with_format("arrow").iter(10_000):
         try:
-            found.update(batch.column(0).unique().to_pylist())
+            column = batch.column(0)
+            found.update(map(_plain, column.to_pylist()) if lists else column.unique().to_pylist())
             read = (stream.output("a row", {stream.columns.output or "": value}) for value in found)
-            outputs = frozenset(output for output in read if output is not None)
+            outputs = frozenset(distinct(output for output in read if output is not None))
         except (DataError, TypeError, NotImplementedError):  # e.g. nested values; reading names the row
             for _ in stream.records():
                 pass
             raise
-        if len(found) > MAX_LABELS:
+        if len(outputs) > MAX_LABELS:
             break
     return outputs
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _names(feature: Any) -> tuple[str, ...]:
+    """Names of the classes that stand as numbers in a dataset's column, or in the lists of one."""
+    return tuple(getattr(getattr(feature, "feature", feature), "names", None) or ())
 
 
 class _Rows:
@@ -214,7 +226,11 @@ def _as_arrow(stream: Stream, path: Path) -> Any:
     key = hashlib.sha256(f"{stream.fingerprint} {columns} {stream.class_names}".encode()).hexdigest()[:32]
     features = None
     if columns.numbers is None:  # else a file whose first outputs are missing would have a column of nothing
-        features = datasets.Features(dict.fromkeys((columns.input, columns.output or ""), datasets.Value("string")))
+        text = datasets.Value("string")
+        several = any(isinstance(record.output, tuple) for record in itertools.islice(stream.records(), 1))
+        features = datasets.Features(
+            {columns.input: text, columns.output or "": datasets.List(text) if several else text}
+        )
     try:
         return datasets.Dataset.from_generator(rows, features=features, fingerprint=key)
     except Exception as error:

@@ -14,10 +14,10 @@ from iai_hf import values
 from iai_hf.data import TRAIN, open_stream
 from iai_hf.errors import ConfigError, DataError
 from iai_hf.header import UNLABELLED, Edit, StateHeader
-from iai_hf.methods import check_task, those
+from iai_hf.methods import check_one_label, check_task, those
 from iai_hf.state import TaskState
 from iai_hf.stream import Columns, chunk_of
-from iai_hf.task import Chunk, TaskSpec, warn_of_alike
+from iai_hf.task import LABELLED, Chunk, TaskSpec, check_sets, warn_of_alike
 from iai_hf.threads import solving
 
 if TYPE_CHECKING:
@@ -132,6 +132,7 @@ class Edits:
                 is another one.
         """
         self._check_edits(state)
+        check_one_label(state.task, "relabelling (with several, forget the examples and adapt on them again)")
         chunk = _examples(data, columns, None, split)
         if chunk.unlabelled:
             raise DataError(f"{len(chunk.unlabelled)} rows have no label to be moved from; name the one they had")
@@ -188,6 +189,7 @@ class Edits:
         joined = tuple(dict.fromkeys(name if label in merged else label for label in known))
         places = [joined.index(name if label in merged else label) for label in known]
         ordered = tuple(label for label in known if label in merged)
+        check_one_label(state.task, "merging labels, which a text may have together,")
         return self._regrouped(state, "merge_labels", ordered, name, joined, places)
 
     def add_label(self, state: TaskState, name: str) -> TaskState:
@@ -203,7 +205,7 @@ class Edits:
         return self._regrouped(state, "add_label", (), name, labels, list(range(len(state.task.labels))))
 
     def drop_label(self, state: TaskState, label: str) -> TaskState:
-        """The state that answers a label no more, without its examples.
+        """The state that answers a label no more, without its examples; where a text has several, these stay.
 
         Sums over all classes hold no class's own part; it is estimated, and told in the history. Where the examples are
         at hand, `forget` them first: then nothing has to be estimated.
@@ -231,7 +233,8 @@ class Edits:
             )
 
     def _forgotten(self, state: TaskState, chunk: Chunk, strict: bool) -> Edited:
-        _check_known(state.task, chunk.outputs)
+        check_sets(state.task, chunk.outputs)
+        _check_known(state.task, chunk.labels)
         read = {"examples": state.header.examples, "unlabelled rows": state.header.counts.get(UNLABELLED, 0)}
         for (what, known), gone in zip(read.items(), (len(chunk), len(chunk.unlabelled)), strict=True):
             if gone > known:
@@ -255,7 +258,8 @@ class Edits:
         edited = self.regrouped(state.tensors, state.task, task, places, state.header.examples)
         about = round(edited.share * state.header.examples)
         line = Edit(edit, about, 0, labels, name, edited.approximate, edited.restepped)
-        made = self._edited(state, edited, task, line, about if edit == "drop_label" else 0)
+        dropped = edit == "drop_label" and task.kind == "classification"  # else the examples stay, without the label
+        made = self._edited(state, edited, task, line, about if dropped else 0)
         # The rest of a stream has the labels as they were called before, and would bring them back.
         return made if edit == "add_label" else made.behind_its_stream()
 
@@ -312,13 +316,13 @@ def _examples(data: Any, columns: Columns | None, unlabelled: Any, split: str) -
 
 
 def _line(edit: str, chunk: Chunk, edited: Edited) -> Edit:
-    labels = tuple(dict.fromkeys(chunk.outputs))
+    labels = chunk.labels
     return Edit(edit, len(chunk), len(chunk.unlabelled), labels, None, edited.approximate, edited.restepped)
 
 
 def _check_known(task: TaskSpec, labels: Iterable[str]) -> None:
     unknown = list(dict.fromkeys(label for label in labels if label not in task.labels))
-    if task.kind != "classification":
+    if task.kind not in LABELLED:
         raise DataError(f"the state's task is {task.kind}, which has no labels to edit")
     if unknown:
         shown = ", ".join(map(repr, task.labels[:20])) + (", ..." if len(task.labels) > 20 else "")
@@ -334,8 +338,9 @@ def _new_label(task: TaskSpec, name: str, instead: str) -> str:
 
 
 def _check_left(task: TaskSpec, fewer: int) -> None:
-    if len(task.labels) - fewer < 2:
+    least, word = (2, "two") if task.kind == "classification" else (1, "one")
+    if len(task.labels) - fewer < least:
         raise DataError(
-            f"of {len(task.labels)} labels {len(task.labels) - fewer} would be left; expected at least two: add "
+            f"of {len(task.labels)} labels {len(task.labels) - fewer} would be left; expected at least {word}: add "
             "another one first"
         )

@@ -195,7 +195,13 @@ def _labels(y: Any, name: str) -> numpy.ndarray:
     """
     if y is None:
         raise DataError("fit requires y to be passed, but the target y is None; expected a label a row")
-    given = numpy.asarray(y, dtype=object).ravel().tolist()
+    written = numpy.asarray(y, dtype=object)
+    given = written.ravel().tolist()
+    if (written.ndim > 1 and written.shape[1] > 1) or any(map(values.is_set, given)):
+        raise DataError(
+            f"{name} has several labels a row, this estimator reads one; `adapt` reads lists of labels, which "
+            "MultiLabelBinarizer.inverse_transform makes of an indicator matrix"
+        )
     for number, label in enumerate(given):
         if isinstance(label, str) or values.missing(label):
             values.text(label, f"{name}[{number}]")

@@ -51,7 +51,7 @@ def check_task(method: Any, task: TaskSpec) -> None:
     if task.kind not in method.kinds:
         raise DataError(
             f"{method.method!r} answers {' and '.join(method.kinds)} tasks, not {task.kind}; choose a method that does "
-            f"({those(lambda other: task.kind in other.kinds)}); if these are class names after all, the kind is "
+            f"({those(lambda other: task.kind in other.kinds)}); if each text has one class after all, the kind is "
             f"classification (at most {MAX_LABELS})",
             options=("kind classification",),
         )
@@ -60,6 +60,30 @@ def check_task(method: Any, task: TaskSpec) -> None:
             f"the task has over {MAX_LABELS} labels, the last one {task.labels[-1][:40]!r}; expected class names: "
             "if the answers are free text, the kind is generation",
             options=("kind generation",),
+        )
+
+
+def can_answer(task: TaskSpec) -> bool:
+    """Whether enough labels are known for an answer: two, or one that may apply or not."""
+    return len(task.labels) >= {"classification": 2, "multi-label": 1}.get(task.kind, 0)
+
+
+def check_answerable(task: TaskSpec) -> None:
+    """Raise DataError where too few labels are known for an answer."""
+    if not can_answer(task):
+        word = "two" if task.kind == "classification" else "one"
+        raise DataError(
+            f"the state knows {len(task.labels)} label(s) {list(task.labels)}; expected at least {word}: adapt on data "
+            "with more classes, or name the labels ahead"
+        )
+
+
+def check_one_label(task: TaskSpec, what: str) -> None:
+    """Raise ConfigError where texts of a task have several labels, and `what` is of those with one."""
+    if task.kind == "multi-label":
+        raise ConfigError(
+            f"{what} takes states whose texts have one label each, and this one's have any number of them; adapt a "
+            "state of one label a text (kind classification)"
         )
 
 

@@ -8,32 +8,41 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import fmean, pvariance
+from typing import Any
 
 from iai_hf import values
 from iai_hf.errors import DataError
-from iai_hf.task import Prediction
+from iai_hf.metrics_of_sets import score_sets
+from iai_hf.task import Prediction, TaskSpec, check_sets, distinct
 
 BINS = 15
 LARGEST = 3.4028234663852886e38  # of float32
 
 
-def score(prediction: Prediction, outputs: Sequence[str], *, allow_unseen_labels: bool = False) -> dict[str, float]:
+def score(prediction: Prediction, outputs: Sequence[Any], *, allow_unseen_labels: bool = False) -> dict[str, float]:
     """Metrics by name, each a fraction of one but for `negative_log_likelihood` (nats a query).
 
     Classification: `accuracy`, `macro_f1` (mean over the labels that occur), `negative_log_likelihood`,
     `calibration_error` (expected, 15 equal bins, Guo et al. 2017). Generation: `exact_match`. Regression:
-    `root_mean_squared_error` and `mean_absolute_error` in units of the target, and `r2`, the explained variance.
+    `root_mean_squared_error` and `mean_absolute_error` in units of the target, and `r2`, the explained variance. Sets
+    of labels: see `iai_hf.metrics_of_sets`.
 
     Args:
         allow_unseen_labels: count an output that the state does not know as an error, with probability 1e-6.
 
     Raises:
-        DataError: as many predictions as outputs are expected; an output that the state does not know.
+        DataError: as many predictions as outputs are expected; an output that the state does not know, or a list of
+            labels where it answers one, or the other way round.
     """
     if len(prediction.outputs) != len(outputs):
         raise DataError(f"{len(prediction.outputs)} predictions for {len(outputs)} outputs; expected as many")
+    check_sets(TaskSpec(prediction.kind), outputs)
     if prediction.values is not None:
         return _regression(prediction.values.tolist(), outputs)
+    if prediction.probabilities is not None:
+        if not allow_unseen_labels:
+            check_labels(prediction.labels, outputs)
+        return score_sets(prediction, outputs)
     hits = [predicted == output for predicted, output in zip(prediction.outputs, outputs, strict=True)]
     if prediction.log_probs is None:
         return {"exact_match": sum(hits) / len(hits)}
@@ -65,11 +74,12 @@ def _regression(values: Sequence[float], outputs: Sequence[str]) -> dict[str, fl
     }
 
 
-def check_labels(labels: Sequence[str], outputs: Sequence[str]) -> None:
-    """Raise DataError where an output is none of the labels that the state knows."""
-    rows = [i for i, output in enumerate(outputs) if output not in labels]
+def check_labels(labels: Sequence[str], outputs: Sequence[Any]) -> None:
+    """Raise DataError where an output, or a label in one, is none of those that the state knows."""
+    known = set(labels)
+    rows = [i for i, output in enumerate(outputs) if not known.issuperset(distinct([output]))]
     if rows:
-        first = outputs[rows[0]]
+        first = next(label for label in distinct([outputs[rows[0]]]) if label not in known)
         near = next((label for label in labels if values.folded(label) == values.folded(first)), None)
         similar = "" if near is None else f" (it knows {near!a}, and this is {first!a})"
         raise DataError(

@@ -139,8 +139,18 @@ class StatePipeline(Pipeline):
         return ModelOutput(predictions=[prediction.row(number) for number in range(len(texts))])
 
     def postprocess(self, model_outputs: Any, **parameters: Any) -> Any:
-        """The answer as a dictionary, or where `top_k` is given a list of them, the likeliest first."""
+        """The answer as a dictionary, or where `top_k` is given a list of them, the likeliest first.
+
+        Where several labels may apply it is the list of those that do, or of `top_k`, each with its own probability.
+        """
         prediction: Prediction = model_outputs["predictions"][0]
+        if prediction.probabilities is not None:
+            shares = prediction.probabilities[0]
+            order = shares.argsort(descending=True).tolist()
+            if "top_k" not in parameters:
+                order = [i for i in order if prediction.labels[i] in prediction.outputs[0]]
+            found = [{"label": prediction.labels[i], "score": float(shares[i])} for i in order]
+            return found[: parameters.get("top_k")]
         if prediction.log_probs is None:
             return [{"generated_text": prediction.outputs[0]}]
         scores = prediction.log_probs[0].exp()

@@ -102,6 +102,8 @@ def class_names(path: Path, column: str | None) -> tuple[str, ...]:
     try:
         metadata = pyarrow.parquet.read_schema(path).metadata or {}
         feature = json.loads(metadata[b"huggingface"])["info"]["features"][column]
+        while "feature" in feature:  # of a list of them
+            feature = feature["feature"]
         names = feature["names"] if feature["_type"] == "ClassLabel" else ()
         return tuple(names) if all(isinstance(name, str) for name in names) else ()
     except (ArrowException, OSError, ValueError, KeyError, TypeError):  # other writers have no such metadata

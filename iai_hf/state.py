@@ -16,7 +16,7 @@ from iai_hf.errors import DataError, StateError
 from iai_hf.evaluation_file import read_evaluation
 from iai_hf.files import CONFIG_FILE, STATE_FILE, check_own, write_together
 from iai_hf.header import FORMAT_VERSION, StateHeader, StreamPosition
-from iai_hf.task import Prediction, TaskSpec
+from iai_hf.task import LABELLED, Prediction, TaskSpec
 
 if TYPE_CHECKING:
     import torch
@@ -90,7 +90,7 @@ class TaskState:
         return TaskState(tensors, header)
 
     def __repr__(self) -> str:
-        known = f"{len(self.task.labels)} labels, " if self.task.kind == "classification" else ""
+        known = f"{len(self.task.labels)} labels, " if self.task.kind in LABELLED else ""
         return (
             f"TaskState({self.header.method}, {self.task.kind}, {known}{self.header.examples:,} examples, "
             f"{self.nbytes:,} bytes)"

@@ -16,7 +16,7 @@ from iai_hf.delimited import hint
 from iai_hf.errors import DataError
 from iai_hf.header import BEHIND
 from iai_hf.methods import those
-from iai_hf.task import MAX_LABELS, Chunk, TaskSpec
+from iai_hf.task import LABELLED, MAX_LABELS, Chunk, TaskSpec, check_sets, distinct
 
 log = logging.getLogger(__name__)
 MOST_NUMBERED_CLASSES = 20  # more different whole numbers are values, not classes
@@ -27,8 +27,8 @@ PEEK = 256  # examples looked at to tell classification from generation
 class Record(NamedTuple):
     """One example: a text, or the numbers of a table's row.
 
-    `output` is a text, empty where a stream has no output column. Only where `Columns.allow_missing_outputs` is set, or
-    in `Stream.unlabelled`, it may be None, of a row without a label.
+    `output` is a text, empty where a stream has no output column, or a tuple of labels. Only where
+    `Columns.allow_missing_outputs` is set, or in `Stream.unlabelled`, it may be None, of a row without a label.
     """
 
     input: Any
@@ -42,10 +42,11 @@ class Columns:
     `numbers` makes a numeric table of the rows: the names of its inputs, in order; empty for all but the output.
     `quotes` says whether quotation marks in a CSV or TSV file enclose fields, where that is in doubt; False takes them
     for part of the texts. `allow_missing_outputs` reads rows whose output is missing (null, NaN, an empty text, -1
-    among class numbers) as unlabelled ones; otherwise they are an error.
+    among class numbers) as unlabelled ones; otherwise they are an error. `label_separator` stands between the labels of
+    an output that is a text, as in CSV: "a;b" is then the labels "a" and "b", an empty text none. Lists need none.
 
     Raises:
-        DataError: a name that is no text.
+        DataError: a name that is no text, or a separator that separates nothing.
     """
 
     input: str = "input"
@@ -53,6 +54,7 @@ class Columns:
     numbers: tuple[str, ...] | None = None
     quotes: bool | None = None
     allow_missing_outputs: bool = False
+    label_separator: str | None = None
 
     def __post_init__(self) -> None:
         for role in ("input", "output"):
@@ -63,6 +65,13 @@ class Columns:
             object.__setattr__(self, "numbers", values.names(self.numbers, "columns of numbers"))
         if self.quotes not in (None, True, False):
             raise DataError(f"quotes is {self.quotes!r}; expected True, False or None")
+        if self.label_separator is not None and not (isinstance(self.label_separator, str) and self.label_separator):
+            raise DataError(f"the label separator is {self.label_separator!r}; expected a text, e.g. ';'")
+        if self.label_separator is not None and self.allow_missing_outputs:
+            raise DataError(
+                "with a label separator an empty output says that no label applies, so rows without an output can't be "
+                "told from it; leave one of the two out"
+            )
 
     @property
     def named(self) -> tuple[str, ...]:
@@ -79,7 +88,8 @@ class Stream:
         fingerprint: identifies the content and order; None for a plain iterable, which can't be told from another.
         length: number of records where known ahead.
         class_names: of the classes that stand as numbers in the output column.
-        outputs: the different outputs where known ahead, up to one more than a classification may have labels.
+        outputs: the different outputs where known ahead, of lists of labels the different labels, up to one more than a
+            classification may have.
         hub_id: of the dataset, where it came from the Hub.
         unlabelled: whose inputs are read before all else, as rows without a label.
         rows: `rows(start)` yields `(place, row)` from record `start` on.
@@ -124,6 +134,7 @@ class Stream:
         """
         columns = self.columns
         names = columns.numbers or ()
+        first = None
         if self.unlabelled is not None:
             for record in self.unlabelled.records(start):
                 yield record._replace(output=None)
@@ -141,7 +152,15 @@ class Stream:
                 names = names or self._inputs_of(row)
                 check_columns(place, row, (*names, *columns.named))
                 given = tuple(_number(row[name], f"{place}: {name!r}") for name in names)
-            yield Record(given, self.output(place, row))
+            output = self.output(place, row)
+            first = output if first is None else first
+            if output is not None and isinstance(output, tuple) is not isinstance(first, tuple):
+                kinds = ("one label", "a list of labels")
+                raise DataError(
+                    f"{place}: {columns.output!r} is {kinds[isinstance(output, tuple)]} ({str(output)[:40]!r}), where "
+                    f"rows before have {kinds[isinstance(first, tuple)]}; expected one or the other in all rows"
+                )
+            yield Record(given, output)
 
     def batches(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[list[Record]]:
         """Records `start` to `stop`, `size` at a time; the last may be fewer, and the last of those `ahead`."""
@@ -161,17 +180,20 @@ class Stream:
 
         The kind is classification where the dataset names classes, or where most outputs of the first examples, or of
         all where they are known, occur more than once, and no more differ than a state may have labels; of a table,
-        regression where they are numbers, and over 20 different ones or not whole; otherwise generation.
+        regression where they are numbers, and over 20 different ones or not whole; otherwise generation. Lists of
+        labels make a multi-label task.
 
         Args:
             stop: so many examples are going to be read; None for all.
 
         Raises:
-            DataError: there is no example, or a classification has more labels than a state may hold.
+            DataError: there is no example, or a classification has more labels than a state may hold; a kind is given
+                that the outputs are not of.
         """
         columns = self.columns
         if given is not None:
             self.check_labels(given, stop)
+            check_sets(given, (record.output for record in itertools.islice(self.records(), 1)))
             if columns.numbers is None:
                 return given
         first = list(itertools.islice(self.records(), PEEK))
@@ -179,6 +201,10 @@ class Stream:
             raise DataError("the dataset has no examples; expected at least one")
         names = columns.numbers or self._inputs_of(next(self.rows(0))[1])
         counts = Counter(record.output for record in first if record.output is not None)
+        if any(isinstance(output, tuple) for output in counts):
+            task = TaskSpec("multi-label", columns=given.columns if given else names if columns.numbers else ())
+            self.check_labels(task, stop)
+            return task
         if given is not None:
             return replace(given, columns=names)
         if columns.numbers is not None:
@@ -200,7 +226,7 @@ class Stream:
     def check_labels(self, task: TaskSpec, stop: int | None = None) -> None:
         """Raise DataError where `task` is a classification, and would have more labels than a state may hold."""
         outputs = self.outputs_until(stop)
-        if task.kind == "classification" and outputs is not None and len(outputs.union(task.labels)) > MAX_LABELS:
+        if task.kind in LABELLED and outputs is not None and len(outputs.union(task.labels)) > MAX_LABELS:
             raise DataError(
                 f"the examples have over {MAX_LABELS} different outputs, more than a classification may have labels: "
                 "if they are free text, the kind is generation, for a method that answers it "
@@ -213,18 +239,21 @@ class Stream:
         if self.outputs is None or stop is None or (self.length is not None and stop >= self.length):
             return self.outputs
         read = itertools.islice(self.records(), stop)
-        return frozenset(record.output for record in read if record.output is not None)
+        return frozenset(distinct(record.output for record in read if record.output is not None))
 
     def _inputs_of(self, row: Mapping[str, Any]) -> tuple[str, ...]:
         return tuple(name for name in row if name != self.columns.output)
 
-    def output(self, place: str, row: Mapping[str, Any]) -> str | None:
+    def output(self, place: str, row: Mapping[str, Any]) -> str | tuple[str, ...] | None:
         """The answer of one row, checked; empty where the stream has no output column, None where it may be missing."""
         column = self.columns.output
         if column is None:
             return ""
         if self.columns.allow_missing_outputs and values.unlabelled(row[column], self.class_names):
             return None
+        separator = self.columns.label_separator
+        if separator is not None or values.is_set(row[column]):
+            return values.label_set(row[column], f"{place}: {column!r}", self.class_names, separator)
         fractions = self.columns.numbers is not None
         return values.label(row[column], f"{place}: {column!r}", self.class_names, fractions=fractions)
 

@@ -10,13 +10,14 @@ from iai_hf import values
 from iai_hf.errors import DataError, StateError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     import torch
 
 log = logging.getLogger(__name__)
-Kind = Literal["classification", "generation", "regression"]
+Kind = Literal["classification", "generation", "regression", "multi-label"]
 KINDS = get_args(Kind)
+LABELLED = ("classification", "multi-label")  # kinds whose answers are labels that the task knows
 Tensors: TypeAlias = "Mapping[str, torch.Tensor]"  # of a state, by name
 ABSENT_VALUES = ("nan", "n/a", "<na>", "null")  # as tables write them
 MAX_LABELS = 1000  # bounds the state of a classification task; more are most likely free text
@@ -24,11 +25,11 @@ MAX_LABELS = 1000  # bounds the state of a classification task; more are most li
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """A task, as far as it is known: its kind and, for classification, its label names in a fixed order.
+    """A task, as far as it is known: its kind and, where answers are labels, their names in a fixed order.
 
-    Labels may be given ahead (then they can be predicted before an example of them is seen) or left empty;
-    those that turn up in the stream are appended. `columns` are the names of a numeric table's inputs, in order; it is
-    empty where inputs are texts.
+    In a classification a text has one label, in a "multi-label" task any number of them, or none. Labels may be given
+    ahead (then they can be predicted before an example of them is seen) or left empty; those that turn up in the stream
+    are appended. `columns` are the names of a numeric table's inputs, in order; it is empty where inputs are texts.
     """
 
     kind: Kind = "classification"
@@ -46,11 +47,11 @@ class TaskSpec:
             twice = sorted({label for label in self.labels if self.labels.count(label) > 1})
             raise DataError(f"label names must be distinct; given twice: {twice}")
 
-    def with_labels_of(self, outputs: tuple[str, ...]) -> TaskSpec:
-        """The same task with the outputs that it did not know yet appended, in order of appearance."""
-        if self.kind != "classification":
+    def with_labels_of(self, outputs: tuple[Any, ...]) -> TaskSpec:
+        """The same task with the labels of outputs that it did not know yet appended, in order of appearance."""
+        if self.kind not in LABELLED:
             return self
-        unseen = dict.fromkeys(output for output in outputs if output not in self.labels)
+        unseen = dict.fromkeys(label for label in distinct(outputs) if label not in self.labels)
         warn_of_alike(self.labels, tuple(unseen))
         absent = sorted(label for label in unseen if label.strip().lower() in ABSENT_VALUES)
         if absent:
@@ -79,16 +80,18 @@ def warn_of_alike(known: tuple[str, ...], new: tuple[str, ...]) -> None:
 class Chunk:
     """One mini-batch of labelled examples, `inputs[i]` answered by `outputs[i]`, and of inputs that have no answer.
 
-    Inputs are texts, or tuples of floats for a numeric table; outputs are texts, for regression those of a number.
+    Inputs are texts, or tuples of floats for a numeric table; outputs are texts, for regression those of a number; of a
+    multi-label task each is a list of labels, kept as a tuple, which is empty where none applies.
     Given as any column (list, Series, array, generator), they are kept as tuples; numbers as outputs become texts.
     `len(chunk)` counts the labelled ones.
 
     Raises:
-        DataError: a bare string or a dictionary, an empty chunk, a value that is no text, number or label.
+        DataError: a bare string or a dictionary, an empty chunk, a value that is no text, number or label, or lists of
+            labels beside labels alone.
     """
 
     inputs: tuple[Any, ...]
-    outputs: tuple[str, ...]
+    outputs: tuple[Any, ...]
     unlabelled: tuple[Any, ...] = ()
 
     def __post_init__(self) -> None:
@@ -104,9 +107,11 @@ class Chunk:
         object.__setattr__(self, "inputs", tuple(made))
         others = [read(given, f"unlabelled input {number} of a chunk") for number, given in enumerate(unlabelled)]
         object.__setattr__(self, "unlabelled", tuple(others))
+        several, fractions = any(map(values.is_set, outputs)), read is values.numbers
+        places = [f"example {number} of a chunk: output" for number in range(len(outputs))]
         answers = [
-            values.label(output, f"example {number} of a chunk: output", fractions=read is values.numbers)
-            for number, output in enumerate(outputs)
+            values.label_set(output, place) if several else values.label(output, place, fractions=fractions)
+            for output, place in zip(outputs, places, strict=True)
         ]
         object.__setattr__(self, "outputs", tuple(answers))
 
@@ -114,9 +119,44 @@ class Chunk:
         return len(self.inputs)
 
     @property
+    def label_sets(self) -> bool:
+        """Whether outputs are lists of labels."""
+        return bool(self.outputs) and isinstance(self.outputs[0], tuple)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The different labels of the outputs, in order of appearance."""
+        return distinct(self.outputs)
+
+    @property
     def rows(self) -> int:
         """Rows of the data that it holds, labelled or not."""
         return len(self.inputs) + len(self.unlabelled)
+
+
+def distinct(outputs: Iterable[Any]) -> tuple[str, ...]:
+    """The different labels of outputs, each one label or several, in order of appearance."""
+    each = ((output,) if isinstance(output, str) else output for output in outputs)
+    return tuple(dict.fromkeys(label for several in each for label in several))
+
+
+def check_sets(task: TaskSpec, outputs: Iterable[Any]) -> None:
+    """Raise DataError where an output is a list of labels and the task has one a text, or the other way round."""
+    for number, output in enumerate(outputs):
+        several = isinstance(output, tuple)
+        if output is None or several == (task.kind == "multi-label"):
+            continue
+        if several:
+            raise DataError(
+                f"example {number} has a list of labels, {str(list(output))[:60]}; the kind is {task.kind}, with one "
+                'answer each: choose the kind "multi-label", or give one label',
+                options=("kind multi-label",),
+            )
+        raise DataError(
+            f"example {number} has one answer, {output[:60]!r}; the kind is multi-label, where each is a list: write "
+            "[...] around one label, or name what separates several in a text",
+            options=("label_separator",),
+        )
 
 
 @dataclass(frozen=True)
@@ -124,24 +164,36 @@ class Prediction:
     """Answers to a batch of queries.
 
     Attributes:
-        outputs: one text a query.
-        labels: the columns of `log_probs`; empty for generation.
+        outputs: one text a query; of a multi-label task the labels that apply, a tuple.
+        labels: the columns of `log_probs`, or of `probabilities`; empty for generation.
         log_probs: float32 `[queries, labels]`, natural logarithm, rows sum to one after `exp`; None otherwise.
         values: float32 `[queries]`, of a regression; None otherwise.
+        probabilities: float32 `[queries, labels]`, of a multi-label task, each label's own; None otherwise.
     """
 
-    outputs: tuple[str, ...]
+    outputs: tuple[Any, ...]
     labels: tuple[str, ...] = ()
     log_probs: torch.Tensor | None = None
     values: torch.Tensor | None = None
+    probabilities: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
-        sound = self.log_probs is None or not bool(self.log_probs.isnan().any())
+        scores = self.log_probs if self.probabilities is None else self.probabilities
+        sound = scores is None or not bool(scores.isnan().any())
         if not sound or not (self.values is None or bool(self.values.isfinite().all())):
             raise StateError(
                 "an answer is no finite number: the state or the backbone's weights are damaged, or the numbers are "
                 "too large for their precision; restore the state from a copy, or load in float32"
             )
+
+    @property
+    def kind(self) -> Kind:
+        """Of the task that is answered."""
+        if self.probabilities is not None:
+            return "multi-label"
+        if self.values is not None:
+            return "regression"
+        return "generation" if self.log_probs is None else "classification"
 
     @classmethod
     def from_logits(cls, logits: torch.Tensor, labels: tuple[str, ...]) -> Prediction:
@@ -149,8 +201,28 @@ class Prediction:
         log_probs = logits.float().log_softmax(-1)
         return cls(tuple(labels[i] for i in log_probs.argmax(-1).tolist()), labels, log_probs)
 
+    @classmethod
+    def from_label_logits(cls, logits: torch.Tensor, thresholds: torch.Tensor, labels: tuple[str, ...]) -> Prediction:
+        """Sets of labels from a logit for each, `[queries, labels]`; those above its threshold apply, `[labels]`."""
+        apply = (logits > thresholds).tolist()
+        sets = tuple(tuple(label for label, has in zip(labels, row, strict=True) if has) for row in apply)
+        return cls(sets, labels, probabilities=logits.float().sigmoid())
+
+    @classmethod
+    def joined(cls, parts: Sequence[Prediction]) -> Prediction:
+        """The answers to several batches as those to one."""
+        import torch
+
+        def whole(name: str) -> torch.Tensor | None:
+            found = [tensor for part in parts if (tensor := getattr(part, name)) is not None]
+            return torch.cat(found) if found else None
+
+        outputs = tuple(output for part in parts for output in part.outputs)
+        return cls(outputs, parts[0].labels, whole("log_probs"), whole("values"), whole("probabilities"))
+
     def row(self, number: int) -> Prediction:
         """The answer to one query alone."""
         part = slice(number, number + 1)
-        scores = None if self.log_probs is None else self.log_probs[part]
-        return Prediction(self.outputs[part], self.labels, scores, None if self.values is None else self.values[part])
+        each = (self.log_probs, self.values, self.probabilities)
+        found = (None if scores is None else scores[part] for scores in each)
+        return Prediction(self.outputs[part], self.labels, *found)

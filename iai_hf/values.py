@@ -163,6 +163,54 @@ def label(value: Any, place: str, names: Sequence[str] = (), *, fractions: bool 
     return text(value, place)
 
 
+def is_set(value: Any) -> bool:
+    """Whether an answer is several labels: a list, tuple, set, or an array or list of a library's own."""
+    if isinstance(value, (list, tuple, Set)):
+        return True
+    return len(getattr(value, "shape", ())) > 0 or hasattr(value, "to_pylist")
+
+
+def label_set(value: Any, place: str, names: Sequence[str] = (), separator: str | None = None) -> tuple[str, ...]:
+    """The labels of one text, in order (of a set, ascending); of an empty list none.
+
+    Args:
+        names: of the dataset's classes, where numbers stand for them.
+        separator: between the labels of a text that stands for a list; such a text may be empty.
+
+    Raises:
+        DataError: no list, a label that is none or occurs twice, or numbers that nothing names: a row of an indicator
+            matrix looks just so.
+    """
+    if missing(value):
+        raise DataError(f"{place} is missing ({value!r}); expected a list of labels, which is empty where none applies")
+    if isinstance(value, str):
+        if separator is None:
+            raise DataError(
+                f"{place} is the text {_shown(value)}; expected a list of labels, as elsewhere: write [...] around one "
+                "label, or name what separates several in a text",
+                options=("label_separator",),
+            )
+        parts = [part.strip() for part in value.split(separator)] if value.strip() else []
+        if not all(parts):
+            raise DataError(f"{place} is {_shown(value)}, where nothing stands between two {separator!r}")
+        value = parts
+    try:
+        given = sorted(value) if isinstance(value, Set) else column(value, place)
+    except TypeError as error:
+        raise DataError(f"{place} is {_shown(value)}; expected labels, which are text") from error
+    for item in given:
+        if not names and not isinstance(item, str) and not missing(item):
+            raise DataError(
+                f"{place} is {_shown(given)}, with {_shown(item)} in it; expected names of labels: a row of an "
+                "indicator matrix is not one, so list the names of the columns that are 1; name class numbers"
+            )
+    found = tuple(label(item, f"{place}[{number}]", names) for number, item in enumerate(given))
+    if len(set(found)) != len(found):
+        twice = next(name for name in found if found.count(name) > 1)
+        raise DataError(f"{place} is {_shown(given)}, which has {twice!r} twice; expected each label once")
+    return found
+
+
 def numbers(value: Any, place: str) -> tuple[float, ...]:
     """One row of finite numbers.
 
@@ -190,6 +238,8 @@ def unlabelled(value: Any, names: Sequence[str] = ()) -> bool:
     """Whether an answer is missing: `missing`, an empty text, or -1 where numbers stand for `names` of classes."""
     if getattr(value, "shape", None) == () and hasattr(value, "item"):
         value = value.item()
+    if is_set(value):
+        return False
     return missing(value) or (isinstance(value, str) and not value.strip()) or (bool(names) and value == -1)
 
 

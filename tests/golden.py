@@ -68,7 +68,8 @@ def _cases() -> dict[str, Case]:
         if isinstance(made, Learned) and any(True for _ in made.module.parameters()):
             config = {**row.config, **({"kind": row.kind} if row.backbone == "numeric" else {})}
             rows[f"{name}-trained"] = Case(row.method, row.backbone, config, row.kind, trained=True)
-    return rows | {"lm-state-scaled steps": now}
+    several = Case("iterative", "encoder", kind="multi-label")
+    return rows | {"lm-state-scaled steps": now, "iterative-multi-label": several}
 
 
 @cache
@@ -100,6 +101,9 @@ REAL = {
 
 def rows(case: Case) -> list[dict[str, Any]]:
     """The examples, 24."""
+    if case.kind == "multi-label":
+        even = [["even"] * (len(row["input"]) % 2 == 0) for row in TEXTS]
+        return [{**row, "output": [row["output"], *more]} for row, more in zip(TEXTS, even, strict=True)]
     if case.backbone != "numeric":
         return [dict(row) for row in TEXTS]
     return [
@@ -137,8 +141,8 @@ def told(prediction: Prediction) -> dict[str, Any]:
     """A prediction as the fixtures have it."""
     found: dict[str, Any] = {}
     if prediction.values is None:
-        found["outputs"] = list(prediction.outputs)
-    for name in ("log_probs", "values"):
+        found["outputs"] = [output if isinstance(output, str) else list(output) for output in prediction.outputs]
+    for name in ("log_probs", "values", "probabilities"):
         tensor = getattr(prediction, name)
         if tensor is not None:
             found[name] = [round(number, 6) for number in tensor.flatten().tolist()]

@@ -23,6 +23,7 @@ from iai_hf.cli.options import (
     Json,
     KindOption,
     Labels,
+    LabelSeparator,
     MaxTokens,
     OutputColumn,
     Quiet,
@@ -51,6 +52,7 @@ from iai_hf.cli.options import (
     print_table,
     read_records,
     report,
+    rows_of,
     start_logging,
     state_files,
     task_spec,
@@ -94,6 +96,7 @@ def adapt(
     target: Target = None,
     split: Split = None,
     quotes: Quotes = None,
+    label_separator: LabelSeparator = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -136,7 +139,7 @@ def adapt(
         amortizer.backbone.split_over_processes()
     if amortizer.reads == "numbers" and target is None and state is None:
         raise ConfigError(f"{method!r} reads a table of numbers; name the column to predict with --target")
-    names = columns(input_column, output_column, target, state, quotes)
+    names = columns(input_column, output_column, target, state, quotes, label_separator)
     read = replace(names, allow_missing_outputs=allow_missing_outputs)
     stream = open_stream(data, read, split=chosen_split(data, split, TRAIN), shuffle_seed=shuffle_seed)
     curve = None
@@ -240,13 +243,9 @@ def predict(
     lines = []
     for batch in batches(records, quiet, len(records) if transductive else 256):
         prediction = amortizer.predict(state, [record.input for record in batch], transductive=transductive)
-        sure = (
-            [None] * len(batch) if prediction.log_probs is None else prediction.log_probs.max(1).values.exp().tolist()
-        )
-        answers = prediction.outputs if prediction.values is None else prediction.values.tolist()
-        for record, answer, probability in zip(batch, answers, sure, strict=True):
-            row = {"input": record.input, "prediction": answer}
-            lines.append(json.dumps(row if probability is None else row | {"probability": round(probability, 6)}))
+        lines += [
+            json.dumps({"input": record.input} | row) for record, row in zip(batch, rows_of(prediction), strict=True)
+        ]
     write_whole(output, ("\n".join(lines) + "\n").encode())
     content = {"predictions": len(lines), "output": str(output)}
     report(content, as_json, f"{len(lines):,} predictions in {output}", output)
@@ -270,26 +269,27 @@ def evaluate(
     target: Target = None,
     split: Split = None,
     quotes: Quotes = None,
+    label_separator: LabelSeparator = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Accuracy, macro-F1, negative log-likelihood and calibration error; exact match; or errors of a regression."""
+    """Accuracy, F1, negative log-likelihood, calibration error; exact match; of a regression; of label sets."""
     start_logging(quiet)
-    import torch
-
     from iai_hf.auto import AutoAmortizer
     from iai_hf.files import check_output, check_own, write_whole
     from iai_hf.metrics import check_labels, score
     from iai_hf.state import TaskState
-    from iai_hf.task import Prediction
+    from iai_hf.task import LABELLED, Prediction, check_sets
 
     if output is not None:
         check_output(output, data, *state_files(state_dir))
         check_own(output, ("examples",), "a file of metrics", absent=("method",))
     state = TaskState.from_pretrained(state_dir)
-    records = read_records(data, columns(input_column, output_column, target, state, quotes), split, state.header.read)
+    names = columns(input_column, output_column, target, state, quotes, label_separator)
+    records = read_records(data, names, split, state.header.read)
     outputs = [record.output for record in records]
-    if state.task.kind == "classification" and not allow_unseen_labels:
+    check_sets(state.task, outputs)
+    if state.task.kind in LABELLED and not allow_unseen_labels:
         check_labels(state.task.labels, outputs)
     config = parse_settings(settings)
     amortizer = AutoAmortizer.for_state(
@@ -299,15 +299,7 @@ def evaluate(
         amortizer.predict(state, [record.input for record in batch], transductive=transductive)
         for batch in batches(records, quiet, len(records) if transductive else 256)
     ]
-    scores = [part.log_probs for part in parts if part.log_probs is not None]
-    values = all(part.values is not None for part in parts)
-    whole = Prediction(
-        tuple(answer for part in parts for answer in part.outputs),
-        state.task.labels if scores else (),
-        torch.cat(scores) if scores else None,
-        torch.cat([part.values for part in parts if part.values is not None]) if values else None,
-    )
-    metrics = score(whole, outputs, allow_unseen_labels=allow_unseen_labels)
+    metrics = score(Prediction.joined(parts), outputs, allow_unseen_labels=allow_unseen_labels)
     result = {"examples": len(records), **metrics}
     if output is not None:
         write_whole(output, json.dumps(result, indent=2).encode())
@@ -337,6 +329,7 @@ def compare(
     split: Split = None,
     test_split: TestSplit = None,
     quotes: Quotes = None,
+    label_separator: LabelSeparator = None,
     allow_unseen_labels: AllowUnseenLabels = False,
     title: Annotated[str | None, typer.Option(help="Title of the plot; by default the data's name.")] = None,
     quiet: Quiet = False,
@@ -356,7 +349,7 @@ def compare(
         test,
         names,
         task=task_spec(kind, labels),
-        columns=columns(input_column, output_column, quotes=quotes),
+        columns=columns(input_column, output_column, quotes=quotes, label_separator=label_separator),
         split=chosen_split(data, split, TRAIN),
         test_split=chosen_split(test, test_split, TEST),
         allow_unseen_labels=allow_unseen_labels,

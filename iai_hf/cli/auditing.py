@@ -63,6 +63,7 @@ def audit(
     from iai_hf.auto import AutoAmortizer
     from iai_hf.data import open_stream
     from iai_hf.files import check_output, check_own_lines, write_whole
+    from iai_hf.methods import check_one_label
     from iai_hf.plots import confusion_plot
     from iai_hf.state import TaskState
     from iai_hf.task import TaskSpec
@@ -88,6 +89,8 @@ def audit(
         config = {"weights": weights, "adapter": adapter}
         config = {name: value for name, value in config.items() if value is not None}
         amortizer = AutoAmortizer.from_pretrained("iterative", backbone=backbone, config=config, **options)
+        if outputs and isinstance(outputs[0], tuple):
+            check_one_label(TaskSpec("multi-label"), "an audit")
         empty = amortizer.init_state(TaskSpec("classification", tuple(dict.fromkeys(outputs))))
         state = amortizer.adapt(data, empty, columns=names, split=part, shuffle_seed=0, progress=not quiet)
     else:

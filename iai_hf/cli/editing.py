@@ -14,6 +14,7 @@ from iai_hf.cli.options import (
     Dtype,
     InputColumn,
     Json,
+    LabelSeparator,
     OutputColumn,
     Quiet,
     Quotes,
@@ -64,6 +65,7 @@ def forget(
     output_column: OutputColumn = "output",
     split: Split = None,
     quotes: Quotes = None,
+    label_separator: LabelSeparator = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -72,7 +74,8 @@ def forget(
     state, amortizer = _opened(
         context, state_dir, output, backbone, weights=weights, adapter=adapter, dtype=dtype, revision=revision
     )
-    named = replace(columns(input_column, output_column, quotes=quotes), allow_missing_outputs=allow_missing_outputs)
+    named = columns(input_column, output_column, quotes=quotes, label_separator=label_separator)
+    named = replace(named, allow_missing_outputs=allow_missing_outputs)
     split = chosen_split(data, split, TRAIN)
     edited = amortizer.forget(state, data, columns=named, unlabelled=unlabelled, split=split, strict=strict)
     _save(state, edited, output, as_json)

@@ -19,7 +19,7 @@ from iai_hf.errors import ConfigError, DataError, StateError
 
 if TYPE_CHECKING:
     from iai_hf.data import Record
-    from iai_hf.task import TaskSpec
+    from iai_hf.task import Prediction, TaskSpec
 
 log = logging.getLogger(__name__)
 DataOption = Annotated[
@@ -97,7 +97,16 @@ ShuffleSeed = Annotated[
     int | None, typer.Option("--shuffle-seed", min=0, help="Read in an order permuted from this seed.")
 ]
 KindOption = Annotated[
-    str | None, typer.Option("--kind", help="classification, generation or regression; by default told from the data.")
+    str | None,
+    typer.Option(
+        "--kind", help="classification, multi-label, generation or regression; by default told from the data."
+    ),
+]
+LabelSeparator = Annotated[
+    str | None,
+    typer.Option(
+        "--label-separator", help="Between the labels of an output that is a text, as in CSV; an empty one has none."
+    ),
 ]
 Labels = Annotated[str | None, typer.Option(help="Label names known ahead, separated by commas.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar, only warnings.")]
@@ -190,8 +199,11 @@ def columns(
     target: str | None = None,
     state: Any = None,
     quotes: bool | None = None,
+    label_separator: str | None = None,
 ) -> Columns:
     """The names of the columns: of text and answer, or of a numeric table; of a state's own table where it has one."""
+    if label_separator is not None and (target is not None or (state is not None and state.task.columns)):
+        raise ConfigError("--label-separator is of texts with several labels; a table's rows have one target")
     if state is not None and target is not None:
         if not state.task.columns:
             raise ConfigError(f"the state reads texts, --target {target} is of tables; name columns of text instead")
@@ -200,7 +212,7 @@ def columns(
     if state is not None and state.task.columns:
         return Columns(input_column, target or output_column, state.task.columns, quotes)
     if target is None:
-        return Columns(input_column, output_column, quotes=quotes)
+        return Columns(input_column, output_column, quotes=quotes, label_separator=label_separator)
     return Columns(input_column, target, (), quotes)
 
 
@@ -280,6 +292,21 @@ def batches(records: list[Record], quiet: bool, size: int = 256) -> Any:
         for first in range(0, len(records), size):
             yield records[first : first + size]
             bar.update(len(records[first : first + size]))
+
+
+def rows_of(prediction: Prediction) -> list[dict[str, Any]]:
+    """Each answer as a line of a file has it: with its probability, or that of each label where several may apply."""
+    if prediction.values is not None:
+        return [{"prediction": value} for value in prediction.values.tolist()]
+    rows: list[dict[str, Any]] = [{"prediction": output} for output in prediction.outputs]
+    if prediction.log_probs is not None:
+        sure = prediction.log_probs.max(1).values.exp().tolist()
+        return [row | {"probability": round(share, 6)} for row, share in zip(rows, sure, strict=True)]
+    if prediction.probabilities is not None:
+        each = [[round(share, 6) for share in shares] for shares in prediction.probabilities.tolist()]
+        named = [dict(zip(prediction.labels, shares, strict=True)) for shares in each]
+        return [row | {"probabilities": shares} for row, shares in zip(rows, named, strict=True)]
+    return rows
 
 
 def print_table(rows: list[list[str]]) -> None:

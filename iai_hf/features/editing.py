@@ -51,24 +51,24 @@ class EditableFeatures(FrozenFeatures[Config]):
             )
         if not chunk.inputs:
             return Edited(tensors)
-        targets = targets_of(chunk, task)
-        gone = torch.bincount(targets, minlength=len(task.labels))
+        head, targets = self.head_of(task), targets_of(chunk, task)
+        gone = targets.sum(0) if targets.ndim == 2 else torch.bincount(targets, minlength=len(task.labels))
         check_counts(task, tensors["counts"].tolist(), gone.tolist())
         features, cut = self.features(chunk.inputs)
         with torch.no_grad():
-            if not self.head.may_hold(tensors, features, targets):
+            if not head.may_hold(tensors, features, targets):
                 raise never_read("what would be left could be made of no examples")
-            left = self.head.without(tensors, features, targets)
+            left = head.without(tensors, features, targets)
             share = len(chunk) / examples
-            left = self.head.faded_steps(left, 0.0 if strict else 1 - share)
-        approximate = dict.fromkeys(self.head.traces(left), share)
+            left = head.faded_steps(left, 0.0 if strict else 1 - share)
+        approximate = dict.fromkeys(head.traces(left), share)
         return Edited(left, approximate, None, share, {"texts_cut": cut} if self.config.max_tokens else {})
 
     def regrouped(
         self, tensors: Tensors, before: TaskSpec, after: TaskSpec, places: Sequence[int | None], examples: int
     ) -> Edited:
         """As `Edits.regrouped`."""
-        counts, ways = tensors["counts"], Counter(places)
+        head, counts, ways = self.head_of(after), tensors["counts"], Counter(places)
         new = [number for number, label in enumerate(after.labels) if label not in before.labels]
         dropped = [number for number, place in enumerate(places) if place is None]
         joined = [number for number, place in enumerate(places) if ways[place] > 1 and place is not None]
@@ -78,16 +78,16 @@ class EditableFeatures(FrozenFeatures[Config]):
         kept = {number: place for number, place in enumerate(places) if place is not None}
         with torch.no_grad():
             for number in dropped:
-                tensors = self.head.without_class(tensors, number)
-            if dropped:
-                tensors = self.head.faded_steps(tensors, 1 - share)
+                tensors = head.without_class(tensors, number)
+            if dropped and head.exclusive:  # else the examples stay
+                tensors = head.faded_steps(tensors, 1 - share)
             rows, to = (torch.tensor([*numbers], device=counts.device) for numbers in (kept, kept.values()))
-            tensors = self.head.regrouped(tensors, rows, to, len(after.labels))
+            tensors = head.regrouped(tensors, rows, to, len(after.labels))
             if new:
                 names = self.name_features([after.labels[number] for number in new])
-                tensors = self.head.renamed(tensors, torch.tensor(new, device=counts.device), names)
-        traces = self.head.traces(tensors) if dropped or joined else self.head.traces(tensors, of_stream=True)
-        inexact = (*traces, *(self.head.estimated if dropped else ()))
+                tensors = head.renamed(tensors, torch.tensor(new, device=counts.device), names)
+        traces = head.traces(tensors) if dropped or joined else head.traces(tensors, of_stream=True)
+        inexact = (*traces, *(head.estimated if dropped else ()))
         return Edited(tensors, dict.fromkeys(inexact, share) if share else {}, None, share)
 
 

@@ -11,6 +11,7 @@ from iai_hf.backbones.linear_classifier import LinearClassifier
 from iai_hf.errors import BackboneError, ConfigError
 from iai_hf.features.adapted_features import AdaptedFeatures, AdaptedFeaturesConfig, Prepared
 from iai_hf.features.peft_export import write_classifier
+from iai_hf.methods import check_one_label
 from iai_hf.task import TaskSpec, Tensors
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ class ExportedFeatures(AdaptedFeatures[Config]):
 
     def export_peft(self, tensors: Tensors, task: TaskSpec, directory: Path) -> None:
         """See `iai_hf.features.peft_export`."""
+        check_one_label(task, "an export")
         prepared = self.prepare(tensors, task) if self.config.depth else None
         weights = [self.feature_adapter.low_rank] if self.feature_adapter is not None else []
         if prepared is None or prepared.low_rank is None:
@@ -46,7 +48,9 @@ class ExportedFeatures(AdaptedFeatures[Config]):
         Raises:
             BackboneError: the backbone is a causal language model, whose features are no other library's.
             DataError: fewer than two labels are known.
+            ConfigError: texts have several labels.
         """
+        check_one_label(state.task, "an export")
         if self.backbone.reading["hidden_state"] != "last":
             raise BackboneError(
                 f"features of {self.backbone.name} come from the middle of a causal language model, behind a question, "

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_args
 
 from typing_extensions import TypeVar
 
@@ -22,7 +22,7 @@ from iai_hf.features.heads import TEMPLATES, Head
 from iai_hf.files import ADAPTER_FILE
 from iai_hf.learned import AUTO, Learned
 from iai_hf.posterior import half_life_decay
-from iai_hf.task import Chunk, Prediction, TaskSpec, Tensors
+from iai_hf.task import Chunk, Kind, Prediction, TaskSpec, Tensors
 
 if TYPE_CHECKING:
     import torch
@@ -74,7 +74,7 @@ Config = TypeVar("Config", bound=FrozenFeaturesConfig, default=Any)
 class FrozenFeatures(Learned[Config]):
     """Base class: a subclass names its `regime` and makes its head."""
 
-    kinds = ("classification",)
+    kinds: ClassVar[tuple[Kind, ...]] = ("classification",)
     default_backbone = "sentence-transformers/all-MiniLM-L6-v2"
 
     def __init__(self, backbone: Backbone, config: Config | None = None) -> None:
@@ -108,6 +108,10 @@ class FrozenFeatures(Learned[Config]):
         """What is learned."""
         return cast("Head", self.module)
 
+    def head_of(self, task: TaskSpec) -> Head:
+        """The head that answers a task; that which is learned is of classifications."""
+        return self.head
+
     @property
     def feature_size(self) -> int:
         """Size of the features that the head sees."""
@@ -128,7 +132,7 @@ class FrozenFeatures(Learned[Config]):
         return self.features(texts)[0].unflatten(0, (len(TEMPLATES), len(labels)))
 
     def initial(self, task: TaskSpec) -> Mapping[str, torch.Tensor]:
-        return self._grown(self.head.initial(self.feature_size), task)
+        return self._grown(self.head_of(task).initial(self.feature_size), task)
 
     def refine(
         self, tensors: Mapping[str, torch.Tensor], task: TaskSpec, chunk: Chunk, examples: int
@@ -138,26 +142,27 @@ class FrozenFeatures(Learned[Config]):
         return absorbed, {"texts_cut": cut} if self.config.max_tokens else {}
 
     def absorbed(self, tensors: Tensors, task: TaskSpec, features: torch.Tensor, targets: torch.Tensor) -> Tensors:
-        """The head's tensors after examples with such features `[n, feature_size]` and classes int64 `[n]`."""
+        """The head's tensors after examples with such features `[n, feature_size]` and targets as of `targets_of`."""
         import torch
 
+        head = self.head_of(task)
         with torch.no_grad():
             if self.config.half_life is not None:
-                tensors = self.head.faded(tensors, half_life_decay(len(targets), self.config.half_life))
-            return self.head.refine(self._grown(tensors, task), features, targets)
+                tensors = head.faded(tensors, half_life_decay(len(targets), self.config.half_life))
+            return head.refine(self._grown(tensors, task), features, targets)
 
     def prepare(self, tensors: Mapping[str, torch.Tensor], task: TaskSpec) -> Any:
         import torch
 
         with torch.no_grad():
-            return self.head.prepare(tensors)
+            return self.head_of(task).prepare(tensors)
 
     def answer(self, prepared: Any, task: TaskSpec, queries: Sequence[str]) -> Prediction:
         import torch
 
         features, _ = self.features(queries)
         with torch.no_grad():
-            return Prediction.from_logits(self.head.logits(prepared, features), task.labels)
+            return self.head_of(task).predicted(prepared, features, task.labels)
 
     def combine(
         self, parts: Sequence[tuple[Mapping[str, torch.Tensor], TaskSpec]], task: TaskSpec
@@ -165,14 +170,15 @@ class FrozenFeatures(Learned[Config]):
         import torch
 
         class_of = {label: place for place, label in enumerate(task.labels)}
+        head = self.head_of(task)
         aligned = [
-            self.head.aligned(
+            head.aligned(
                 tensors, torch.tensor([class_of[label] for label in part.labels], dtype=torch.long), len(class_of)
             )
             for tensors, part in parts
         ]
         with torch.no_grad():
-            return self.head.merge(aligned)
+            return head.merge(aligned)
 
     def _grown(self, tensors: Mapping[str, torch.Tensor], task: TaskSpec) -> Mapping[str, torch.Tensor]:
         import torch
@@ -181,7 +187,7 @@ class FrozenFeatures(Learned[Config]):
         if not new:
             return tensors
         with torch.no_grad():
-            return self.head.grow(tensors, self.name_features(new))
+            return self.head_of(task).grow(tensors, self.name_features(new))
 
     @cached_property
     def _projection(self) -> torch.Tensor | None:
@@ -204,10 +210,16 @@ class FrozenFeatures(Learned[Config]):
 
 
 def targets_of(chunk: Chunk, task: TaskSpec) -> torch.Tensor:
-    """Numbers of a chunk's classes among the task's labels, int64 `[n]`."""
+    """Numbers of a chunk's classes among the task's labels, int64 `[n]`; of lists of labels which, bool `[n, C]`."""
     import torch
 
     class_of = {label: place for place, label in enumerate(task.labels)}
+    if task.kind == "multi-label":
+        own = torch.zeros(len(chunk), len(class_of), dtype=torch.bool)
+        pairs = [(row, class_of[label]) for row, output in enumerate(chunk.outputs) for label in output]
+        if pairs:
+            own[tuple(torch.tensor(pairs).T)] = True
+        return own
     return torch.tensor([class_of[output] for output in chunk.outputs])
 
 

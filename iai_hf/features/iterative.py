@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, cast
+from functools import cached_property
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from iai_hf.backbones import load_backbone
 from iai_hf.backbones.cached import CachedBackbone
@@ -15,10 +16,11 @@ from iai_hf.features.adapted_features import AdaptedFeaturesConfig, part_of
 from iai_hf.features.editing import EditableDepth, EditableFeatures
 from iai_hf.features.exported_features import ExportedFeatures
 from iai_hf.features.frozen_features import Config, FrozenFeatures, FrozenFeaturesConfig, targets_of
-from iai_hf.features.heads import ExplicitHead, Head, ImplicitHead, ParametricHead
+from iai_hf.features.heads import ExplicitHead, Head, ImplicitHead, MultiLabelHead, ParametricHead
 from iai_hf.features.unlabelled import TakesUnlabelled
+from iai_hf.methods import check_one_label
 from iai_hf.signals import SIGNALS, Signal
-from iai_hf.task import Chunk, TaskSpec, Tensors
+from iai_hf.task import Chunk, Kind, TaskSpec, Tensors
 
 if TYPE_CHECKING:
     import torch
@@ -90,10 +92,31 @@ class Iterative(
 
     method = "iterative"
     regime = "parametric"
+    kinds: ClassVar[tuple[Kind, ...]] = ("classification", "multi-label")
     config_class = IterativeConfig
 
     def make_module(self) -> Head:
         return ParametricHead(self.config.signal)
+
+    def head_of(self, task: TaskSpec) -> Head:
+        return self.multi_label_head if task.kind == "multi-label" else self.head
+
+    @cached_property
+    def multi_label_head(self) -> Head:
+        """The head of tasks with any number of labels a text, at its initial value: it is not learned."""
+        return MultiLabelHead(self.config.signal).requires_grad_(False)
+
+    def initial(self, task: TaskSpec) -> Tensors:
+        """As `FrozenFeatures.initial`.
+
+        Raises:
+            ConfigError: there is a depth, and several labels a text.
+        """
+        if task.kind == "multi-label" and self.config.depth:
+            raise ConfigError(
+                f"{self.method!r} with a depth, here {self.config.depth}, takes one label a text; set depth=0 for more"
+            )
+        return super().initial(task)
 
     def leave_one_out(self, state: TaskState, chunk: Chunk) -> torch.Tensor:
         """Log probabilities `[n, C]` of examples that the state has read, each as if it alone had not been.
@@ -102,7 +125,7 @@ class Iterative(
 
         Raises:
             StateError: the state belongs to another backbone, or has read fewer examples of a label.
-            ConfigError: the state forgets.
+            ConfigError: the state forgets, or has several labels a text.
             DataError: the state knows fewer than two labels.
         """
         import torch
@@ -114,6 +137,7 @@ class Iterative(
             )
         if self.config.depth:
             log.warning("the state has a depth; what is left out is judged by its head on frozen features alone")
+        check_one_label(state.task, "an audit")
         self.prepared(state)
         tensors = part_of("", state.tensors)
         targets = targets_of(chunk, state.task)
@@ -133,8 +157,9 @@ class Iterative(
         """As `TakesUnlabelled.absorb`; with a depth they are refused, since the sample has frozen features alone.
 
         Raises:
-            ConfigError: there is a depth.
+            ConfigError: there is a depth, or texts have several labels.
         """
+        check_one_label(task, "reading rows without a label, or queries that inform each other,")
         if self.config.depth:
             raise ConfigError(
                 f"{self.method!r} can't take rows without a label (unlabelled ones, or queries that inform each other) "

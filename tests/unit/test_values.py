@@ -183,7 +183,7 @@ def test_a_number_outside_the_class_names_is_no_label() -> None:
         (lambda: Chunk(("a", (1.0,)), ("x", "y")), "example 1 of a chunk: input is tuple"),
         (lambda: Chunk(((1.0,), "a"), ("x", "y")), "example 1 of a chunk: input: got 'a' alone"),
         (lambda: Chunk((1.0, 2.0), ("x", "y")), "example 0 of a chunk: input"),
-        (lambda: Chunk(("a",), (0.5,)), "output is float"),  # type: ignore[arg-type]
+        (lambda: Chunk(("a",), (0.5,)), "output is float"),
         (lambda: Chunk(("a",), ("half \udc00",)), "lone surrogate"),
     ],
 )

@@ -52,6 +52,11 @@ class Summary:
         """Examples, `[]`."""
         return self.counts.sum()
 
+    @property
+    def summed(self) -> torch.Tensor:
+        """Sum of all examples, `[d]`."""
+        return self.sums.sum(0)
+
     def with_soft(self, soft: SoftMoments) -> Summary:
         """The same with moments of unlabelled rows beside them."""
         return Summary(self.counts + soft.counts, self.sums + soft.sums, self.second + soft.second, self.names)
@@ -115,7 +120,7 @@ class Ridge(Expert):
     def __init__(self, summary: Summary, penalty: torch.Tensor) -> None:
         self.total = summary.total
         seen = self.total.clamp(min=1)
-        self.mean, shares = summary.sums.sum(0) / seen, summary.counts / seen
+        self.mean, shares = summary.summed / seen, summary.counts / seen
         scatter = summary.second - self.total * torch.outer(self.mean, self.mean)
         self.factor = torch.linalg.cholesky(scatter + penalty * torch.eye(len(scatter)).to(scatter))
         crossed = summary.sums - summary.counts[:, None] * self.mean
@@ -198,8 +203,12 @@ class Experts:
             "ridge": Ridge(summary, values["ridge"] * self.variance),
             "frequency": Frequency(summary, values["share_count"]),
         }
-        self.weight = torch.stack([self.by_name[name].weight for name in EXPERTS])
-        self.bias = torch.stack([self.by_name[name].bias for name in EXPERTS])
+        self._lay_out()
+
+    def _lay_out(self) -> None:
+        """Lay out the experts' linear maps, in their order, once `by_name` is there."""
+        self.weight = torch.stack([expert.weight for expert in self.by_name.values()])
+        self.bias = torch.stack([expert.bias for expert in self.by_name.values()])
 
     def scores(self, features: torch.Tensor) -> torch.Tensor:
         """`[n, C, K]` of features `[n, d]` that the experts have not absorbed."""
@@ -207,10 +216,12 @@ class Experts:
 
     def held_out(self, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """`[n, C, K]` of absorbed examples, each as if it alone were left out."""
-        scores = dict(zip(EXPERTS, self.scores(features).unbind(-1), strict=True))
-        own = torch.nn.functional.one_hot(targets, len(self.by_name["name"].bias)).bool()
-        examples = Examples(features, targets, own)
-        return torch.stack([self.by_name[name].held_out(scores[name], examples) for name in EXPERTS], -1)
+        own = torch.nn.functional.one_hot(targets, self.bias.shape[1]).bool()
+        return self._held_out(Examples(features, targets, own))
+
+    def _held_out(self, examples: Examples) -> torch.Tensor:
+        scores = zip(self.by_name.values(), self.scores(examples.features).unbind(-1), strict=True)
+        return torch.stack([expert.held_out(score, examples) for expert, score in scores], -1)
 
 
 def _within_classes(summary: Summary, found: ClassMeans) -> torch.Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from iai_hf.hyperparameters import Hyperparameters, saved_as
-from iai_hf.task import Tensors
+from iai_hf.task import Prediction, Tensors
 
 TEMPLATES = ("{}", "This is about {}.", "{} news", "This expresses {}.")  # ways in which a label's name is put
 
@@ -26,6 +26,7 @@ class Head(nn.Module, ABC):
         moments: those of them that are sums of what examples are alone, so that one can be taken out again.
         stepped: tensors that follow the stream, zeros at first, out of which no example can be taken.
         estimated: moments that hold no class's own part.
+        exclusive: whether an example has one class, or any number of them.
         hyperparameters: at first those that are given.
     """
 
@@ -34,6 +35,7 @@ class Head(nn.Module, ABC):
     moments: ClassVar[tuple[str, ...]]
     stepped: ClassVar[tuple[str, ...]] = ()
     estimated: ClassVar[tuple[str, ...]] = ()
+    exclusive: ClassVar[bool] = True
 
     def __init__(self, hyperparameters: Mapping[str, float]) -> None:
         super().__init__()
@@ -48,7 +50,10 @@ class Head(nn.Module, ABC):
 
     @abstractmethod
     def refine(self, tensors: Tensors, features: torch.Tensor, targets: torch.Tensor) -> Tensors:
-        """The state after a chunk: features `[n, d]`, class numbers int64 `[n]`."""
+        """The state after a chunk: features `[n, d]`, class numbers int64 `[n]`.
+
+        Here and below, targets of a head that is not `exclusive` are bool `[n, C]`.
+        """
 
     @abstractmethod
     def prepare(self, tensors: Tensors) -> Any:
@@ -57,6 +62,14 @@ class Head(nn.Module, ABC):
     @abstractmethod
     def logits(self, prepared: Any, features: torch.Tensor) -> torch.Tensor:
         """`[n, C]` of queries `[n, d]`."""
+
+    def predicted(self, prepared: Any, features: torch.Tensor, labels: tuple[str, ...]) -> Prediction:
+        """The answers to queries `[n, d]`."""
+        return Prediction.from_logits(self.logits(prepared, features), labels)
+
+    def examples(self, tensors: Tensors) -> torch.Tensor:
+        """Labelled examples behind a state, or a chunk's moments, `[]`."""
+        return tensors["counts"].sum()
 
     def grow(self, tensors: Tensors, names: torch.Tensor) -> Tensors:
         """The state with new classes, whose names have the features `[templates, new, d]`."""
@@ -102,11 +115,11 @@ class Head(nn.Module, ABC):
         """The state with examples `[n, d]` and `[n]` out of its moments; at most as many of a class as there are."""
         gone = self.summed(features, targets, len(tensors["counts"]))
         left = {name: tensors[name] - gone[name] for name in self.moments}
-        none = left["counts"] < 0.5
+        none, nothing = left["counts"] < 0.5, bool(self.examples(left) < 0.5)
         for name in self.moments:  # of what is empty nothing is left, not what was lost in rounding
             if name in self.per_class:
                 left[name] = left[name].masked_fill(none.reshape(-1, *[1] * (left[name].ndim - 1)), 0)
-            elif bool(none.all()):
+            elif nothing:
                 left[name] = torch.zeros_like(left[name])
         return {**tensors, **left}
 

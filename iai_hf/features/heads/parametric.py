@@ -19,8 +19,9 @@ in % / negative log-likelihood after 16, 64, 256, 1,024 and all examples:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -92,18 +93,19 @@ class ParametricHead(Head):
         signal: "data" keeps the closed forms alone, "gradient" the label names' experts and the correction alone.
     """
 
-    per_class = ("counts", "sums", "correction", "curvature", "names")
-    additive = ("counts", "sums", "gram", "curvature", "mixed", "evidence")
-    moments = ("counts", "sums", "gram")
-    stepped = ("correction", "curvature", "mixed", "deviation", "evidence")
-    estimated = ("gram",)
+    per_class: ClassVar[tuple[str, ...]] = ("counts", "sums", "correction", "curvature", "names")
+    additive: ClassVar[tuple[str, ...]] = ("counts", "sums", "gram", "curvature", "mixed", "evidence")
+    moments: ClassVar[tuple[str, ...]] = ("counts", "sums", "gram")
+    stepped: ClassVar[tuple[str, ...]] = ("correction", "curvature", "mixed", "deviation", "evidence")
+    estimated: ClassVar[tuple[str, ...]] = ("gram",)
+    experts: ClassVar[tuple[str, ...]] = EXPERTS
 
-    def __init__(self, signal: Signal = "both") -> None:
-        super().__init__(HYPERPARAMETERS)
+    def __init__(self, signal: Signal = "both", hyperparameters: Mapping[str, float] = HYPERPARAMETERS) -> None:
+        super().__init__(hyperparameters)
         self.signal = signal
 
     def initial(self, size: int) -> Tensors:
-        kinds = len(EXPERTS)
+        kinds = len(self.experts)
         return vars(
             Parameters(
                 counts=torch.zeros(0, dtype=torch.float32),
@@ -120,7 +122,7 @@ class ParametricHead(Head):
 
     def refine(self, tensors: Tensors, features: torch.Tensor, targets: torch.Tensor) -> Tensors:
         before = Parameters(**tensors)
-        ones = _with_one(features)
+        ones = with_one(features)
         new = self.summed(features, targets, len(before.counts))
         state = replace(before, **{name: tensors[name] + moment for name, moment in new.items()})
         if not takes_gradient(self.signal):
@@ -131,7 +133,7 @@ class ParametricHead(Head):
         scores = experts.held_out(features, targets) if absorbed else experts.scores(features)
         offset = ones @ before.correction.T
         trust = class_coverage(before.counts, new["counts"], float(len(features)))
-        prior, precision = _prior(values)
+        prior, precision = self._prior(values)
         deviation, evidence = stack(
             before.deviation, before.evidence, scores, offset, targets, prior, precision, trust, before.counts.sum()
         )
@@ -141,14 +143,14 @@ class ParametricHead(Head):
 
     def reread(self, tensors: Tensors, features: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> Tensors:
         """As `Head.reread`; the experts' weights and the correction stay."""
-        ones = _with_one(features)
+        ones = with_one(features)
         weighted = weights[:, None] * ones
         own = nn.functional.one_hot(targets, len(tensors["counts"])).to(features)
         sums = own.T @ weighted
         return {**tensors, "counts": sums[:, -1], "sums": sums[:, :-1], "gram": pack(ones.T @ weighted)}
 
     def summed(self, features: torch.Tensor, targets: torch.Tensor, classes: int) -> dict[str, torch.Tensor]:
-        ones = _with_one(features)
+        ones = with_one(features)
         counts, sums = class_sums(features, targets, classes)
         return {"counts": counts, "sums": sums, "gram": pack(ones.T @ ones)}
 
@@ -195,7 +197,7 @@ class ParametricHead(Head):
     def _precision(self, tensors: Tensors) -> torch.Tensor:
         """Of a state's deviation, prior and evidence, `[K, K]`."""
         seen, classes = tensors["counts"].sum(), max(len(tensors["counts"]), 1)
-        _, precision = _prior(self.hyperparameters(seen, classes))
+        _, precision = self._prior(self.hyperparameters(seen, classes))
         return prior_metric(precision, temperature_precision(classes, seen)) + tensors["evidence"]
 
     def faded(self, tensors: Tensors, factor: float) -> Tensors:
@@ -209,7 +211,7 @@ class ParametricHead(Head):
         tensors, sample = split(tensors)
         state = Parameters(**tensors)
         values = self.hyperparameters(state.counts.sum(), len(state.counts))
-        weights = (_prior(values)[0] + state.deviation).exp()
+        weights = (self._prior(values)[0] + state.deviation).exp()
         summary = self._summary(state)
 
         def scores(summary: Summary) -> Scores:
@@ -246,7 +248,12 @@ class ParametricHead(Head):
         experts = self._experts(state, values)
         scores = experts.held_out(features, targets) if takes_data(self.signal) else experts.scores(features)
         ones = torch.cat([features, features.new_ones(len(features), 1)], dim=1)
-        return scores @ (_prior(values)[0] + state.deviation).exp() + ones @ state.correction.T
+        return scores @ (self._prior(values)[0] + state.deviation).exp() + ones @ state.correction.T
+
+    def _prior(self, values: Values) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log weights of the experts before any evidence, and how firmly they are held, `[K]` each."""
+        weights = torch.stack([values[f"weight_{name}"] for name in self.experts]).log()
+        return weights, torch.stack([values[f"precision_{name}"] for name in self.experts])
 
     def _experts(self, state: Parameters, values: Values) -> Experts:
         return Experts(self._summary(state), values)
@@ -285,7 +292,7 @@ class ParametricHead(Head):
         return replace(state, correction=state.correction + size_of_step * step, curvature=curvature, mixed=mixed)
 
 
-def _with_one(features: torch.Tensor) -> torch.Tensor:
+def with_one(features: torch.Tensor) -> torch.Tensor:
     """[x, 1] of each example, `[n, d + 1]`."""
     return torch.cat([features, features.new_ones(len(features), 1)], dim=1)
 
@@ -293,9 +300,3 @@ def _with_one(features: torch.Tensor) -> torch.Tensor:
 def _moments(tensors: Tensors) -> Moments:
     size = tensors["sums"].shape[1]
     return Moments(tensors["counts"], tensors["sums"], unpack(tensors["gram"], size + 1)[:size, :size])
-
-
-def _prior(values: Values) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log weights of the experts before any evidence, and how firmly they are held, `[K]` each."""
-    weights = torch.stack([values[f"weight_{name}"] for name in EXPERTS]).log()
-    return weights, torch.stack([values[f"precision_{name}"] for name in EXPERTS])

@@ -1,0 +1,277 @@
+"""What every method promises whose tasks may have several labels a text; the others refuse such a task by name."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import LABELS, VOCABULARY, WORDS, examples
+from matrix import METHODS, Row, made, rows_of, task_of
+
+from iai_hf import AutoAmortizer, Chunk, Prediction, TaskSpec, TaskState
+from iai_hf.amortizer import Amortizer
+from iai_hf.auto import amortizer_class
+from iai_hf.backbones import Backbone
+from iai_hf.errors import ConfigError, DataError, IAIError, StateError
+from iai_hf.metrics import score
+from iai_hf.task import Kind
+
+KIND: Kind = "multi-label"
+ABLE = [
+    name for name, row in METHODS.items() if KIND in amortizer_class(row.method).kinds and not row.config.get("depth")
+]
+QUERIES = [row["input"] for row in examples(20, seed=9)]
+
+
+def sets(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Texts of none, one or several labels, of which each brings its words."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for _ in range(count):
+        own = [label for label in LABELS if float(torch.rand((), generator=generator)) < 0.4]
+        pools = [WORDS[label] for label in own] or [VOCABULARY[-6:]]
+        drawn = torch.randint(1000, (9,), generator=generator).tolist()
+        words = [pools[i % len(pools)][number % len(pools[i % len(pools)])] for i, number in enumerate(drawn)]
+        rows.append({"input": " ".join(words), "output": own})
+    return rows
+
+
+@pytest.fixture(params=ABLE)
+def amortizer(request: pytest.FixtureRequest, encoder: Backbone, causal: Backbone) -> Amortizer:
+    return made(METHODS[request.param], encoder, causal)
+
+
+def adapt(amortizer: Amortizer, rows: Any, state: TaskState | None = None, **options: Any) -> TaskState:
+    return amortizer.adapt(rows, state, **{"chunk_size": 8, "progress": False, **options})
+
+
+def probabilities(prediction: Prediction) -> torch.Tensor:
+    assert prediction.probabilities is not None
+    assert prediction.log_probs is None
+    return prediction.probabilities
+
+
+def same(first: TaskState, second: TaskState) -> bool:
+    return first.header == second.header and all(
+        torch.equal(first.tensors[name], second.tensors[name]) for name in (*first.tensors, *second.tensors)
+    )
+
+
+def chunk_of(rows: list[dict[str, Any]]) -> Chunk:
+    return Chunk(tuple(row["input"] for row in rows), tuple(row["output"] for row in rows))
+
+
+@pytest.mark.parametrize("row", METHODS.values(), ids=METHODS)
+def test_it_is_answered_or_refused_by_name(row: Row, encoder: Backbone, causal: Backbone) -> None:
+    amortizer = made(row, encoder, causal)
+    task = TaskSpec(KIND, LABELS, task_of(amortizer).columns)
+    if KIND not in amortizer.kinds:
+        with pytest.raises(DataError, match=r"choose a method that does \([^)]*\biterative\b"):
+            amortizer.init_state(task)
+    elif row.config.get("depth"):
+        with pytest.raises(ConfigError, match="depth=0"):
+            amortizer.init_state(task)
+    else:
+        assert amortizer.init_state(task).task.kind == KIND
+
+
+def test_it_learns(amortizer: Amortizer) -> None:
+    test = sets(120, seed=5)
+    queries, right = [row["input"] for row in test], [tuple(row["output"]) for row in test]
+    few, many = (adapt(amortizer, sets(count), chunk_size=32) for count in (8, 400))
+    before, after = (score(amortizer.predict(state, queries), right) for state in (few, many))
+    assert after["negative_log_likelihood"] < before["negative_log_likelihood"] - 0.1
+    assert after["ranking_loss"] < min(before["ranking_loss"], 0.45)
+
+
+def test_probabilities_are_each_labels_own_and_sets_follow_thresholds(amortizer: Amortizer) -> None:
+    prediction = amortizer.predict(adapt(amortizer, sets(60)), QUERIES)
+    found = probabilities(prediction)
+    assert found.shape == (20, 3)
+    assert bool(((found >= 0) & (found <= 1)).all())
+    for column, label in enumerate(prediction.labels):
+        own = torch.tensor([label in several for several in prediction.outputs])
+        if own.any() and not own.all():  # one threshold parts those that have the label from those that have not
+            assert float(found[own, column].min()) > float(found[~own, column].max())
+    assert not torch.allclose(found.sum(1), torch.ones(20), atol=1e-3)
+
+
+def test_updates_are_pure_and_the_same_input_gives_the_same_state(amortizer: Amortizer) -> None:
+    state = adapt(amortizer, sets(16))
+    kept = {name: tensor.clone() for name, tensor in state.tensors.items()}
+    amortizer.update(state, chunk_of(sets(8, seed=1)))
+    amortizer.predict(state, QUERIES)
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in state.tensors.items())
+    assert same(adapt(amortizer, sets(16)), state) or state.header.stream is None
+
+
+def test_a_saved_state_is_the_same_state(amortizer: Amortizer, tmp_path: Path) -> None:
+    state = adapt(amortizer, sets(24))
+    loaded = TaskState.from_pretrained(state.save_pretrained(tmp_path))
+    assert same(loaded, state)
+    assert loaded.task == TaskSpec(KIND, state.task.labels)
+    rebuilt = AutoAmortizer.for_state(loaded, amortizer.backbone)
+    first, second = amortizer.predict(state, QUERIES), rebuilt.predict(loaded, QUERIES)
+    assert first.outputs == second.outputs
+    assert torch.equal(probabilities(first), probabilities(second))
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_run_that_is_killed_resumes_to_the_same_state(amortizer: Amortizer, tmp_path: Path) -> None:
+    rows = sets(40)
+    whole = adapt(amortizer, rows)
+
+    def kill(state: TaskState, _: Chunk) -> None:
+        if state.header.examples == 24:
+            raise Killed
+
+    with pytest.raises(Killed):
+        adapt(amortizer, rows, output=tmp_path, checkpointing_steps=1, on_step=kill)
+    left = TaskState.from_pretrained(tmp_path)
+    assert left.header.examples == 16
+    assert same(adapt(amortizer, rows, left, resume=True), whole)
+    again = adapt(amortizer, (row for row in rows), left, resume=True)
+    assert all(torch.equal(again.tensors[name], tensor) for name, tensor in whole.tensors.items())
+
+
+def test_states_of_parts_merge_into_the_state_of_the_whole(amortizer: Amortizer) -> None:
+    rows = sets(48)
+    parts = [adapt(amortizer, rows[i::2]) for i in (0, 1)]
+    merged, whole = amortizer.merge(parts), adapt(amortizer, rows)
+    assert (merged.header.examples, merged.task.kind) == (48, KIND)
+    order = [merged.task.labels.index(label) for label in whole.task.labels]
+    for name in ("counts", "sums"):
+        torch.testing.assert_close(merged.tensors[name][order], whole.tensors[name], atol=1e-4, rtol=1e-4)
+    for name in {"gram"} & set(whole.tensors):
+        torch.testing.assert_close(merged.tensors[name], whole.tensors[name], atol=1e-3, rtol=1e-4)
+    if getattr(amortizer.config, "signal", None) == "data":
+        found, wanted = (probabilities(amortizer.predict(state, QUERIES)) for state in (merged, whole))
+        torch.testing.assert_close(found[:, order], wanted, atol=1e-3, rtol=0)
+    with pytest.raises(StateError, match="same data"):
+        amortizer.merge([parts[0], parts[0]])
+
+
+def test_states_of_one_label_and_of_several_are_asked_together_but_not_merged(amortizer: Amortizer) -> None:
+    several, one = adapt(amortizer, sets(24)), adapt(amortizer, rows_of(amortizer, 24))
+    mixed = amortizer.predict_each([several, one] * 3, QUERIES[:6])
+    for number, (state, found) in enumerate(zip(itertools.cycle((several, one)), mixed, strict=False)):
+        alone = amortizer.predict(state, [QUERIES[number]])
+        assert found.outputs == alone.outputs
+        assert found.kind == state.task.kind
+        for name in ("log_probs", "probabilities"):
+            torch.testing.assert_close(getattr(found, name), getattr(alone, name), atol=1e-4, rtol=1e-4)
+    for states in ([several, one], [one, several]):
+        with pytest.raises(StateError, match="kind"):
+            amortizer.merge(states)
+
+
+def test_it_answers_by_names_alone_and_grows(amortizer: Amortizer) -> None:
+    state = amortizer.init_state(TaskSpec(KIND, LABELS[:1]))
+    assert probabilities(amortizer.predict(state, QUERIES)).shape == (20, 1)
+    grown = amortizer.update(state, chunk_of(sets(8)))
+    assert grown.task.labels[0] == LABELS[0]
+    assert set(grown.task.labels) == set(LABELS)
+    assert probabilities(amortizer.predict(grown, QUERIES)).shape == (20, 3)
+    with pytest.raises(DataError, match="at least one"):
+        amortizer.predict(amortizer.init_state(TaskSpec(KIND)), QUERIES)
+    with pytest.raises(DataError, match="no row has a label"):
+        adapt(amortizer, [{"input": "a text", "output": []}] * 3)
+
+
+@pytest.mark.parametrize("stream", ["sorted", "the same example", "none of the labels", "all of them"])
+def test_odd_chunks_do_no_harm(amortizer: Amortizer, stream: str) -> None:
+    rows, test = sets(96), sets(60, seed=5)
+    odd = {
+        "sorted": sorted(rows, key=lambda row: str(row["output"])),
+        "the same example": rows + rows[:1] * 96,
+        "none of the labels": rows + [{**row, "output": []} for row in sets(48, 3) if not row["output"]],
+        "all of them": rows
+        + [{"input": row["input"], "output": list(LABELS)} for row in sets(48, 3) if len(row["output"]) == 3],
+    }
+    queries, right = [row["input"] for row in test], [tuple(row["output"]) for row in test]
+    task = TaskSpec(KIND, LABELS)
+    found = score(amortizer.predict(adapt(amortizer, odd[stream], task=task), queries), right)
+    assert found["ranking_loss"] < 0.5  # better than chance
+    assert found["negative_log_likelihood"] < 3 * 0.7 + 0.3  # and hardly worse than knowing nothing of three labels
+
+
+def test_a_list_for_a_label_and_the_reverse_are_refused(amortizer: Amortizer) -> None:
+    several, one = adapt(amortizer, sets(24)), adapt(amortizer, rows_of(amortizer, 24))
+    with pytest.raises(DataError, match="choose the kind"):
+        amortizer.update(one, chunk_of(sets(8)))
+    with pytest.raises(DataError, match="each is a list"):
+        amortizer.update(several, chunk_of(rows_of(amortizer, 8)))
+    with pytest.raises(DataError, match="each is a list"):
+        adapt(amortizer, rows_of(amortizer, 8), task=TaskSpec(KIND))
+    with pytest.raises(DataError, match="choose the kind"):
+        adapt(amortizer, sets(8), task=TaskSpec("classification"))
+    with pytest.raises(DataError, match="each is a list"):
+        score(amortizer.predict(several, QUERIES[:2]), ["sports", "music"])
+    with pytest.raises(DataError, match="choose the kind"):
+        score(amortizer.predict(one, QUERIES[:2]), [("sports",), ()])
+
+
+def test_what_is_of_one_label_alone_is_refused_by_name(amortizer: Amortizer, tmp_path: Path) -> None:
+    from iai_hf.audit import audit
+
+    rows = sets(24)
+    state = adapt(amortizer, rows)
+    kept = {name: tensor.clone() for name, tensor in state.tensors.items()}
+    inputs, outputs = [row["input"] for row in rows], [tuple(row["output"]) for row in rows]
+    refused: list[Any] = [
+        lambda: amortizer.update(state, Chunk((), (), ("a text",))),
+        lambda: amortizer.predict(state, QUERIES, transductive=True),
+        lambda: amortizer.export(state, tmp_path / "peft", "peft"),
+        lambda: amortizer.export(state, tmp_path / "modules", "sentence-transformers"),
+        lambda: amortizer.merge_labels(state, LABELS[:2], "both"),
+        lambda: amortizer.relabel(state, rows, "sports"),
+        lambda: audit(amortizer, state, inputs, outputs),  # type: ignore[arg-type]
+    ]
+    for call in refused:
+        with pytest.raises(IAIError):
+            call()
+    assert not list(tmp_path.iterdir())
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in state.tensors.items())
+
+
+def test_what_is_forgotten_is_gone_from_the_sums(amortizer: Amortizer) -> None:
+    rows = sets(32)
+    state, left = adapt(amortizer, rows), adapt(amortizer, rows[8:], task=TaskSpec(KIND, tuple(LABELS)))
+    edited = amortizer.forget(state, rows[:8])
+    assert edited.header.examples == 24
+    assert edited.header.history[-1].edit == "forget"
+    order = [state.task.labels.index(label) for label in left.task.labels]
+    for name in ("counts", "sums"):
+        torch.testing.assert_close(edited.tensors[name][order], left.tensors[name], atol=1e-4, rtol=1e-4)
+    for name in {"gram"} & set(left.tensors):
+        torch.testing.assert_close(edited.tensors[name], left.tensors[name], atol=1e-3, rtol=1e-4)
+    nothing = amortizer.forget(state, rows, strict=True)
+    assert not any(bool(nothing.tensors[name].any()) for name in ("counts", "sums", "gram") if name in nothing.tensors)
+    assert probabilities(amortizer.predict(nothing, QUERIES)).isfinite().all()
+    with pytest.raises(DataError, match="does not know the label"):
+        amortizer.forget(state, [{"input": "a text", "output": ["nothing of the kind"]}])
+    with pytest.raises(DataError, match=r"to forget|never read"):
+        amortizer.forget(state, sets(60, seed=4)[:30])
+    with pytest.raises(DataError, match="each is a list"):
+        amortizer.forget(state, rows_of(amortizer, 2))
+
+
+def test_labels_are_renamed_added_and_dropped_while_their_texts_stay(amortizer: Amortizer) -> None:
+    state = adapt(amortizer, sets(32))
+    first, *others = state.task.labels
+    renamed = amortizer.rename_label(state, first, "another name")
+    assert renamed.task.labels == ("another name", *others)
+    assert renamed.header.examples == 32
+    added = amortizer.add_label(state, "politics")
+    assert probabilities(amortizer.predict(added, QUERIES)).shape == (20, 4)
+    dropped = amortizer.drop_label(state, first)
+    assert dropped.task.labels == tuple(others)
+    assert dropped.header.examples == 32
+    assert torch.equal(dropped.tensors["gram"], state.tensors["gram"])
+    assert amortizer.predict(dropped, QUERIES).labels == tuple(others)
