@@ -16,6 +16,7 @@ from iai_hf.curve import Curve, headline, marks
 from iai_hf.data import TEST, TRAIN, Columns, open_stream
 from iai_hf.errors import DataError, StateError
 from iai_hf.files import CURVE_FILE, check_own, write_whole
+from iai_hf.methods import check_task
 from iai_hf.task import TaskSpec
 
 if TYPE_CHECKING:
@@ -74,8 +75,10 @@ def compare(
     inputs, outputs = [record.input for record in records], [record.output for record in records]
     loaded: dict[str, Backbone] = {}
     results = []
-    # All first: a method that is not known, or not for this backbone, is told before hours of work.
+    # All first: a method that is not known, or not for this backbone or task, is told before hours of work.
     amortizers = [_load(method, backbone, dtype, (config or {}).get(method), loaded) for method in methods]
+    for method, amortizer in zip(methods, amortizers, strict=True):
+        check_task(amortizer, stream.task(task, (max_examples or {}).get(method)))
     for method, name, amortizer in zip(methods, run_names(methods), amortizers, strict=True):
         log.info("%s", name)
         limit = (max_examples or {}).get(method)

@@ -27,7 +27,8 @@ class Cursor:
     def __init__(self, stream: Stream, chunk_size: int, shuffle_seed: int | None) -> None:
         self.stream = stream
         named = () if stream.columns.numbers is not None else (stream.columns.input,)
-        read = (*named, stream.columns.output or "")
+        separator = stream.columns.label_separator
+        read = (*named, stream.columns.output or "", *(() if separator is None else (separator,)))
         self.position = StreamPosition(stream.fingerprint or "", chunk_size, shuffle_seed, 0, read)
 
     def resume(self, header: StateHeader) -> None:
@@ -49,7 +50,7 @@ class Cursor:
             raise StateError(
                 f"the state was left in a stream of columns {at.columns}, this one has {ours.columns}; name the same "
                 "to resume",
-                options=("input_column", "output_column", "target"),
+                options=("input_column", "output_column", "target", "label_separator"),
             )
         if (at.chunk_size, at.shuffle_seed) != (ours.chunk_size, ours.shuffle_seed):
             raise StateError(

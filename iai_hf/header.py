@@ -23,7 +23,8 @@ class StreamPosition:
     chunk_size: int
     shuffle_seed: int | None
     examples: int  # rows of this stream that the state has absorbed
-    columns: tuple[str, ...] | None = None  # of text and answer, or of a table's answer; format 1 did not note them
+    # Of text and answer, or of a table's answer, and what separates labels; format 1 did not note them.
+    columns: tuple[str, ...] | None = None
 
     @property
     def labelled(self) -> str:

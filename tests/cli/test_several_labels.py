@@ -90,9 +90,26 @@ def test_mistakes_are_one_line_and_write_nothing(
         (adapting("iterative", texts, "--kind", "multi-label"), "--label-separator"),
         (adapting("iterative", lists, "--set", "depth=1"), "depth=0"),
         (adapting("iterative", lists, "--unlabelled", texts), "rows without a label"),
+        (
+            (
+                "compare",
+                "--data",
+                lists,
+                "--test",
+                lists,
+                "--methods",
+                "iterative,iterative-explicit",
+                "--quiet",
+                "--backbone",
+                encoder_folder,
+                "--output",
+                output,
+            ),
+            "'iterative-explicit' answers classification tasks",
+        ),
         (("audit", "--data", lists, "--backbone", encoder_folder, "--quiet"), "one label each"),
     ):
         status, _, err = iai(capsys, *arguments)
         assert (status, err.count("\n")) == (2, 1), err
         assert words in err
-        assert not (output / "state.safetensors").exists()
+        assert not list(output.rglob("*.safetensors"))

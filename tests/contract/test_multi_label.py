@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ from iai_hf import AutoAmortizer, Chunk, Prediction, TaskSpec, TaskState
 from iai_hf.amortizer import Amortizer
 from iai_hf.auto import amortizer_class
 from iai_hf.backbones import Backbone
+from iai_hf.card import state_card
+from iai_hf.data import Columns
 from iai_hf.errors import ConfigError, DataError, IAIError, StateError
 from iai_hf.metrics import score
+from iai_hf.pipeline import StatePipeline
 from iai_hf.task import Kind
 
 KIND: Kind = "multi-label"
@@ -275,3 +279,45 @@ def test_labels_are_renamed_added_and_dropped_while_their_texts_stay(amortizer: 
     assert dropped.header.examples == 32
     assert torch.equal(dropped.tensors["gram"], state.tensors["gram"])
     assert amortizer.predict(dropped, QUERIES).labels == tuple(others)
+
+
+def test_a_stream_is_resumed_with_the_separator_that_it_was_read_with(amortizer: Amortizer, tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    rows = [{**row, "output": "; ".join(row["output"])} for row in sets(24)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    columns = Columns(label_separator=";")
+    left = adapt(amortizer, path, columns=columns, max_examples=16)
+    assert same(adapt(amortizer, path, left, columns=columns, resume=True), adapt(amortizer, path, columns=columns))
+    with pytest.raises(StateError, match="was left in a stream of columns"):
+        adapt(amortizer, path, left, columns=Columns(label_separator=","), resume=True)
+
+
+def test_a_pipeline_answers_with_the_labels_that_apply(amortizer: Amortizer) -> None:
+    state = adapt(amortizer, sets(60))
+    prediction, answer = amortizer.predict(state, QUERIES), StatePipeline(state, amortizer)
+    for found, labels in zip(answer(QUERIES), prediction.outputs, strict=True):
+        assert {one["label"] for one in found} == set(labels)
+        assert [one["score"] for one in found] == sorted((one["score"] for one in found), reverse=True)
+    assert [len(found) for found in answer(QUERIES[:2], top_k=2)] == [2, 2]
+    assert answer(QUERIES[0], top_k=None) == answer(QUERIES[:1], top_k=None)[0]
+
+
+def test_a_card_says_what_is_answered(amortizer: Amortizer) -> None:
+    state = adapt(amortizer, sets(16))
+    card = state_card(state.header, state.nbytes, "you/tags")
+    assert "those of 3 labels that apply, if any" in card
+    assert "pipeline_tag: text-classification" in card
+
+
+def test_what_fades_leaves_room_for_a_label_whose_meaning_changes(encoder: Backbone) -> None:
+    new = {"sports": "music", "music": "food", "food": "sports"}
+    moved = [{**row, "output": [new[label] for label in row["output"]]} for row in sets(120, seed=2)]
+    test = sets(90, seed=5)
+    queries, right = [row["input"] for row in test], [tuple(new[label] for label in row["output"]) for row in test]
+
+    def loss(half_life: int | None) -> float:
+        amortizer = AutoAmortizer.from_pretrained("iterative", backbone=encoder, config={"half_life": half_life})
+        state = adapt(amortizer, sets(240) + moved, task=TaskSpec(KIND, LABELS))
+        return score(amortizer.predict(state, queries), right)["ranking_loss"]
+
+    assert loss(24) < loss(None) - 0.1
