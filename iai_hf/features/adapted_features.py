@@ -75,6 +75,10 @@ class AdaptedFeaturesConfig(FrozenFeaturesConfig):
         require(sound, f"depth is {self.depth!r}; expected 0 or more layers, or {AUTO!r}")
         for name in set(OF_DEPTH) - {"steps"}:
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; expected more than 0")
+        require(
+            not (self.watch and self.depth),
+            f"watch is set, and depth is {self.depth!r}: a state is watched on frozen features; leave one of them out",
+        )
         if not self.depth:
             fields = {field.name: field.default for field in dataclasses.fields(AdaptedFeaturesConfig)}
             idle = [name for name in OF_DEPTH if getattr(self, name) != fields[name]]

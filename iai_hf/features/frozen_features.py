@@ -44,6 +44,7 @@ class FrozenFeaturesConfig:
         adapter: learned features: the name of a shipped feature adapter, or a folder; None for the backbone's own;
             "auto" for the shipped one that belongs to the backbone, where there is one. States of before there were
             any have none.
+        watch: notice where the stream changes (`iai_hf.changes`), and go on from there (`features/watched.py`).
         standardize: give every dimension of a feature a scale of its own (`iai_hf.backbones.standardizing`); "auto"
             does so where two dimensions would drown the others, as in most causal language models.
         projection: how wider features are projected: "orthogonal" keeps the most of what tells texts apart; "gaussian"
@@ -57,10 +58,16 @@ class FrozenFeaturesConfig:
     adapter: str | None = field(default=AUTO, metadata={ABSENT: None, **APART})
     standardize: bool | str = field(default=AUTO, metadata={ABSENT: False})
     projection: Projection = field(default="orthogonal", metadata={ABSENT: "gaussian", **APART})
+    watch: bool = field(default=False, metadata={ABSENT: False, **APART})
 
     def __post_init__(self) -> None:
         require(self.max_tokens is None or self.max_tokens > 0, f"max_tokens is {self.max_tokens}; expected 1 or more")
         require(self.half_life is None or self.half_life > 0, f"half_life is {self.half_life}; expected 1 or more")
+        both = self.watch and self.half_life is not None
+        require(
+            not both,
+            f"half_life is {self.half_life}, and watch is set, which forgets by itself, after a change; give one of them",
+        )
         require(self.max_features > 0, f"max_features is {self.max_features}; expected 1 or more")
         known = self.standardize in (True, False, AUTO)
         require(known, f"standardize is {self.standardize!r}; expected true, false or {AUTO!r}")

@@ -18,6 +18,7 @@ from iai_hf.features.exported_features import ExportedFeatures
 from iai_hf.features.frozen_features import Config, FrozenFeatures, FrozenFeaturesConfig, targets_of
 from iai_hf.features.heads import ExplicitHead, Head, ImplicitHead, MultiLabelHead, ParametricHead
 from iai_hf.features.unlabelled import TakesUnlabelled
+from iai_hf.features.watched import WatchedFeatures, check_same_meaning
 from iai_hf.methods import check_one_label
 from iai_hf.signals import SIGNALS, Signal
 from iai_hf.task import Chunk, Kind, TaskSpec, Tensors
@@ -83,6 +84,7 @@ class _OnTasks(EditableFeatures[Config]):
 
 
 class Iterative(
+    WatchedFeatures[IterativeConfig],
     TakesUnlabelled[IterativeConfig],
     EditableDepth[IterativeConfig],
     ExportedFeatures[IterativeConfig],
@@ -135,6 +137,7 @@ class Iterative(
                 f"a state with half_life={self.config.half_life} holds its examples with weights that are not known, "
                 "so that none can be left out; adapt one without half_life"
             )
+        check_same_meaning(state.tensors, "no longer counts the examples before, so that none can be left out")
         if self.config.depth:
             log.warning("the state has a depth; what is left out is judged by its head on frozen features alone")
         check_one_label(state.task, "an audit")
@@ -168,7 +171,9 @@ class Iterative(
         return super().absorb(tensors, task, inputs)
 
 
-class IterativeExplicit(TakesUnlabelled[FrozenFeaturesConfig], _OnTasks[FrozenFeaturesConfig]):
+class IterativeExplicit(
+    WatchedFeatures[FrozenFeaturesConfig], TakesUnlabelled[FrozenFeaturesConfig], _OnTasks[FrozenFeaturesConfig]
+):
     """Explicit: the state is a compact code, the predictor is learned (see `iai_hf.features.heads.explicit`)."""
 
     method = "iterative-explicit"
@@ -179,7 +184,7 @@ class IterativeExplicit(TakesUnlabelled[FrozenFeaturesConfig], _OnTasks[FrozenFe
         return ExplicitHead()
 
 
-class IterativeImplicit(_OnTasks[IterativeImplicitConfig]):
+class IterativeImplicit(WatchedFeatures[IterativeImplicitConfig], _OnTasks[IterativeImplicitConfig]):
     """Implicit: the state is observations, queries' logits are refined by them (see `heads/implicit.py`)."""
 
     method = "iterative-implicit"

@@ -1,0 +1,6 @@
+"""What a state keeps to notice changes of its stream (`watch.py`), how (`scores.py`, `detectors.py`), and what then."""
+
+from iai_hf.features.watch import forecasts
+from iai_hf.features.watch.watch import KINDS, PART, Watch
+
+__all__ = ["KINDS", "PART", "Watch", "forecasts"]
