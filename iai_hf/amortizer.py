@@ -29,6 +29,7 @@ from iai_hf.adapt import adapt
 from iai_hf.backbones import Backbone
 from iai_hf.belonging import check_belongs
 from iai_hf.card import amortizer_card
+from iai_hf.changes import Watches
 from iai_hf.config import Settings, first_names
 from iai_hf.edits import Edits
 from iai_hf.errors import BackboneError, ConfigError, DataError, StateError
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 Config = TypeVar("Config", bound=Settings, default=Any)
 
 
-class Amortizer(Edits, ABC, Generic[Config]):
+class Amortizer(Edits, Watches, ABC, Generic[Config]):
     """Base class of all methods, of the type of their configuration.
 
     Attributes:
@@ -393,7 +394,5 @@ class Amortizer(Edits, ABC, Generic[Config]):
         """
         described = {"method": self.method, "config": dataclasses.asdict(self.config), "backbone": self.backbone.name}
         card = amortizer_card(described, repo_id, tags)
-        files, contents = hub.AMORTIZER_FILES, shipped.published(self.contents())
-        return hub.publish(
-            self.save_pretrained, repo_id, directory, card=card, only=files, contents=contents, **pushing
-        )
+        chosen = {"only": hub.AMORTIZER_FILES, "contents": shipped.published(self.contents())}
+        return hub.publish(self.save_pretrained, repo_id, directory, card=card, **chosen, **pushing)

@@ -1,9 +1,14 @@
-"""Change: what a watched stream was noticed to have changed in, as a value and in words."""
+"""Changes of a stream: what a state that watches it has noticed, as values and in words."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from iai_hf.methods import check_watches
+
+if TYPE_CHECKING:
+    from iai_hf.state import TaskState
 
 Kind = Literal["meaning", "frequencies", "texts", "label"]
 GROUPED = 0.9  # share of one label among the newest examples, from which on data are probably sorted by label
@@ -50,3 +55,23 @@ class Change:
         if self.grouped:
             return f"{told}, {self.before:.0%} before: data sorted or grouped by label? If so, shuffle (shuffle_seed)"
         return f"{told}, {self.before:.0%} before; answers follow as far as that proves right"
+
+
+class Watches:
+    """The part of the contract that tells of changes. A method that can notice them has a setting `watch`.
+
+    Attributes:
+        watches: whether the method can.
+    """
+
+    watches: ClassVar[bool] = False
+
+    def changes(self, state: TaskState) -> list[Change]:
+        """What a watched state has noticed of its stream, the newest last.
+
+        Raises:
+            ConfigError: the method notices no changes, or the state is not watched.
+            StateError: the state belongs to another method or backbone.
+        """
+        check_watches(self)
+        raise NotImplementedError

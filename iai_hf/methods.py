@@ -94,3 +94,12 @@ def check_takes_unlabelled(method: Any) -> None:
             f"{method.method!r} can't take rows without a label (unlabelled ones, or queries that inform each other); "
             f"leave them out, or choose a method that takes them ({those(lambda other: other.takes_unlabelled)})"
         )
+
+
+def check_watches(method: Any) -> None:
+    """Raise ConfigError where a method can't notice that its stream changes."""
+    if not method.watches:
+        raise ConfigError(
+            f"{method.method!r} notices no changes of its stream; leave watch out, or choose a method that does "
+            f"({those(lambda other: other.watches)})"
+        )

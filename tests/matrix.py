@@ -44,6 +44,7 @@ METHODS = {
         {"depth": "auto", "rank": 2, "steps": 2.0, "learning_rate": 3e-3, "retained_bytes": 4000},
     ),
     "iterative/deep causal": Row("iterative", "causal", {"depth": 1, "rank": 2, "retained_bytes": 500}),
+    "iterative/watched": Row("iterative", "encoder", {"watch": True}),
     "iterative-explicit": Row("iterative-explicit", "encoder", {}),
     "iterative-implicit": Row("iterative-implicit", "encoder", {"budget": 32}),
     "in-context": Row("in-context", "causal", {"demonstration_tokens": 200}, "names"),

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import typer
 
-from iai_hf.cli import adapting, auditing, editing, sharing
+from iai_hf.cli import adapting, auditing, editing, looking, sharing
 from iai_hf.errors import ConfigError, IAIError
 
 SPELLED = {"quotes": "--quotes or --no-quotes"}
@@ -22,6 +22,7 @@ app = typer.Typer(
 app.add_typer(adapting.app)
 app.add_typer(auditing.app)
 app.add_typer(editing.app)
+app.add_typer(looking.app)
 app.add_typer(sharing.app)
 
 

@@ -1,8 +1,7 @@
-"""Commands that adapt, answer, measure and look at states."""
+"""Commands that adapt states, answer from them, and measure."""
 
 from __future__ import annotations
 
-import inspect
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +39,7 @@ from iai_hf.cli.options import (
     TestSplit,
     Transductive,
     UnlabelledOption,
+    Watch,
     batches,
     chosen_split,
     columns,
@@ -47,6 +47,7 @@ from iai_hf.cli.options import (
     hold,
     hold_new,
     interruptible,
+    noticed,
     parse_limits,
     parse_settings,
     print_table,
@@ -56,6 +57,7 @@ from iai_hf.cli.options import (
     start_logging,
     state_files,
     task_spec,
+    watching,
 )
 from iai_hf.data import TEST, TRAIN
 from iai_hf.errors import ConfigError, StateError
@@ -73,6 +75,7 @@ def adapt(
     data: DataOption,
     output: Annotated[Path, typer.Option("--output", help="Folder for the state.")],
     unlabelled: UnlabelledOption = None,
+    watch: Watch = False,
     allow_missing_outputs: AllowMissingOutputs = False,
     backbone: BackboneOption = None,
     dtype: Dtype = None,
@@ -132,6 +135,7 @@ def adapt(
                 f"--max-tokens is {max_tokens}, --set max_tokens {config['max_tokens']}; give one of them"
             )
         config["max_tokens"] = max_tokens
+    config |= watching(watch, method, config, state)
     # Each process has a device of its own, for which the backbone is loaded.
     place = {"device": processes.Group.joined().device} if processes.several() else {}
     amortizer = AutoAmortizer.from_pretrained(method, backbone=backbone, config=config, dtype=dtype, **place)
@@ -174,7 +178,7 @@ def adapt(
         curve.save(state)
     told = "".join(f"\n{name}: {value}" for name, value in amortizer.summary(state).items())
     size = f"{state.header.examples:,} examples in {state.nbytes / 1000:,.0f} kB at {output}"
-    report(describe(state), as_json, size + told)
+    report({**describe(state), **noticed(amortizer, state)}, as_json, size + told)
 
 
 @app.command()
@@ -368,29 +372,3 @@ def compare(
     if not as_json and not quiet:
         print_table(comparing.table(results))
     report(results, as_json, f"results.json, results.md and curve.png in {output}")
-
-
-@app.command()
-def info(
-    path: Annotated[Path, typer.Argument(help="Folder of a state or an amortizer.")],
-    quiet: Quiet = False,
-    as_json: Json = False,
-) -> None:
-    """What a state or an amortizer is, without loading its backbone."""
-    start_logging(quiet)
-    from iai_hf.auto import AutoAmortizer, amortizer_class
-    from iai_hf.files import STATE_FILE
-    from iai_hf.state import TaskState
-
-    state = TaskState.from_pretrained(path) if (path / STATE_FILE).is_file() or path.is_file() else None
-    if state is not None:
-        content = describe(state)
-    elif path.is_dir():
-        content = AutoAmortizer.describe(path)
-    else:
-        raise StateError(f"nothing at {path}; expected a folder with a state or an amortizer")
-    kind = amortizer_class(content["method"])
-    content |= {"regime": kind.regime, "reads": kind.reads, "meaning": (inspect.getdoc(kind) or "").splitlines()[0]}
-    if state is not None:
-        content |= kind.summary(state)
-    report(content, as_json, "\n".join(f"{key}: {value}" for key, value in content.items()))

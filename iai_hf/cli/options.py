@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -93,6 +94,7 @@ MaxTokens = Annotated[
     int | None, typer.Option(min=1, help="Read only so many tokens of a text; recorded in the state.")
 ]
 ChunkSize = Annotated[int, typer.Option(min=1, help="Examples an update.")]
+Watch = Annotated[bool, typer.Option("--watch", help="Notice where the stream changes, and go on from there.")]
 ShuffleSeed = Annotated[
     int | None, typer.Option("--shuffle-seed", min=0, help="Read in an order permuted from this seed.")
 ]
@@ -191,6 +193,40 @@ def describe(state: Any) -> dict[str, Any]:
         "bytes": state.nbytes,
         "tensors": {name: list(tensor.shape) for name, tensor in state.tensors.items()},
     }
+
+
+def watching(watch: bool, method: str, config: Mapping[str, Any], state: Any = None) -> dict[str, bool]:
+    """What --watch sets, of a method or of a state that is gone on from.
+
+    Raises:
+        ConfigError: the method notices no changes, or --set says something else.
+        StateError: the state is not watched, or it is and --watch is missing.
+    """
+    from iai_hf.auto import AutoAmortizer, amortizer_class
+    from iai_hf.files import STATE_FILE
+    from iai_hf.methods import check_watches
+
+    watched = state is not None and bool(state.header.config.get("watch"))
+    if not watch:
+        if watched and "watch" not in config and not (Path(method) / STATE_FILE).is_file():
+            raise StateError("the state is watched; go on with it as it began", options=["watch"])
+        return {}
+    check_watches(amortizer_class(AutoAmortizer.describe(method)["method"]))
+    if str(config.get("watch", True)).lower() not in ("true", "yes"):
+        raise ConfigError(f"--watch is given, and --set watch={config['watch']}; give one of them")
+    if state is not None and not watched:
+        raise StateError(
+            "the state is not watched, and what it has read can't be watched afterwards; leave --watch out, or adapt "
+            "anew with it"
+        )
+    return {"watch": True}
+
+
+def noticed(amortizer: Any, state: Any) -> dict[str, Any]:
+    """The changes that a watched state has noticed, for --json."""
+    if not state.header.config.get("watch"):
+        return {}
+    return {"changes": [{**dataclasses.asdict(change), "told": str(change)} for change in amortizer.changes(state)]}
 
 
 def columns(

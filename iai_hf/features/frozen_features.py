@@ -63,10 +63,9 @@ class FrozenFeaturesConfig:
     def __post_init__(self) -> None:
         require(self.max_tokens is None or self.max_tokens > 0, f"max_tokens is {self.max_tokens}; expected 1 or more")
         require(self.half_life is None or self.half_life > 0, f"half_life is {self.half_life}; expected 1 or more")
-        both = self.watch and self.half_life is not None
         require(
-            not both,
-            f"half_life is {self.half_life}, and watch is set, which forgets by itself, after a change; give one of them",
+            not (self.watch and self.half_life is not None),
+            f"watch is set, which forgets after a change and only then, and half_life is {self.half_life}; give one",
         )
         require(self.max_features > 0, f"max_features is {self.max_features}; expected 1 or more")
         known = self.standardize in (True, False, AUTO)

@@ -42,7 +42,7 @@ NEVER = -30.0  # log probability of a label that was not known
 
 
 @dataclass(frozen=True, eq=False)
-class Standing:
+class Behind:
     """A state behind a change, prepared: its head, the one before where there is one, and how they are weighed."""
 
     head: Any
@@ -82,14 +82,10 @@ class WatchedFeatures(EditableFeatures[Config]):
 
     def changes(self, state: TaskState) -> list[Change]:
         """As `Amortizer.changes`."""
-        self.check_watches()
         self.check(state)
-        return watch_of(state.tensors).tell(state.task.labels)
-
-    def check_watches(self) -> None:
-        """Raise ConfigError where `watch` is not set."""
         if not self.config.watch:
-            raise ConfigError("the state is not watched, so it knows of no changes; adapt one with watch=True (--watch)")
+            raise ConfigError("the state is not watched, so it knows of no changes; adapt one with watch=True")
+        return watch_of(state.tensors).tell(state.task.labels)
 
     def initial(self, task: TaskSpec) -> Tensors:
         return self._watched(super().initial(task), task)
@@ -103,19 +99,21 @@ class WatchedFeatures(EditableFeatures[Config]):
         targets = targets_of(chunk, task)
         with torch.no_grad():
             for part in forecasts.in_parts(len(chunk), LARGEST_CHUNK):
-                tensors = self._read(tensors, task, features[part], targets[part], examples + part.start)
+                tensors = self._followed(tensors, task, features[part], targets[part], examples + part.start)
         return tensors, {"texts_cut": cut} if self.config.max_tokens else {}
 
-    def _read(self, tensors: Tensors, task: TaskSpec, features: torch.Tensor, targets: torch.Tensor, seen: int) -> Tensors:
+    def _followed(
+        self, tensors: Tensors, task: TaskSpec, features: torch.Tensor, targets: torch.Tensor, seen: int
+    ) -> Tensors:
         """The tensors after examples `[n, d]` and `[n]`, behind `seen` others."""
         plain, asked = part_of("", tensors), None
         known = targets < len(plain["counts"])  # of labels that came with this chunk nobody could know
         if seen >= LEAST and len(plain["counts"]) > 1:
-            asked = self._forecasts(self._standing(tensors), features)
+            asked = self._forecasts(self._behind(tensors), features)
         before = watch_of(tensors).of_classes(len(task.labels))
         log_probs = None if asked is None else _widened(asked.log_probs, len(task.labels), NEVER)
         watch, alarms = before.after(log_probs, features, targets, _means(plain), seen)
-        read = {**tensors, **self.absorbed(plain, task, features, targets)}
+        read: Tensors = {**tensors, **self.absorbed(plain, task, features, targets)}
         if asked is not None:
             read = self._learned(read, asked, targets, known, len(task.labels))
         for label in watch.newcomers(before):
@@ -137,17 +135,17 @@ class WatchedFeatures(EditableFeatures[Config]):
                 break  # frequencies of other labels, and all that is compared with them, begin anew
         return {**read, **as_part(WATCH, watch.tensors)}
 
-    def _standing(self, tensors: Tensors, head: Any = None) -> Standing:
+    def _behind(self, tensors: Tensors, head: Any = None) -> Behind:
         """Of a state; its head is prepared already, or answers without unlabelled text."""
         before = self.head.prepare(part_of(BEFORE, tensors)) if RENAMED + "moved" in tensors else None
-        return Standing(self.head.prepare(part_of("", tensors)) if head is None else head, before, tensors)
+        return Behind(self.head.prepare(part_of("", tensors)) if head is None else head, before, tensors)
 
-    def _forecasts(self, standing: Standing, features: torch.Tensor) -> Forecasts:
+    def _forecasts(self, behind: Behind, features: torch.Tensor) -> Forecasts:
         """Of features `[n, d]`."""
-        logits, tensors = self.head.logits(standing.head, features), standing.tensors
+        logits, tensors = self.head.logits(behind.head, features), behind.tensors
         log_probs, renamed, reweighted, before = logits.log_softmax(1), None, None, None
         if RENAMED + "moved" in tensors:
-            before = self.head.logits(standing.before, features)
+            before = self.head.logits(behind.before, features)
             moved = _widened(tensors[RENAMED + "moved"], logits.shape[1])
             renamed = forecasts.since_renamed(logits, before, moved)
             log_probs = forecasts.mixed(renamed, tensors[RENAMED + "gains"])
@@ -198,7 +196,7 @@ class WatchedFeatures(EditableFeatures[Config]):
             RENAMED + "gains": torch.zeros(forecasts.FORECASTS, dtype=torch.float32),
         }
         for part in forecasts.in_parts(len(targets), PART):
-            asked = self._forecasts(self._standing({**begun, **head}), features[part])
+            asked = self._forecasts(self._behind({**begun, **head}), features[part])
             everything = torch.ones_like(targets[part], dtype=torch.bool)
             head = self.absorbed(head, task, features[part], targets[part])
             begun = self._learned({**begun, **head}, asked, targets[part], everything, classes)
@@ -218,10 +216,10 @@ class WatchedFeatures(EditableFeatures[Config]):
         if not _changed(tensors):
             return head
         with torch.no_grad():
-            return self._standing(tensors, head)
+            return self._behind(tensors, head)
 
     def answer(self, prepared: Any, task: TaskSpec, queries: Sequence[str]) -> Prediction:
-        if not isinstance(prepared, Standing):
+        if not isinstance(prepared, Behind):
             return super().answer(prepared, task, queries)
         features, _ = self.features(queries)
         with torch.no_grad():
@@ -291,7 +289,7 @@ class WatchedFeatures(EditableFeatures[Config]):
 
 def watch_of(tensors: Tensors) -> Watch:
     """Of a watched state."""
-    return Watch(**part_of(WATCH, tensors))
+    return Watch.of(part_of(WATCH, tensors))
 
 
 def check_same_meaning(tensors: Tensors, told: str) -> None:

@@ -8,7 +8,8 @@ labels are called now is learned as a table:
 (an example counts for the old label that it most probably has, p(o | x, y)). Beside it stands a head that began anew,
 without the names, which may no longer hold, and both together, p ~ anew(y | x) renamed(y | x).
 
-Labels that changed their frequencies are weighed anew, p ~ answer(y | x) (share since / share of all)^a; a is 0, 1/2, 1.
+Labels that changed their frequencies are weighed anew, p ~ answer(y | x) (share since / share of all)^a with a = 0, 1/2
+or 1.
 """
 
 from __future__ import annotations

@@ -40,13 +40,13 @@ class Watch:
     """Part of a state.
 
     Attributes:
-        features: of the newest examples, float16 `[kept, d]`.
+        features: of the newest examples, float16 `[kept, d]`, kept being at most `KEPT`.
         targets: theirs, int16 `[kept]`.
         counts: of labels since their frequencies last changed, float32 `[C]`.
         first: number of each label's first example, int64 `[C]`, 0 of those that have none.
         histogram: of how surprising labels were since they last changed their meaning, float32 `[BINS]`.
         logs, since: evidence for a change of each kind (`Evidence`), float32 `[3, B]`.
-        changes: the newest ones, int64 `[changes, 6]`: kind, noticed, began, label, shares before and after in permille.
+        changes: the newest ones, int64 `[changes, 6]`: kind, noticed, began, label, shares (permille).
     """
 
     features: torch.Tensor
@@ -74,8 +74,18 @@ class Watch:
 
     @property
     def tensors(self) -> Tensors:
-        """As a state keeps them."""
-        return vars(self)
+        """As a state keeps them: with rows for all examples that are going to be kept, so that it never grows."""
+        room = KEPT - len(self.targets)
+        pad = torch.nn.functional.pad
+        features, targets = pad(self.features, (0, 0, room, 0)), pad(self.targets, (room, 0), value=NO_LABEL)
+        return vars(replace(self, features=features, targets=targets))
+
+    @classmethod
+    def of(cls, tensors: Tensors) -> Watch:
+        """From what a state keeps."""
+        watch = cls(**tensors)
+        kept = watch.targets != NO_LABEL
+        return replace(watch, features=watch.features[kept], targets=watch.targets[kept])
 
     def of_classes(self, classes: int) -> Watch:
         """The same with new labels, last."""
@@ -104,7 +114,9 @@ class Watch:
             known = self._familiar(targets, seen)
             found["meaning"], histogram = bets_on_meaning(histogram, surprises(log_probs[known], targets[known]))
         lately = self.targets[-LATELY:].long()
-        found["frequencies"] = bets_on_frequencies(self.counts, lately[-int(self.counts.sum()) or len(lately) :], targets)
+        found["frequencies"] = bets_on_frequencies(
+            self.counts, lately[-int(self.counts.sum()) or len(lately) :], targets
+        )
         kept, parts = self.features.float(), []
         for part in in_parts(len(targets), PART):
             parts.append(bets_on_texts(kept[:-LATELY], kept[-LATELY:], features[part], means))
