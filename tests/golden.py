@@ -50,6 +50,7 @@ class Case:
 
 def _cases() -> dict[str, Case]:
     rows = {name.replace("/", "-"): Case(*row[:3]) for name, row in METHODS.items()}
+    del rows["iterative-watched"]  # which answers as `iterative` until its stream changes (`unit/test_watch.py`)
     now = rows["lm-state"]
     rows["lm-state"] = Case(now.method, now.backbone, {**now.config, "scale_steps": False})  # as it was saved
     for name in ("in-context", "prompt-tuning", "lora", "lm-state"):

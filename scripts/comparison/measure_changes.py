@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
@@ -43,7 +44,6 @@ WATCHED, FOREST = "iterative, watched", "adaptive random forest (river), first o
 STATES: dict[str, dict[str, Any]] = {
     WATCHED: {"watch": True},
     "iterative": {},
-    "iterative, half-life 1024": {"half_life": 1024},
     "iterative, half-life 256": {"half_life": 256},
 }
 WINDOW, PENALTY, TREES = 256, 10.0, 10
@@ -150,7 +150,7 @@ class OfForest(OfWindow):
         return tuple(str(state.predict_one(dict(enumerate(vector)))) for vector in self.vectors(queries).tolist())
 
 
-def changing(task: Task, learner: Any, rows: Rows, queries: int) -> dict[str, dict[str, Any]]:
+def changing(task: Task, learner: Any, queries: int, rows: Rows) -> dict[str, dict[str, Any]]:
     """By kind of change: accuracy by examples since, and what a watched state noticed."""
     half = len(rows) // 2
     before, found = learner.read(None, rows[:half]), {}
@@ -167,7 +167,7 @@ def changing(task: Task, learner: Any, rows: Rows, queries: int) -> dict[str, di
     return found
 
 
-def stationary(task: Task, learner: OfState, rows: Rows) -> dict[str, Any]:
+def stationary(learner: OfState, rows: Rows) -> dict[str, Any]:
     """What is noticed on a stream that does not change."""
     state = learner.read(None, rows)
     return {"examples": len(rows), "noticed": [[one.kind, one.noticed] for one in learner.amortizer.changes(state)]}
@@ -257,10 +257,10 @@ def main() -> None:
     for name, (make, seeds, queries) in rows.items():
         for task in tqdm(tasks, desc=name, unit=" tasks"):
             into = result["accuracy"].setdefault(name, {})
-            measured(into, task, seeds, lambda found: changing(task, make(task), found, queries), args.examples)
+            measured(into, task, seeds, partial(changing, task, make(task), queries), args.examples)
     for task in tqdm(tasks, desc="streams that do not change", unit=" tasks"):
         learner = OfState(task, STATES[WATCHED])
-        measured(result["stationary"], task, args.quiet_seeds, lambda found: stationary(task, learner, found), None)
+        measured(result["stationary"], task, args.quiet_seeds, partial(stationary, learner), 10**6)
     report(result, args.output)
     print(f"results.json and results.md in {args.output}")
 

@@ -77,6 +77,13 @@ MISTAKES = {
     f"{TEXTS} --set max_tokens=few": "'few'; expected int or NoneType",
     f"{TEXTS} --set weights=nowhere": "no weights 'nowhere'",
     "adapt lora --backbone causal --data train.jsonl --output out --set learning_rate=inf": "finite",
+    # what can't be watched
+    f"{TEXTS} --watch --set half_life=5": "half_life is 5; give one",
+    f"{TEXTS} --watch --set depth=1": "depth is 1",
+    f"{TEXTS} --watch --set watch=no": "give one of them",
+    f"{TABLE} --target y --watch": "'numeric-parametric' notices no changes",
+    "adapt lora --backbone causal --data train.jsonl --output out --watch": "iterative-explicit",
+    f"{GO_ON} --watch": "is not watched",
     # data
     f"{TEXTS} --data one.jsonl --output out/a/b": "one label",
     f"{TEXTS} --data folder": "folder",
