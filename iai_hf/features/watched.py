@@ -56,7 +56,7 @@ class Forecasts:
 
     Attributes:
         log_probs: `[n, C]`.
-        renamed, reweighted: `[3, n, C]`, where there are such.
+        renamed, reweighted: `[forecasts, n, C]`, where there are such.
         before: logits of the head before, `[n, C0]`, where there is one.
     """
 
@@ -112,7 +112,8 @@ class WatchedFeatures(EditableFeatures[Config]):
             asked = self._forecasts(self._behind(tensors), features)
         before = watch_of(tensors).of_classes(len(task.labels))
         log_probs = None if asked is None else _widened(asked.log_probs, len(task.labels), NEVER)
-        watch, alarms = before.after(log_probs, features, targets, _means(plain), seen)
+        means = _means(part_of(BEFORE, tensors) if RENAMED + "moved" in tensors else plain)
+        watch, alarms = before.after(log_probs, features, targets, means, seen)
         read: Tensors = {**tensors, **self.absorbed(plain, task, features, targets)}
         if asked is not None:
             read = self._learned(read, asked, targets, known, len(task.labels))
@@ -121,6 +122,8 @@ class WatchedFeatures(EditableFeatures[Config]):
             watch = _noticed(watch, Change("label", number, number, task.labels[label]), task)
         every = [torch.cat(both) for both in ((before.features.float(), features), (before.targets.long(), targets))]
         for kind, alarm in alarms.items():
+            if kind == "frequencies" and "meaning" in alarms:
+                continue  # they are of other labels now
             since = min(alarm.examples + len(targets) - 1 - alarm.place, len(every[1]))
             noticed = seen + alarm.place + 1
             change = Change(kind, noticed, max(noticed - alarm.examples + 1, 1))
@@ -131,8 +134,6 @@ class WatchedFeatures(EditableFeatures[Config]):
             if kind == "meaning":
                 read = self._begun(tensors, read, task, *(some[-since:] for some in every))
             watch = _noticed(watch.restarted(kind, since), change, task)
-            if kind == "meaning":
-                break  # frequencies of other labels, and all that is compared with them, begin anew
         return {**read, **as_part(WATCH, watch.tensors)}
 
     def _behind(self, tensors: Tensors, head: Any = None) -> Behind:

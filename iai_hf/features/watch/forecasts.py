@@ -5,8 +5,9 @@ labels are called now is learned as a table:
 
     renamed(y | x) = sum over o of before(o | x) table(y | o),    table ~ (o = y) + 1 / C + examples since
 
-(an example counts for the old label that it most probably has, p(o | x, y)). Beside it stands a head that began anew,
-without the names, which may no longer hold, and both together, p ~ anew(y | x) renamed(y | x).
+(an example counts for the old label that it most probably has, p(o | x, y)). Beside it stand a head that began anew,
+without the names, which may no longer hold; the one before as it was, where less changed than seemed; and the new one
+together with either, p ~ anew(y | x) renamed(y | x).
 
 Labels that changed their frequencies are weighed anew, p ~ answer(y | x) (share since / share of all)^a with a = 0, 1/2
 or 1.
@@ -23,7 +24,8 @@ from iai_hf.posterior import half_life_decay
 MEMORY = 256  # examples after which what a forecast got right counts half
 EXPONENTS = (0.0, 0.5, 1.0)
 FIRM = 16.0  # examples that the share of all counts for in the share since
-FORECASTS = 3
+FORECASTS = 5
+LEAST = 1e-6  # probability of a label that the head before did not know
 
 
 def renaming(moved: torch.Tensor) -> torch.Tensor:
@@ -34,16 +36,17 @@ def renaming(moved: torch.Tensor) -> torch.Tensor:
 
 
 def since_renamed(anew: torch.Tensor, before: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:
-    """Log probabilities of the three forecasts, `[3, n, C]`.
+    """Log probabilities of the forecasts, `[5, n, C]`, that of the new head first.
 
     Args:
         anew: logits of the head that began anew, `[n, C]`.
         before: logits of the one before, `[n, C0]`.
         moved: `[C0, C]`.
     """
-    fresh = anew.log_softmax(1)
-    renamed = (before.softmax(1) @ renaming(moved)).clamp(min=1e-12).log()
-    return torch.stack([fresh, renamed, (fresh + renamed).log_softmax(1)])
+    fresh, known = anew.log_softmax(1), before.softmax(1)
+    stayed = torch.nn.functional.pad(known, (0, anew.shape[1] - known.shape[1]))
+    others = [found.clamp(min=LEAST).log() for found in (known @ renaming(moved), stayed)]
+    return torch.stack([fresh, *others, *(fresh + other for other in others)]).log_softmax(2)
 
 
 def moved_by(before: torch.Tensor, moved: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

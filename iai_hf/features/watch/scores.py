@@ -67,15 +67,14 @@ def bets_on_frequencies(counts: torch.Tensor, lately: torch.Tensor, targets: tor
 
 
 def bets_on_texts(
-    earlier: torch.Tensor, lately: torch.Tensor, features: torch.Tensor, means: torch.Tensor
+    earlier: torch.Tensor, lately: torch.Tensor, features: torch.Tensor, sides: torch.Tensor
 ) -> torch.Tensor:
     """Bets on texts `[n, d]` that lie as the `lately` read ones do, against `earlier` ones.
 
-    Directions in which the labels' `means` `[C, d]` differ are left out: there texts move with frequencies.
+    Directions in which labels differ, `sides` `[d, r]`, are left out: there texts move with frequencies.
     """
     if len(earlier) < KEPT - LATELY or len(lately) < LATELY:
         return torch.ones(len(features), len(STAKES), dtype=torch.float64)
-    sides = _directions(means)
     earlier, lately, features = (some - some @ sides @ sides.T for some in (earlier, lately, features))
     moved, total, size = lately.mean(0), earlier.sum(0), len(earlier) + 1
     mine = features @ moved - (features @ total + features.square().sum(1)) / size
@@ -86,8 +85,10 @@ def bets_on_texts(
     return ratios[:, 0] / ratios.mean(1)
 
 
-def _directions(means: torch.Tensor) -> torch.Tensor:
-    """An orthonormal basis `[d, r]` of the differences of means, of at most half of all directions."""
+def differences(means: torch.Tensor) -> torch.Tensor:
+    """An orthonormal basis `[d, r]` of the differences of means `[C, d]`, of at most half of all directions."""
+    if not len(means):
+        return means.T
     left, sizes, _ = torch.linalg.svd((means - means.mean(0)).T, full_matrices=False)
     most = means.shape[1] // 2
     return left[:, :most][:, sizes[:most] > 1e-4]

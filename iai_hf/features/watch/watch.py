@@ -23,6 +23,7 @@ from iai_hf.features.watch.scores import (
     bets_on_frequencies,
     bets_on_meaning,
     bets_on_texts,
+    differences,
     surprises,
 )
 from iai_hf.task import Tensors
@@ -117,9 +118,9 @@ class Watch:
         found["frequencies"] = bets_on_frequencies(
             self.counts, lately[-int(self.counts.sum()) or len(lately) :], targets
         )
-        kept, parts = self.features.float(), []
+        kept, parts, sides = self.features.float(), [], differences(means)
         for part in in_parts(len(targets), PART):
-            parts.append(bets_on_texts(kept[:-LATELY], kept[-LATELY:], features[part], means))
+            parts.append(bets_on_texts(kept[:-LATELY], kept[-LATELY:], features[part], sides))
             kept = torch.cat([kept, features[part]])[-KEPT:]
         found["texts"] = torch.cat(parts)
         logs, since, alarms = self.logs.clone(), self.since.clone(), {}
@@ -168,19 +169,22 @@ class Watch:
         return label, float(share[label]), float(now[label])
 
     def restarted(self, kind: Kind, examples: int) -> Watch:
-        """After an alarm: what is compared with from now on is the `examples` that came since the change."""
-        row, watch = DETECTED.index(kind), self
-        kept = max(min(examples, len(self.targets)), 1)
-        since = torch.bincount(self.targets[-kept:].long(), minlength=len(self.counts)).to(self.counts)
-        if kind in ("meaning", "texts"):
-            watch = replace(watch, features=watch.features[-kept:], targets=watch.targets[-kept:])
-        if kind in ("meaning", "frequencies"):
-            watch = replace(watch, counts=since)
+        """After an alarm: what is compared with from now on is the `examples` that came since the change.
+
+        Texts do not depend on what labels mean: if they are of another kind too, that is still to be noticed.
+        """
+        watch, kept = self, max(min(examples, len(self.targets)), 1)
+        logs, begun = self.logs.clone(), self.since.clone()
+        for row, detected in enumerate(DETECTED):
+            if detected == kind or (kind == "meaning" and detected == "frequencies"):
+                logs[row], begun[row] = 0, 0
+        if kind == "texts":
+            watch = replace(watch, features=self.features[-kept:], targets=self.targets[-kept:])
+        else:
+            counts = torch.bincount(self.targets[-kept:].long(), minlength=len(self.counts)).to(self.counts)
+            watch = replace(watch, counts=counts)
         if kind == "meaning":
-            nothing = Watch.none(self.features.shape[1], len(self.counts))
-            return replace(watch, histogram=nothing.histogram, logs=nothing.logs, since=nothing.since)
-        logs, begun = watch.logs.clone(), watch.since.clone()
-        logs[row], begun[row] = 0, 0
+            watch = replace(watch, histogram=torch.zeros_like(self.histogram))
         return replace(watch, logs=logs, since=begun)
 
     def told(self, change: Change, labels: tuple[str, ...]) -> Watch:
