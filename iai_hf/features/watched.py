@@ -25,6 +25,7 @@ from iai_hf.features.adapted_features import as_part, part_of
 from iai_hf.features.editing import EditableFeatures
 from iai_hf.features.frozen_features import Config, targets_of
 from iai_hf.features.watch import KINDS, PART, Watch, forecasts
+from iai_hf.methods import check_one_label
 from iai_hf.task import Chunk, Prediction, TaskSpec, Tensors
 
 if TYPE_CHECKING:
@@ -88,6 +89,13 @@ class WatchedFeatures(EditableFeatures[Config]):
         return watch_of(state.tensors).tell(state.task.labels)
 
     def initial(self, task: TaskSpec) -> Tensors:
+        """As `FrozenFeatures.initial`.
+
+        Raises:
+            ConfigError: it is to be watched, and texts have several labels.
+        """
+        if self.config.watch:
+            check_one_label(task, "watching a stream")
         return self._watched(super().initial(task), task)
 
     def refine(

@@ -174,18 +174,17 @@ def stationary(learner: OfState, rows: Rows) -> dict[str, Any]:
 
 
 def detection(result: dict[str, Any]) -> list[list[str]]:
-    """By kind of change: how often each kind was noticed within 200 examples, after how many, and too early."""
-    table = [["change", "noticed within 200", "as", "examples until then: median, most", "before the change"]]
+    """By kind of change: in how many streams a kind was noticed within 200 examples, after how many, and too early."""
+    table = [["what changed", "noticed as", "streams", "examples until then: median, most", "before the change"]]
     for kind in KINDS:
         runs = [order[kind]["noticed"] for orders in result["accuracy"][WATCHED].values() for order in orders]
         for said in NOTICED:
             first = [[at for what, at, _ in run if what == said and at > 0] for run in runs]
             delays = sorted(times[0] for times in first if times and times[0] <= 200)
-            if delays:
-                middle = f"{numpy.median(delays):.0f}, {delays[-1]}"
-                table.append([kind, f"{len(delays)} of {len(runs)}", said, middle, ""])
-        early = sum(at <= 0 and what in NOTICED for run in runs for what, at, _ in run)
-        table.append([kind, "", "", "", str(early)])
+            early = sum(what == said and at <= 0 for run in runs for what, at, _ in run)
+            if delays or early:
+                middle = f"{numpy.median(delays):.0f}, {delays[-1]}" if delays else ""
+                table.append([kind, said, f"{len(delays)} of {len(runs)}", middle, str(early)])
     return table
 
 
@@ -215,7 +214,7 @@ def report(result: dict[str, Any], output: Path) -> None:
         f"On {len(runs)} streams of {examples:,} examples in all that do not change, {len(false)} changes were noticed"
     )
     quiet += f" ({', '.join(f'{kind} at {at:,}' for kind, at in false)})." if false else "."
-    lab.write_report(output, [title, *tables, markdown(detection(result)), quiet])
+    lab.write_report(output, [title, *tables, markdown(detection(result)), quiet if runs else ""])
 
 
 def main() -> None:
@@ -244,8 +243,7 @@ def main() -> None:
             write_whole(path, json.dumps(result, indent=1).encode())
 
     rows: dict[str, tuple[Callable[[Task], Any], int, int]] = {
-        name: (lambda task, config=config: OfState(task, config), args.seeds, args.queries)
-        for name, config in STATES.items()
+        name: (partial(OfState, config=config), args.seeds, args.queries) for name, config in STATES.items()
     }
     rows[WINDOWS] = (OfWindow, args.seeds, args.queries)
     try:

@@ -360,6 +360,8 @@ def test_settings_that_contradict_a_watch_are_refused(encoder: Backbone) -> None
         made("iterative", encoder, half_life=100)
     with pytest.raises(ConfigError, match="depth is 1"):
         made("iterative", encoder, depth=1)
+    with pytest.raises(ConfigError, match="watching a stream takes states whose texts have one label"):
+        made("iterative", encoder).init_state(TaskSpec("multi-label", LABELS))
     with pytest.raises(ConfigError, match="watch"):
         AutoAmortizer.from_pretrained("numeric-parametric", config={"watch": True})
 
