@@ -24,7 +24,7 @@ from iai_hf.errors import ConfigError
 from iai_hf.features.adapted_features import as_part, part_of
 from iai_hf.features.editing import EditableFeatures
 from iai_hf.features.frozen_features import Config, targets_of
-from iai_hf.features.watch import KINDS, PART, Watch, forecasts
+from iai_hf.features.watch import KEPT, KINDS, PART, Watch, forecasts
 from iai_hf.methods import check_one_label
 from iai_hf.task import Chunk, Prediction, TaskSpec, Tensors
 
@@ -79,7 +79,9 @@ class WatchedFeatures(EditableFeatures[Config]):
             return told
         changes = watch_of(state.tensors).tell(state.task.labels)
         noticed = {f"change {number}": str(change) for number, change in enumerate(changes, 1)}
-        return {**told, **(noticed or {"changes": "none noticed"})}
+        few = state.header.examples < KEPT
+        none = f"none noticed, which takes {KEPT} examples and those since a change" if few else "none noticed"
+        return {**told, **(noticed or {"changes": none})}
 
     def changes(self, state: TaskState) -> list[Change]:
         """As `Amortizer.changes`."""

@@ -382,3 +382,4 @@ def test_a_stream_of_a_few_examples_is_no_change(encoder: Backbone) -> None:
     amortizer = made("iterative", encoder)
     state = read(amortizer, examples(CALM), size=3)
     assert amortizer.changes(state) == []
+    assert "takes 320 examples" in type(amortizer).summary(state)["changes"]
