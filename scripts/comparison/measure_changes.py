@@ -48,7 +48,7 @@ STATES: dict[str, dict[str, Any]] = {
 }
 WINDOW, PENALTY, TREES = 256, 10.0, 10
 WINDOWS = "logistic regression on the newest 256"
-FOREST_QUERIES = 200
+FOREST_QUERIES = 100
 
 
 class Change(NamedTuple):
