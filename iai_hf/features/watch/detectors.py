@@ -9,7 +9,10 @@ has mean 1. Bets of a stream are multiplied, from the best moment for a change o
 
     M[t] = e[t] max(M[t - 1], 1),    alarm where the mean of M over several bets reaches c,
 
-which without a change takes c examples or more in expectation.
+which without a change takes c examples or more in expectation, where each bet has mean 1 given all earlier ones. For
+surprises, which are ranked among all since the last change, that is so; bets on frequencies and texts have mean 1 over
+their own bag, but bags overlap from one example to the next. Measured on six meta-training tasks in 30 permuted orders,
+357,840 examples: one false alarm of all three (texts).
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from typing import NamedTuple
 import torch
 
 BETS = (0.2, 0.5, 0.8)  # eps
-LOG_THRESHOLD = math.log(1e6)  # of each of three detectors, so that together they wait for 330,000 examples
+LOG_THRESHOLD = math.log(1e6)  # of each of three detectors
 NEARLY = 3.0  # nats: of bets that are so near the best one, that which began last tells where the change began
 
 
