@@ -32,7 +32,7 @@ def logistic_regression(x: Array, y: Array, queries: Array, setting: Mapping[str
         if y[:, label].all() or not y[:, label].any():
             found[:, label] = y[0, label]
         else:
-            model = LogisticRegression(tol=1e-3, max_iter=200, **setting).fit(x, y[:, label])
+            model = LogisticRegression(max_iter=200, **setting).fit(x, y[:, label])
             found[:, label] = model.predict_proba(queries)[:, 1]
     return found
 
@@ -42,7 +42,7 @@ def chain(x: Array, y: Array, queries: Array, setting: Mapping[str, Any]) -> Arr
     known = numpy.flatnonzero(y.any(0) & ~y.all(0))
     found = numpy.repeat(y[:1].astype(float), len(queries), axis=0)
     if len(known):
-        model = ClassifierChain(LogisticRegression(tol=1e-3, max_iter=200, **setting), order="random", random_state=0)
+        model = ClassifierChain(LogisticRegression(max_iter=200, **setting), order="random", random_state=0)
         found[:, known] = model.fit(x, y[:, known].astype(int)).predict_proba(queries)
     return found
 

@@ -90,7 +90,7 @@ def tables(records: list[lab.Record]) -> list[str]:
     )
     others = [["", "", *(metric.replace("_", " ") for metric in METRICS)]]
     for row in (OURS, *(f"{rival}, {THRESHOLDS[1]}" for rival in RIVALS)):
-        for size in (64, 1024):
+        for size in (size for size in (256, 4096) if size in sizes):
             cells = [lab.shown(means(records, row, size, metric)) for metric in METRICS]
             others.append([row, f"{size:,} examples", *cells])
     return [markdown(rows), chosen + ".", "Other metrics, means over the same sets:", markdown(others)]
@@ -125,7 +125,8 @@ def main() -> None:
             found = {OURS: ours(amortizer, data[task], order)} if name == OURS else {}
             for row, metrics in (found or theirs(amortizer, name, data[task], order)).items():
                 records.add({**place, "row": row, **{metric: round(metrics[metric], 5) for metric in METRICS}})
-        write_whole(args.output / "multilabel.md", "\n\n".join(tables(records.all)).encode())
+        report = "\n\n".join(part.strip() for part in tables(records.all))
+        write_whole(args.output / "multilabel.md", f"{report}\n".encode())
 
 
 if __name__ == "__main__":
