@@ -24,8 +24,9 @@ from weakref import WeakKeyDictionary
 
 from typing_extensions import TypeVar
 
-from iai_hf import __version__, hub, shipped, values
+from iai_hf import __version__, hub, shipped
 from iai_hf.adapt import adapt
+from iai_hf.answering import Answers
 from iai_hf.backbones import Backbone
 from iai_hf.belonging import check_belongs
 from iai_hf.card import amortizer_card
@@ -36,7 +37,7 @@ from iai_hf.errors import BackboneError, ConfigError, DataError, StateError
 from iai_hf.export import export
 from iai_hf.files import CONFIG_FILE, check_own, write_together
 from iai_hf.header import FORMAT_VERSION, UNLABELLED, StateHeader
-from iai_hf.methods import check_answerable, check_takes_unlabelled, check_task, those
+from iai_hf.methods import check_takes_unlabelled, check_task, those
 from iai_hf.state import TaskState
 from iai_hf.task import Chunk, Kind, Prediction, TaskSpec, check_sets, warn_of_alike
 from iai_hf.threads import solving
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
 Config = TypeVar("Config", bound=Settings, default=Any)
 
 
-class Amortizer(Edits, Watches, ABC, Generic[Config]):
+class Amortizer(Answers, Edits, Watches, ABC, Generic[Config]):
     """Base class of all methods, of the type of their configuration.
 
     Attributes:
@@ -78,7 +79,7 @@ class Amortizer(Edits, Watches, ABC, Generic[Config]):
         self.check_backbone(backbone)
         self.backbone = backbone
         self.config = config if config is not None else self.config_class()
-        self._prepared: WeakKeyDictionary[TaskState, Any] = WeakKeyDictionary()
+        self._prepared = WeakKeyDictionary()
 
     @classmethod
     def check_backbone(cls, backbone: Backbone) -> None:
@@ -180,78 +181,6 @@ class Amortizer(Edits, Watches, ABC, Generic[Config]):
             found.update({**counts, UNLABELLED: len(chunk.unlabelled)})
         moved = state.advance(tensors, task, len(chunk), found)
         return TaskState(moved.tensors, self._signed(moved.header))
-
-    @solving()
-    def predict(self, state: TaskState, queries: Sequence[Any], *, transductive: bool = False) -> Prediction:
-        """Answer queries.
-
-        Args:
-            transductive: let the queries inform each other, as unlabelled rows that are read for this answer alone.
-
-        Raises:
-            StateError: the state belongs to another method or backbone.
-            DataError: no query, an empty one, one longer than the context, or fewer than two labels known.
-            ConfigError: `transductive` of a method that can't take rows without a label.
-        """
-        self.check(state)
-        checked = self.checked_queries(queries, state.task)
-        prepared = self.prepared(state)
-        if transductive:
-            check_takes_unlabelled(self)
-            prepared = self.prepare(self.absorb(state.tensors, state.task, checked)[0], state.task)
-        return self.answer(prepared, state.task, checked)
-
-    @solving()
-    def predict_each(self, states: Sequence[TaskState], queries: Sequence[Any]) -> list[Prediction]:
-        """Answer `queries[i]` from `states[i]`, in one forward pass where the method can: a prediction a query.
-
-        Raises:
-            StateError, DataError: as `predict`; or as many states as queries were not given.
-        """
-        states = values.column(states, "states")
-        for state in states:
-            self.check(state)
-        queries = self.checked_queries(queries, *(state.task for state in states))
-        if len(states) != len(queries):
-            raise DataError(f"got {len(states)} states for {len(queries)} queries; expected one for each")
-        return self.answer_each([self.prepared(state) for state in states], [state.task for state in states], queries)
-
-    def answer_each(
-        self, prepared: Sequence[Any], tasks: Sequence[TaskSpec], queries: Sequence[Any]
-    ) -> list[Prediction]:
-        """Answer each query from what `prepare` made of its own state; here the queries of a state run together."""
-        groups: dict[int, list[int]] = {}
-        for i, made in enumerate(prepared):
-            groups.setdefault(id(made), []).append(i)
-        answers: dict[int, Prediction] = {}
-        for group in groups.values():
-            found = self.answer(prepared[group[0]], tasks[group[0]], [queries[i] for i in group])
-            answers.update({i: found.row(place) for place, i in enumerate(group)})
-        return [answers[i] for i in range(len(queries))]
-
-    def prepared(self, state: TaskState) -> Any:
-        """What `prepare` makes of a state, made once; the state is checked.
-
-        Raises:
-            StateError: the state belongs to another method or backbone.
-            DataError: fewer than two labels are known.
-        """
-        self.check(state)
-        check_answerable(state.task)
-        if state not in self._prepared:
-            self._prepared[state] = self.prepare(state.tensors, state.task)
-        return self._prepared[state]
-
-    def checked_queries(self, queries: Any, *tasks: TaskSpec) -> tuple[Any, ...]:
-        """Queries of any column type as texts, or as rows of numbers; a table of numbers is read by the tasks' columns.
-
-        Raises:
-            DataError: a bare string, no query, or one that is no text or no row of finite numbers.
-        """
-        if self.reads == "texts":
-            return values.texts(queries)
-        columns = tasks[0].columns if len({task.columns for task in tasks}) == 1 else ()
-        return values.rows(queries, columns)
 
     @solving()
     def merge(self, states: Sequence[TaskState]) -> TaskState:

@@ -28,6 +28,7 @@ def score(prediction: Prediction, outputs: Sequence[Any], *, allow_unseen_labels
     of labels: see `iai_hf.metrics_of_sets`.
 
     Args:
+        prediction: of a classification its likeliest labels count, also where it was abstained from.
         allow_unseen_labels: count an output that the state does not know as an error, with probability 1e-6.
 
     Raises:
@@ -43,17 +44,32 @@ def score(prediction: Prediction, outputs: Sequence[Any], *, allow_unseen_labels
         if not allow_unseen_labels:
             check_labels(prediction.labels, outputs)
         return score_sets(prediction, outputs)
-    hits = [predicted == output for predicted, output in zip(prediction.outputs, outputs, strict=True)]
+    found = prediction.outputs
+    if prediction.log_probs is not None:
+        found = tuple(prediction.labels[number] for number in prediction.log_probs.argmax(1).tolist())
+    hits = [predicted == output for predicted, output in zip(found, outputs, strict=True)]
     if prediction.log_probs is None:
         return {"exact_match": sum(hits) / len(hits)}
     if not allow_unseen_labels:
         check_labels(prediction.labels, outputs)
     return {
         "accuracy": sum(hits) / len(hits),
-        "macro_f1": _macro_f1(prediction.outputs, outputs),
+        "macro_f1": _macro_f1(found, outputs),
         "negative_log_likelihood": _negative_log_likelihood(prediction, outputs),
         "calibration_error": _calibration_error(prediction, hits),
     }
+
+
+def covered(sets: Sequence[Sequence[str]], outputs: Sequence[str]) -> dict[str, float]:
+    """`coverage`: the share of sets that hold the right label; `labels_a_set`: their mean size."""
+    hits = [output in labels for labels, output in zip(sets, outputs, strict=True)]
+    return {"coverage": fmean(hits), "labels_a_set": fmean(map(len, sets))}
+
+
+def answered(predicted: Sequence[str | None], outputs: Sequence[str]) -> dict[str, float]:
+    """`answered`: the share that did not get None; `accuracy_of_answered`, left out where none was answered."""
+    hits = [found == output for found, output in zip(predicted, outputs, strict=True) if found is not None]
+    return {"answered": len(hits) / len(outputs), **({"accuracy_of_answered": fmean(hits)} if hits else {})}
 
 
 def _regression(values: Sequence[float], outputs: Sequence[str]) -> dict[str, float]:

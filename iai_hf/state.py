@@ -221,18 +221,21 @@ class TaskState:
         *,
         config: Mapping[str, Any] | None = None,
         transductive: bool = False,
+        coverage: float | None = None,
+        abstain: float | None = None,
         **loading: Any,
     ) -> Prediction:
         """Answer queries with the amortizer that made the state, on its backbone, kept from call to call.
 
         Args:
-            transductive: let the queries inform each other, see `Amortizer.predict`.
+            transductive, coverage, abstain: see `Amortizer.predict`.
             config: settings of answering that differ from the state's, e.g. `max_new_tokens`.
             loading: see `AutoAmortizer.for_state`. Other ones than in the call before load the backbone anew.
         """
         from iai_hf.restore import kept  # imported here, as it brings the backbones
 
-        return kept(self, config, loading).predict(self, queries, transductive=transductive)
+        amortizer = kept(self, config, loading)
+        return amortizer.predict(self, queries, transductive=transductive, coverage=coverage, abstain=abstain)
 
     def without(
         self, data: Any, *, config: Mapping[str, Any] | None = None, loading: Mapping[str, Any] = {}, **options: Any

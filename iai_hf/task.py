@@ -164,11 +164,13 @@ class Prediction:
     """Answers to a batch of queries.
 
     Attributes:
-        outputs: one text a query; of a multi-label task the labels that apply, a tuple.
+        outputs: one text a query, None where it was abstained from; of a multi-label task the labels that apply, a
+            tuple.
         labels: the columns of `log_probs`, or of `probabilities`; empty for generation.
         log_probs: float32 `[queries, labels]`, natural logarithm, rows sum to one after `exp`; None otherwise.
         values: float32 `[queries]`, of a regression; None otherwise.
         probabilities: float32 `[queries, labels]`, of a multi-label task, each label's own; None otherwise.
+        sets: labels a query, the right one among them as often as was asked; None where it was not.
     """
 
     outputs: tuple[Any, ...]
@@ -176,6 +178,7 @@ class Prediction:
     log_probs: torch.Tensor | None = None
     values: torch.Tensor | None = None
     probabilities: torch.Tensor | None = None
+    sets: tuple[tuple[str, ...], ...] | None = None
 
     def __post_init__(self) -> None:
         scores = self.log_probs if self.probabilities is None else self.probabilities
@@ -218,11 +221,20 @@ class Prediction:
             return torch.cat(found) if found else None
 
         outputs = tuple(output for part in parts for output in part.outputs)
-        return cls(outputs, parts[0].labels, whole("log_probs"), whole("values"), whole("probabilities"))
+        sets = tuple(labels for part in parts for labels in part.sets or ())
+        return cls(
+            outputs,
+            parts[0].labels,
+            whole("log_probs"),
+            whole("values"),
+            whole("probabilities"),
+            None if parts[0].sets is None else sets,
+        )
 
     def row(self, number: int) -> Prediction:
         """The answer to one query alone."""
         part = slice(number, number + 1)
         each = (self.log_probs, self.values, self.probabilities)
-        found = (None if scores is None else scores[part] for scores in each)
-        return Prediction(self.outputs[part], self.labels, *found)
+        log_probs, values, probabilities = (None if scores is None else scores[part] for scores in each)
+        sets = None if self.sets is None else self.sets[part]
+        return Prediction(self.outputs[part], self.labels, log_probs, values, probabilities, sets)

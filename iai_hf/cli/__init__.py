@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import typer
 
-from iai_hf.cli import adapting, auditing, editing, looking, sharing
+from iai_hf.cli import adapting, answering, auditing, editing, looking, sharing
 from iai_hf.errors import ConfigError, IAIError
 
 SPELLED = {"quotes": "--quotes or --no-quotes"}
@@ -20,6 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(adapting.app)
+app.add_typer(answering.app)
 app.add_typer(auditing.app)
 app.add_typer(editing.app)
 app.add_typer(looking.app)

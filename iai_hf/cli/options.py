@@ -57,6 +57,16 @@ AllowMissingOutputs = Annotated[
 Transductive = Annotated[
     bool, typer.Option("--transductive", help="Let the inputs inform each other, as unlabelled texts; all at once.")
 ]
+Coverage = Annotated[
+    float | None,
+    typer.Option("--coverage", help="Add sets of labels, of which this share at least holds the right one, e.g. 0.9."),
+]
+Abstain = Annotated[
+    float | None,
+    typer.Option(
+        "--abstain", help="Answer null to texts unlike all that were read; at most to this share of others, e.g. 0.05."
+    ),
+]
 BackboneOption = Annotated[
     str | None, typer.Option("--backbone", help="Hub id or folder; by default the method's own.")
 ]
@@ -331,13 +341,15 @@ def batches(records: list[Record], quiet: bool, size: int = 256) -> Any:
 
 
 def rows_of(prediction: Prediction) -> list[dict[str, Any]]:
-    """Each answer as a line of a file has it: with its probability, or that of each label where several may apply."""
+    """An answer as a line of a file has it: with its probability, or each label's where several may apply, its set."""
     if prediction.values is not None:
         return [{"prediction": value} for value in prediction.values.tolist()]
     rows: list[dict[str, Any]] = [{"prediction": output} for output in prediction.outputs]
     if prediction.log_probs is not None:
         sure = prediction.log_probs.max(1).values.exp().tolist()
-        return [row | {"probability": round(share, 6)} for row, share in zip(rows, sure, strict=True)]
+        rows = [row | {"probability": round(share, 6)} for row, share in zip(rows, sure, strict=True)]
+    if prediction.sets is not None:
+        rows = [row | {"set": labels} for row, labels in zip(rows, prediction.sets, strict=True)]
     if prediction.probabilities is not None:
         each = [[round(share, 6) for share in shares] for shares in prediction.probabilities.tolist()]
         named = [dict(zip(prediction.labels, shares, strict=True)) for shares in each]

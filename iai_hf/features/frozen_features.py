@@ -144,8 +144,13 @@ class FrozenFeatures(Learned[Config]):
         self, tensors: Mapping[str, torch.Tensor], task: TaskSpec, chunk: Chunk, examples: int
     ) -> tuple[Mapping[str, torch.Tensor], Mapping[str, int]]:
         features, cut = self.features(chunk.inputs)
-        absorbed = self.absorbed(tensors, task, features, targets_of(chunk, task))
-        return absorbed, {"texts_cut": cut} if self.config.max_tokens else {}
+        targets = targets_of(chunk, task)
+        tensors = {**self.absorbed(tensors, task, features, targets), **self.sampled(task, chunk, features, targets)}
+        return tensors, {"texts_cut": cut} if self.config.max_tokens else {}
+
+    def sampled(self, task: TaskSpec, chunk: Chunk, features: torch.Tensor, targets: torch.Tensor) -> Tensors:
+        """What a state keeps of a chunk's examples beside the head's tensors, `[n, d]` and `[n]`; here nothing."""
+        return {}
 
     def absorbed(self, tensors: Tensors, task: TaskSpec, features: torch.Tensor, targets: torch.Tensor) -> Tensors:
         """The head's tensors after examples with such features `[n, feature_size]` and targets as of `targets_of`."""

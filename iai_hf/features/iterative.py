@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, ClassVar, cast
 
 from iai_hf.backbones import load_backbone
 from iai_hf.backbones.cached import CachedBackbone
-from iai_hf.config import APART, read_config, require
+from iai_hf.config import ABSENT, APART, read_config, require
 from iai_hf.errors import ConfigError, StateError
 from iai_hf.features.adapted_features import AdaptedFeaturesConfig, part_of
+from iai_hf.features.calibrated import ScoresObservations, ScoresSample
 from iai_hf.features.editing import EditableDepth, EditableFeatures
 from iai_hf.features.exported_features import ExportedFeatures
 from iai_hf.features.frozen_features import Config, FrozenFeatures, FrozenFeaturesConfig, targets_of
 from iai_hf.features.heads import ExplicitHead, Head, ImplicitHead, MultiLabelHead, ParametricHead
+from iai_hf.features.heads.calibration import MOST
 from iai_hf.features.unlabelled import TakesUnlabelled
 from iai_hf.features.watched import WatchedFeatures, check_same_meaning
 from iai_hf.methods import check_one_label
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from iai_hf.training.curriculum import Curriculum, Sources
 
 log = logging.getLogger(__name__)
+SAMPLE = {ABSENT: 0, **APART}  # metadata of `calibration_examples`
 
 
 @dataclass(frozen=True)
@@ -39,13 +42,32 @@ class IterativeConfig(AdaptedFeaturesConfig):
 
     Attributes:
         signal: what an update takes from a chunk: "data", "gradient" or "both".
+        calibration_examples: features of so many examples are kept, so that answers can come with a stated error.
+            States of before there was any have 0.
     """
 
     signal: Signal = "both"
+    calibration_examples: int = field(default=MOST, metadata=SAMPLE)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_size(self.calibration_examples)
         require(self.signal in SIGNALS, f"signal is {self.signal!r}; expected {', '.join(SIGNALS)}")
+
+
+@dataclass(frozen=True)
+class IterativeExplicitConfig(FrozenFeaturesConfig):
+    """Settings of `iterative-explicit`.
+
+    Attributes:
+        calibration_examples: as of `iterative`; by default none, since they would be most of the state.
+    """
+
+    calibration_examples: int = field(default=0, metadata=SAMPLE)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_size(self.calibration_examples)
 
 
 @dataclass(frozen=True)
@@ -61,6 +83,11 @@ class IterativeImplicitConfig(FrozenFeaturesConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.budget > 0, f"budget is {self.budget}; expected 1 or more")
+
+
+def check_size(calibration_examples: int) -> None:
+    """Raise ConfigError where it is negative."""
+    require(calibration_examples >= 0, f"calibration_examples is {calibration_examples}; expected 0 or more")
 
 
 class _OnTasks(EditableFeatures[Config]):
@@ -84,6 +111,7 @@ class _OnTasks(EditableFeatures[Config]):
 
 
 class Iterative(
+    ScoresSample[IterativeConfig],
     WatchedFeatures[IterativeConfig],
     TakesUnlabelled[IterativeConfig],
     EditableDepth[IterativeConfig],
@@ -172,19 +200,26 @@ class Iterative(
 
 
 class IterativeExplicit(
-    WatchedFeatures[FrozenFeaturesConfig], TakesUnlabelled[FrozenFeaturesConfig], _OnTasks[FrozenFeaturesConfig]
+    ScoresSample[IterativeExplicitConfig],
+    WatchedFeatures[IterativeExplicitConfig],
+    TakesUnlabelled[IterativeExplicitConfig],
+    _OnTasks[IterativeExplicitConfig],
 ):
     """Explicit: the state is a compact code, the predictor is learned (see `iai_hf.features.heads.explicit`)."""
 
     method = "iterative-explicit"
     regime = "explicit"
-    config_class = FrozenFeaturesConfig
+    config_class = IterativeExplicitConfig
 
     def make_module(self) -> Head:
         return ExplicitHead()
 
 
-class IterativeImplicit(WatchedFeatures[IterativeImplicitConfig], _OnTasks[IterativeImplicitConfig]):
+class IterativeImplicit(
+    ScoresObservations[IterativeImplicitConfig],
+    WatchedFeatures[IterativeImplicitConfig],
+    _OnTasks[IterativeImplicitConfig],
+):
     """Implicit: the state is observations, queries' logits are refined by them (see `heads/implicit.py`)."""
 
     method = "iterative-implicit"

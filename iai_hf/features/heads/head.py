@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -9,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from iai_hf.features.heads.calibration import FOLD
 from iai_hf.hyperparameters import Hyperparameters, saved_as
 from iai_hf.task import Prediction, Tensors
 
@@ -70,6 +72,23 @@ class Head(nn.Module, ABC):
     def examples(self, tensors: Tensors) -> torch.Tensor:
         """Labelled examples behind a state, or a chunk's moments, `[]`."""
         return tensors["counts"].sum()
+
+    def unread(
+        self, tensors: Tensors, features: torch.Tensor, targets: torch.Tensor, times: torch.Tensor
+    ) -> torch.Tensor:
+        """Logits `[n, C]` of different absorbed examples, each as if it and the others of its fold had not been read.
+
+        Args:
+            features, targets: of the examples, `[n, d]` and int64 `[n]`.
+            times: how often each was absorbed, `[n]`.
+        """
+        logits = features.new_zeros(len(features), len(tensors["counts"]))
+        folds = math.ceil(len(features) / max(1, int(FOLD * float(self.examples(tensors)))))
+        for first in range(folds):
+            fold, own, often = features[first::folds], targets[first::folds], times[first::folds]
+            left = self.without(tensors, fold.repeat_interleave(often, 0), own.repeat_interleave(often, 0))
+            logits[first::folds] = self.logits(self.prepare(left), fold)
+        return logits
 
     def grow(self, tensors: Tensors, names: torch.Tensor) -> Tensors:
         """The state with new classes, whose names have the features `[templates, new, d]`."""

@@ -255,6 +255,24 @@ class ParametricHead(Head):
         weights = torch.stack([values[f"weight_{name}"] for name in self.experts]).log()
         return weights, torch.stack([values[f"precision_{name}"] for name in self.experts])
 
+    def unread(
+        self, tensors: Tensors, features: torch.Tensor, targets: torch.Tensor, times: torch.Tensor
+    ) -> torch.Tensor:
+        """As `Head.unread`; of the correction goes the step that an example took, as large as steps were on average.
+
+        The experts' few weights, which a single example hardly moves, stay.
+        """
+        logits, state = super().unread(tensors, features, targets, times), Parameters(**split(tensors)[0])
+        if not bool(state.correction.any()):
+            return logits
+        values = self.hyperparameters(state.counts.sum(), len(state.counts))
+        ones, mixed = with_one(features), state.mixed / values["warmup"]
+        metric, share = self._metric(state, self._experts(state, values).variance, values)
+        leverage = times * (ones * solve(metric, ones.T).T).sum(1)
+        onehot = nn.functional.one_hot(targets, len(state.counts)).to(logits)
+        size = 1 - mixed.log1p() / mixed.clamp(min=1e-6)  # mean of m / (m + warmup) up to here
+        return logits - size * leverage[:, None] * residual(logits, onehot) / share
+
     def _experts(self, state: Parameters, values: Values) -> Experts:
         return Experts(self._summary(state), values)
 
@@ -277,19 +295,23 @@ class ParametricHead(Head):
         values: Values,
     ) -> Parameters:
         """One step of D on a chunk `[n, d + 1]` with its `logits` `[n, C]`."""
-        size, classes = ones.shape[1], len(state.counts)
         curvature = state.curvature + trust * own_curvature(logits.softmax(1)).sum(0)
         mixed = state.mixed + trust * len(ones)
-        second = unpack(state.gram, size)
-        # Before much is known, the curvature is taken for the largest that it can be.
-        mean_curvature = (curvature.sum() + values["warmup"] * (1 - 1 / classes)) / (mixed + values["warmup"])
-        identity = torch.eye(size, dtype=torch.float32).to(second)
-        metric = second * mean_curvature + values["penalty"] * size * variance * identity
-        share = (values["share"] * (curvature + 1) / (curvature.sum() + classes)).clamp(max=1.0)
-        onehot = nn.functional.one_hot(targets, classes).to(logits)
+        metric, share = self._metric(replace(state, curvature=curvature, mixed=mixed), variance, values)
+        onehot = nn.functional.one_hot(targets, len(state.counts)).to(logits)
         step = solve(metric, ones.T @ residual(logits, onehot)).T / share[:, None]
         size_of_step = trust * state.mixed / (state.mixed + values["warmup"])
         return replace(state, correction=state.correction + size_of_step * step, curvature=curvature, mixed=mixed)
+
+    def _metric(self, state: Parameters, variance: torch.Tensor, values: Values) -> tuple[torch.Tensor, torch.Tensor]:
+        """What preconditions a step of D, `[d + 1, d + 1]`, and each class's share of it, `[C]`."""
+        size, classes = state.correction.shape[1], len(state.counts)
+        curvature, second = state.curvature, unpack(state.gram, size)
+        # Before much is known, the curvature is taken for the largest that it can be.
+        mean_curvature = (curvature.sum() + values["warmup"] * (1 - 1 / classes)) / (state.mixed + values["warmup"])
+        identity = torch.eye(size, dtype=torch.float32).to(second)
+        metric = second * mean_curvature + values["penalty"] * size * variance * identity
+        return metric, (values["share"] * (curvature + 1) / (curvature.sum() + classes)).clamp(max=1.0)
 
 
 def with_one(features: torch.Tensor) -> torch.Tensor:
