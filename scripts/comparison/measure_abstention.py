@@ -6,9 +6,9 @@ Of each task, size, order and chunk size: how often a set holds the right label,
 though their classes are known; of queries from the same source as what was read (the rest of a pool of its training
 rows, so that both are exchangeable), and of the task's test rows, which may have been collected otherwise.
 
-Then, with 30% of the classes left out of what is read, and with texts of the next task among the queries, the area under
-the curve (AUROC) by which texts that nobody could know are told from the others, beside the largest probability and the
-Mahalanobis distance (Lee et al. 2018, arXiv 1807.03888; relative: Ren et al. 2021, arXiv 2106.09022) on the same
+Then, with 30% of the classes left out of what is read, and with texts of the next task among the queries, the area
+under the curve (AUROC) by which texts that nobody could know are told from others, beside the largest probability and
+the Mahalanobis distance (Lee et al. 2018, arXiv 1807.03888; relative: Ren et al. 2021, arXiv 2106.09022) on the same
 features. What OUTPUT/abstention.json has already is not measured again. Scores, and the sphere in the rivals'
 covariance, were chosen on held-out meta-training tasks.
 """
@@ -60,7 +60,8 @@ def learned(amortizer: StatesError, rows: Rows, labels: tuple[str, ...], chunk_s
 
 def kept(amortizer: StatesError, task: Task, rows: Rows, queries: dict[str, Rows], chunk_size: int) -> Record:
     """Coverage, the sets' size, and the share that gets None, by where the queries are from."""
-    state, found = learned(amortizer, rows, task.labels, chunk_size), {}
+    state = learned(amortizer, rows, task.labels, chunk_size)
+    found: Record = {}
     for source, asked in queries.items():
         right = [row["output"] for row in asked]
         answers = amortizer.predict(state, [row["input"] for row in asked], coverage=COVERAGE, abstain=ABSTAIN)
@@ -146,10 +147,12 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     records = lab.Records(args.output / "abstention.json")
     backbone = CachedBackbone(load_backbone("sentence-transformers/all-MiniLM-L6-v2"), args.cache_dir)
-    made = []
+    made: list[StatesError] = []
     for method in METHODS:
         config = {"max_tokens": MAX_TOKENS, **({"calibration_examples": 256} if method == "iterative-explicit" else {})}
-        made.append(AutoAmortizer.from_pretrained(method, backbone=backbone, config=config))
+        amortizer = AutoAmortizer.from_pretrained(method, backbone=backbone, config=config)
+        assert isinstance(amortizer, StatesError)
+        made.append(amortizer)
     tasks = [Task(args.data_dir / name, backbone) for name in TASKS]
 
     def note(record: Record) -> None:

@@ -402,3 +402,33 @@ def test_figures_of_queries_that_inform_each_other_are_those_of_their_answers(  
         right = sum(a == row["output"] for a, row in zip(answers, examples(40, seed=1), strict=True))
         assert told[more]["accuracy"] == pytest.approx(right / 40)
     assert told[()] != told[("--transductive",)]
+
+
+def test_answers_with_a_stated_error_are_written_and_counted(encoder_folder, data, test_data, tmp_path, capsys) -> None:  # type: ignore[no-untyped-def]
+    state, out = tmp_path / "state", tmp_path / "answers.jsonl"
+    assert iai(capsys, *adapt(encoder_folder, data, state))[0] == 0
+    asked = ("--data", test_data, "--coverage", 0.9, "--abstain", 0.5, "--quiet")
+    status, text, _ = iai(capsys, "evaluate", state, *asked, "--json")
+    figures = json.loads(text)
+    assert status == 0
+    assert iai(capsys, "predict", state, *asked, "--output", out)[0] == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    right = [row["output"] for row in examples(20, seed=1)]
+    assert 0 < sum(row["prediction"] is None for row in rows) < 20
+    assert figures["answered"] == sum(row["prediction"] is not None for row in rows) / 20
+    given = [row["prediction"] == answer for row, answer in zip(rows, right, strict=True) if row["prediction"]]
+    assert figures["accuracy_of_answered"] == pytest.approx(sum(given) / len(given))
+    held = [answer in row["set"] for row, answer in zip(rows, right, strict=True)]
+    assert figures["coverage"] == pytest.approx(sum(held) / 20)
+    assert figures["labels_a_set"] == pytest.approx(sum(len(row["set"]) for row in rows) / 20)
+    _, text, _ = iai(capsys, "evaluate", state, "--data", test_data, "--quiet", "--json")
+    assert json.loads(text) == {key: figures[key] for key in json.loads(text)}
+    before = out.read_bytes()
+    for wrong, message in (
+        (("--coverage", 1.5), "expected a share between 0 and 1"),
+        (("--abstain", 0.001), "takes at least 999 examples"),
+        (("--coverage", 0.9, "--transductive"), "leave transductive out"),
+    ):
+        status, _, err = iai(capsys, "predict", state, "--data", test_data, *wrong, "--output", out, "--quiet")
+        assert (status, message in err, err.count("\n")) == (2, True, 1)
+    assert out.read_bytes() == before

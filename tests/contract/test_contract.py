@@ -208,6 +208,29 @@ def test_an_export_is_a_sentence_transformers_folder_or_refused_by_name(amortize
         assert not (tmp_path / "model").exists()
 
 
+def test_answers_come_with_a_stated_error_or_are_refused_by_name(amortizer: Amortizer, tmp_path: Path) -> None:
+    state, queries = adapt(amortizer, rows_of(amortizer, 24), chunk_size=8), queries_of(amortizer)
+    follows = getattr(amortizer.config, "depth", 0) or getattr(amortizer.config, "watch", False)
+    able = amortizer.method.startswith("iterative") and not follows
+    if not able:
+        with pytest.raises(ConfigError, match=f"{amortizer.method!r} can't state the error of its answers"):
+            amortizer.predict(state, queries, coverage=0.9)
+        return
+    found = amortizer.predict(state, queries, coverage=0.9, abstain=0.2)
+    assert found.sets is not None
+    assert all(output is None or output in labels for output, labels in zip(found.outputs, found.sets, strict=True))
+    torch.testing.assert_close(found.log_probs, log_probs(amortizer, state))
+    again = TaskState.from_pretrained(state.save_pretrained(tmp_path)).predict(
+        queries, coverage=0.9, abstain=0.2, backbone=amortizer.backbone
+    )
+    assert (again.sets, again.outputs) == (found.sets, found.outputs)
+    for share in (0, 1, 90, True, "0.9"):
+        with pytest.raises(DataError, match="expected a share between 0 and 1"):
+            amortizer.predict(state, queries, abstain=share)  # type: ignore[arg-type]
+    with pytest.raises(StateError, match="takes at least 99 examples"):
+        amortizer.predict(state, queries, coverage=0.99)
+
+
 def test_an_empty_output_is_named(amortizer: Amortizer) -> None:
     with pytest.raises(DataError, match="example 1 of a chunk: output is empty"):
         amortizer.update(amortizer.init_state(task_of(amortizer)), Chunk(("a", "b"), ("music", " ")))

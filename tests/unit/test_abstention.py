@@ -67,7 +67,10 @@ def kept(state: TaskState) -> Sample:
 def test_sets_hold_the_right_label_as_often_as_asked_and_texts_of_the_kind_are_answered(
     name: str, chunk_size: int
 ) -> None:
-    head, held, none, honest = HEADS[name], [], [], []
+    head = HEADS[name]
+    held: list[float] = []
+    none: list[float] = []
+    read_again: list[float] = []
     for seed in range(16):
         (features, targets), (queries, answers) = drawn(seed, 64), drawn(1000 + seed, 400)
         tensors: Tensors = head.grow(
@@ -80,7 +83,7 @@ def test_sets_hold_the_right_label_as_often_as_asked_and_texts_of_the_kind_are_a
             unread = head.unread(tensors, features, targets, torch.ones_like(targets))
             read = head.logits(head.prepare(tensors), features)
             logits = head.logits(head.prepare(tensors), queries)
-        for found, shares in ((unread, held), (read, honest)):
+        for found, shares in ((unread, held), (read, read_again)):
             own = label_scores(found).gather(1, targets[:, None])[:, 0]
             limit = Scored(own, own, torch.ones(64)).threshold(own, 0.1)
             assert limit is not None
@@ -89,9 +92,9 @@ def test_sets_hold_the_right_label_as_often_as_asked_and_texts_of_the_kind_are_a
         limit = Scored(texts, texts, torch.ones(64)).threshold(texts, 0.1)
         assert limit is not None
         none.append(float((text_scores(logits, tensors["counts"]) > limit).float().mean()))
-    assert 0.885 < numpy.mean(held) < 0.945
+    assert 0.87 < numpy.mean(held) < 0.945  # 0.908, and three standard errors
     assert numpy.mean(none) < 0.115
-    assert numpy.mean(honest) < numpy.mean(held) - 0.03  # what the examples that were read would have promised
+    assert numpy.mean(read_again) < numpy.mean(held) - 0.03  # what the examples that were read would have promised
 
 
 def test_a_threshold_is_that_of_exchangeable_draws() -> None:
@@ -114,7 +117,7 @@ def test_a_set_is_never_without_the_answer_and_more_coverage_takes_more(encoder:
         assert all(output in labels for output, labels in zip(outputs, some, strict=True))
         assert all(set(few) <= set(many) for few, many in zip(some, more, strict=True))
         assert sum(map(len, more)) > sum(map(len, some))
-        single = amortizer.predict(state, QUERIES[:1], coverage=numpy.float32(0.5), abstain=0.5)  # type: ignore[arg-type]
+        single = amortizer.predict(state, QUERIES[:1], coverage=numpy.float32(0.5), abstain=0.5)
         assert single.sets == (some[0],)
         assert single.row(0).sets == (some[0],)
 

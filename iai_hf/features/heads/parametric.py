@@ -54,6 +54,7 @@ HYPERPARAMETERS = {
 }
 INFORMED = ("centred", "lda_shrunk", "ridge")  # experts that take unlabelled rows; with others too, tasks lost more
 MERGE_MARGIN = 0.5  # of a log weight
+USUAL_CHUNK = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -260,17 +261,19 @@ class ParametricHead(Head):
     ) -> torch.Tensor:
         """As `Head.unread`; of the correction goes the step that an example took, as large as steps were on average.
 
-        The experts' few weights, which a single example hardly moves, stay.
+        Chunks are taken to have been of `USUAL_CHUNK`: with others the step is a little larger or smaller. The experts'
+        few weights, which a single example hardly moves, stay.
         """
         logits, state = super().unread(tensors, features, targets, times), Parameters(**split(tensors)[0])
         if not bool(state.correction.any()):
             return logits
         values = self.hyperparameters(state.counts.sum(), len(state.counts))
-        ones, mixed = with_one(features), state.mixed / values["warmup"]
+        ones, before = with_one(features), (state.mixed - USUAL_CHUNK).clamp(min=0) / values["warmup"]
         metric, share = self._metric(state, self._experts(state, values).variance, values)
         leverage = times * (ones * solve(metric, ones.T).T).sum(1)
         onehot = nn.functional.one_hot(targets, len(state.counts)).to(logits)
-        size = 1 - mixed.log1p() / mixed.clamp(min=1e-6)  # mean of m / (m + warmup) up to here
+        # Mean over the stream of m / (m + warmup), m being what came before a chunk.
+        size = values["warmup"] * (before - before.log1p()) / state.mixed.clamp(min=1e-6)
         return logits - size * leverage[:, None] * residual(logits, onehot) / share
 
     def _experts(self, state: Parameters, values: Values) -> Experts:
