@@ -164,6 +164,7 @@ class Answers:
                     f"{self.method!r} can't state the error of its answers; leave {name} out, or choose a method that "
                     f"can ({able})"
                 )
+            check_one_label(task, name)
             if transductive:
                 raise ConfigError(
                     f"{name} is promised of queries that are answered each by itself; leave transductive out"

@@ -232,6 +232,13 @@ def test_what_can_not_be_promised_is_refused(encoder: Backbone, causal: Backbone
         fading.predict(found, QUERIES, abstain=0.1)
     with pytest.raises(ConfigError, match="calibration_examples is -1; expected 0 or more"):
         made("explicit", encoder, calibration_examples=-1)
+    several = amortizer.update(
+        amortizer.init_state(TaskSpec("multi-label", LABELS)),
+        Chunk(tuple(QUERIES), tuple([("music",), ("music", "food")] * 20)),
+    )
+    assert Sample.of(several.tensors) is None
+    with pytest.raises(ConfigError, match="coverage takes states whose texts have one label each"):
+        amortizer.predict(several, QUERIES, coverage=0.9)
     model = AutoAmortizer.from_pretrained("in-context", backbone=causal)
     with pytest.raises(ConfigError, match=r"choose a method that can .*iterative"):
         model.predict(adapt(model, ROWS[:4]), QUERIES[:1], coverage=0.9)
