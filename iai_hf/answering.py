@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 from iai_hf import values
 from iai_hf.errors import ConfigError, DataError, StateError
-from iai_hf.methods import check_answerable, check_takes_unlabelled, those
+from iai_hf.methods import check_answerable, check_one_label, check_takes_unlabelled, those
 from iai_hf.state import TaskState
 from iai_hf.task import Prediction, TaskSpec
 from iai_hf.threads import solving

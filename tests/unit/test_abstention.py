@@ -219,6 +219,7 @@ def test_what_can_not_be_promised_is_refused(encoder: Backbone, causal: Backbone
     for more, why in (
         ({"half_life": 100}, "with a half-life"),
         ({"depth": 1, "rank": 2}, "adapt with depth=0"),
+        ({"watch": True}, "adapt with watch=False"),
         ({"calibration_examples": 0}, "adapt anew with calibration_examples=256"),
     ):
         other = made("parametric", encoder, **more)
