@@ -94,7 +94,8 @@ REAL = {
     "minilm-iterative-gradient": Case("iterative", MINILM, {"adapter": None, "signal": "gradient"}),
     "minilm-iterative-explicit": Case("iterative-explicit", MINILM, {"adapter": None}),
     "minilm-iterative-implicit": Case("iterative-implicit", MINILM, {"adapter": None}),
-    "smollm2-iterative": Case("iterative", SMOLLM),
+    "smollm2-iterative": Case("iterative", SMOLLM, {"adapter": None}),  # as it was saved
+    "smollm2-iterative-adapter": Case("iterative", SMOLLM),
     "smollm2-in-context": Case("in-context", SMOLLM),
     "smollm2-lm-state": Case("lm-state", SMOLLM, {"weights": "smollm2-135m-lm-state"}),
 }

@@ -90,8 +90,8 @@ def measure(row: str, model: CausalLM, task: Task, rows: Rows, unit: float) -> A
         count = len(rows) if shots == "4,096 tokens" else int(shots)
         return adapted(model, task, rows[:count], "in-context", {"demonstration_tokens": 4096})
     rows_of: dict[str, Callable[[], Answers]] = {
-        "iterative": lambda: adapted(model, task, rows, "iterative", {}),
-        "iterative, depth=auto": lambda: adapted(model, task, rows, "iterative", {"depth": "auto"}),
+        "iterative": lambda: adapted(model, task, rows, "iterative", {"adapter": None}),
+        "iterative, depth=auto": lambda: adapted(model, task, rows, "iterative", {"adapter": None, "depth": "auto"}),
         "zero-shot": lambda: adapted(model, task, [], "in-context", {}),
         "in-context retrieved": lambda: retrieved(model, task, rows),
         "prompt tuning 1x": lambda: trained(model, task, rows, "prompt-tuning", unit),
