@@ -32,14 +32,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 base, folder = "{base}", Path("{place}")
 tokenizer = AutoTokenizer.from_pretrained(base)
 model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype="float32"), folder).eval()
-parts = {parts!r}  # read one by one, as the state reads them
-ids = {before} + [number for part in parts for number in tokenizer(part, add_special_tokens=False)["input_ids"]]
-answer = []
+first, text, last = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in {parts!r})  # each by itself
+ids, answer, ends = {before} + first + text{cut} + last, [], {ends}
 with torch.no_grad():
-    while len(answer) < {longest} and "\\n" not in tokenizer.decode(answer):
+    while len(answer) < {longest} and "\\n" not in tokenizer.decode(answer) and answer[-1:] not in ends:
         answer.append(int(model(input_ids=torch.tensor([ids + answer]), use_cache=False).logits[0, -1].argmax()))
 print(tokenizer.decode(answer, skip_special_tokens=True).split("\\n")[0].strip())
-```"""
+```
+
+Texts are read as the state reads them, without special tokens. Answers in words it writes out like this; of a
+classification it compares its labels' likelihoods instead, so that it answers with a label whatever is written here."""
 LIMITS = (
     "A state is made of the examples that it has read, and something of them may be had from it (see "
     "scripts/results/membership.md for how much, by method): treat it as confidential where they are. Its answers are "
@@ -181,12 +183,13 @@ def classifier_card(classifier: LinearClassifier, form: str, use: str, name: str
     )
 
 
-def peft_card(header: StateHeader, files: Sequence[str], start: Sequence[int], name: str) -> str:
+def peft_card(header: StateHeader, files: Sequence[str], start: Sequence[int], ends: Sequence[int], name: str) -> str:
     """Card of a state as a PEFT adapter, with a snippet that runs where it is one of a language model.
 
     Args:
         files: that lie beside the card.
         start: ids before a query, where `prompt_ids.json` does not say them.
+        ends: ids, each of which ends an answer.
     """
     from huggingface_hub import ModelCardData
 
@@ -205,6 +208,8 @@ def peft_card(header: StateHeader, files: Sequence[str], start: Sequence[int], n
         place=name,
         before='json.loads((folder / "prompt_ids.json").read_text())' if "prompt_ids.json" in files else list(start),
         parts=tuple(asked),
+        cut=f"[:{header.config['max_tokens']}]" if header.config.get("max_tokens") else "",
+        ends=[[number] for number in ends],
         longest=header.config.get("max_new_tokens"),
     )
     return "\n\n".join(

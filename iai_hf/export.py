@@ -43,7 +43,7 @@ def export(self: Any, state: TaskState, directory: str | Path, form: Form = "pef
         adapts = json.loads((directory / ADAPTER_CONFIG).read_text())["peft_type"] == "LORA"
         start = self.backbone.special_tokens[0] if adapts else []  # of a prompt or a prefix it is a part
         files = [path.name for path in directory.iterdir()]
-        card = peft_card(state.header, files, start, directory.resolve().name)
+        card = peft_card(state.header, files, start, self.backbone.text_ends, directory.resolve().name)
         place = directory / CARD_FILE
         here = place.read_text(encoding="utf-8") if place.is_file() else None
         write_whole(place, readme.combined(card, here, None, str(directory)).encode())

@@ -21,7 +21,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from iai_hf.auto import AutoAmortizer
+from iai_hf.cursor import Cursor
+from iai_hf.data import open_stream
 from iai_hf.errors import StateError
+from iai_hf.methods import check_answerable, check_takes_unlabelled
 from iai_hf.state import TaskState
 from iai_hf.stream import Columns
 from iai_hf.task import TaskSpec
@@ -67,9 +70,12 @@ def adapt_partition(
     if first is None:
         return
     amortizer = _amortizer(method, backbone, json.dumps(dict(config or {}), sort_keys=True))
-    state = amortizer.adapt(
-        itertools.chain([first], rows), task=task, columns=columns, chunk_size=chunk_size, progress=False
-    )
+    if columns.allow_missing_outputs:
+        check_takes_unlabelled(amortizer)
+    stream = open_stream(itertools.chain([first], rows), columns)
+    cursor, state = Cursor(stream, chunk_size, None), amortizer.init_state(stream.task(task))
+    for chunk in cursor.chunks(None):  # a partition may have a single label: that is judged where all are merged
+        state = amortizer.update(state, chunk).at(cursor.position)
     yield pandas.DataFrame({"state": [state.to_bytes()], "examples": [state.header.examples]})
 
 
@@ -86,6 +92,7 @@ def merge_tree(
     Raises:
         StateError: there is none, one is damaged, they differ in method or backbone, or two have read the same data.
         ConfigError: the method's states can't be merged.
+        DataError: all partitions together have too few labels.
     """
     waiting: list[tuple[int, TaskState]] = []  # each of twice as many parts, or more, as the one behind it
     for given in states:
@@ -98,6 +105,7 @@ def merge_tree(
         raise StateError("there is no state to merge; expected at least one of a partition that has rows")
     while len(waiting) > 1:
         waiting[-2:] = [_joined(amortizer, *waiting[-2:])]
+    check_answerable(waiting[0][1].task)
     return waiting[0][1]
 
 

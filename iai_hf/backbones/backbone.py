@@ -174,6 +174,11 @@ class Backbone:
         return full[:first], full[first + len(bare) :]
 
     @property
+    def text_ends(self) -> list[int]:
+        """Ids, each of which ends a text that is written."""
+        return []
+
+    @property
     def feature_prompt(self) -> tuple[int, ...]:
         """Ids that a text is read behind, and that are no part of its feature."""
         return ()

@@ -333,9 +333,13 @@ class CausalLM(Backbone):
 
     def _ends(self, stop: str) -> list[int]:
         """Ids of all tokens that end an answer: those that end a text, and those with `stop` in their own."""
+        return sorted(self.texts.holding(stop) | set(self.text_ends))
+
+    @property
+    def text_ends(self) -> list[int]:
         own: Any = self.model.generation_config.eos_token_id
         named = [*(own if isinstance(own, list) else [own]), self.tokenizer.eos_token_id]
-        return sorted(self.texts.holding(stop) | {int(i) for i in named if i is not None})
+        return sorted({int(i) for i in named if i is not None})
 
     def check_room(self, prefix: int, tokens: int) -> None:
         """Raise DataError where a query of `tokens` tokens does not fit behind a prefix of so many."""

@@ -112,7 +112,8 @@ def test_the_card_of_an_export_answers_as_the_state_without_this_package(
     method: str, causal_folder: Path, tmp_path: Path
 ) -> None:
     causal = load_backbone(str(causal_folder), dtype="float32")
-    amortizer = AutoAmortizer.from_pretrained(method, backbone=causal, config={"max_new_tokens": 5})
+    config = {"max_new_tokens": 5, "max_tokens": 3}
+    amortizer = AutoAmortizer.from_pretrained(method, backbone=causal, config=config)
     state = amortizer.adapt(examples(24), task=TaskSpec("generation"), progress=False)
     amortizer.export(state, tmp_path / "adapter")
     card = (tmp_path / "adapter" / "README.md").read_text()

@@ -62,6 +62,15 @@ def test_parts_give_what_one_process_does(made: Made, encoder_folder: Path, coun
     assert_alike(found, one_process(encoder_folder))
 
 
+def test_a_partition_may_have_a_single_label(made: Made, encoder_folder: Path) -> None:
+    ordered = sorted(ROWS, key=lambda row: row["output"])
+    frames = [frame for part in parts_of(ordered, 12) for frame in made(part)]
+    assert any(len(TaskState.from_bytes(frame["state"][0]).task.labels) == 1 for frame in frames)
+    assert_alike(merge_tree(frame["state"][0] for frame in frames), one_process(encoder_folder))
+    with pytest.raises(DataError, match="expected at least two"):
+        merge_tree([frames[0]["state"][0]])
+
+
 def test_few_states_are_held_at_a_time(made: Made, encoder_folder: Path) -> None:
     frames = [next(made(part)) for part in parts_of(ROWS, 8)]
     sizes = []
@@ -92,7 +101,7 @@ def test_what_is_missing_twice_or_damaged_is_told(made: Made) -> None:
         list(made(pandas.DataFrame({"input": ["a", "b"], "output": ["x", None]})))
     with pytest.raises(DataError, match="no column 'output'"):
         list(made(pandas.DataFrame({"input": ["a", "b"], "topic": ["x", "y"]})))
-    with pytest.raises(DataError, match="classification tasks, not generation"):
+    with pytest.raises(DataError, match="tasks, not generation"):
         list(adapt_partition(parts_of(ROWS, 2)[0], method="iterative", task=TaskSpec("generation")))
 
 
