@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from iai_hf.errors import ConfigError
 from iai_hf.methods import check_one_label, those
 from iai_hf.metrics import check_labels
-from iai_hf.task import Chunk, check_sets
+from iai_hf.task import Chunk, check_sets, plain_sets
 
 if TYPE_CHECKING:
     import torch
@@ -115,7 +115,7 @@ def audit(amortizer: Any, state: TaskState, inputs: Sequence[str], outputs: Sequ
         )
     labels = state.task.labels
     check_one_label(state.task, "an audit")
-    check_sets(state.task, outputs)
+    check_sets(state.task, plain_sets(outputs))
     check_labels(labels, outputs)
     log_probs = amortizer.leave_one_out(state, Chunk(tuple(inputs), tuple(outputs)))
     class_of = {label: number for number, label in enumerate(labels)}

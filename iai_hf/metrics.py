@@ -13,7 +13,7 @@ from typing import Any
 from iai_hf import values
 from iai_hf.errors import DataError
 from iai_hf.metrics_of_sets import score_sets
-from iai_hf.task import Prediction, TaskSpec, check_sets, distinct
+from iai_hf.task import Prediction, TaskSpec, check_sets, distinct, plain_sets
 
 BINS = 15
 LARGEST = 3.4028234663852886e38  # of float32
@@ -37,6 +37,7 @@ def score(prediction: Prediction, outputs: Sequence[Any], *, allow_unseen_labels
     """
     if len(prediction.outputs) != len(outputs):
         raise DataError(f"{len(prediction.outputs)} predictions for {len(outputs)} outputs; expected as many")
+    outputs = plain_sets(outputs)
     check_sets(TaskSpec(prediction.kind), outputs)
     if prediction.values is not None:
         return _regression(prediction.values.tolist(), outputs)

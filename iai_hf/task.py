@@ -140,6 +140,18 @@ def distinct(outputs: Iterable[Any]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(label for several in each for label in several))
 
 
+def plain_sets(outputs: Iterable[Any]) -> list[Any]:
+    """Outputs as they are, but for lists of labels of any type, which become tuples.
+
+    Raises:
+        DataError: a list of what are no labels; its place is named.
+    """
+    return [
+        values.label_set(output, f"example {number}: output") if values.is_set(output) else output
+        for number, output in enumerate(outputs)
+    ]
+
+
 def check_sets(task: TaskSpec, outputs: Iterable[Any]) -> None:
     """Raise DataError where an output is a list of labels and the task has one a text, or the other way round."""
     for number, output in enumerate(outputs):
@@ -153,8 +165,8 @@ def check_sets(task: TaskSpec, outputs: Iterable[Any]) -> None:
                 options=("kind multi-label",),
             )
         raise DataError(
-            f"example {number} has one answer, {output[:60]!r}; the kind is multi-label, where each is a list: write "
-            "[...] around one label, or name what separates several in a text",
+            f"example {number} has one answer, {str(output)[:60]!r}; the kind is multi-label, where each is a list: "
+            "write [...] around one label, or name what separates several in a text",
             options=("label_separator",),
         )
 

@@ -44,6 +44,15 @@ def test_one_left_out_is_answered_as_by_a_state_that_never_read_it(encoder: Back
     assert sum(gaps) < 0.5 * sum(of_read)
 
 
+@pytest.mark.parametrize("kind", [list, tuple, set])
+def test_a_list_for_a_label_is_refused(encoder: Backbone, kind: Any) -> None:
+    amortizer = made(encoder)
+    inputs, outputs = columns_of(rows := examples(24))
+    state = amortizer.adapt(rows, progress=False)
+    with pytest.raises(DataError, match="example 0 has a list of labels"):
+        audit(amortizer, state, inputs, [kind([output]) for output in outputs])
+
+
 def test_changed_labels_come_first(encoder: Backbone) -> None:
     rows = examples(160)
     changed = range(0, 160, 20)

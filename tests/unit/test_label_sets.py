@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from iai_hf import Chunk, Prediction, TaskSpec
+from iai_hf import Chunk, Prediction, TaskSpec, values
 from iai_hf.data import Columns, open_stream
 from iai_hf.errors import DataError
 from iai_hf.features.heads.thresholds import BINS, tallied, thresholds
@@ -185,6 +186,39 @@ def test_metrics_agree_with_scikit_learn() -> None:
     assert found["negative_log_likelihood"] == pytest.approx(float(bits), abs=1e-3)
     perfect = Prediction.from_label_logits(right.float() * 60 - 30, torch.zeros(5), labels)
     assert score(perfect, outputs)["calibration_error"] < 1e-6 < found["calibration_error"]
+
+
+@pytest.mark.parametrize("kind", [list, tuple, set, frozenset, lambda own: numpy.array(own, dtype=object)])
+def test_sets_of_labels_of_any_type_are_scored(kind: Any) -> None:
+    prediction = Prediction.from_label_logits(torch.tensor([[5.0, 4.0], [-5.0, 5.0]]), torch.zeros(2), ("a", "b"))
+    right = [("a", "b"), ("a",)]
+    assert score(prediction, [kind(list(own)) for own in right]) == score(prediction, right)
+    one = Prediction.from_logits(torch.tensor([[5.0, 4.0], [-5.0, 5.0]]), ("a", "b"))
+    with pytest.raises(DataError, match="example 0 has a list of labels"):
+        score(one, [kind(["a"]), kind(["b"])])
+
+
+@pytest.mark.parametrize(("output", "words"), [([1, 0], "indicator"), (["a", "a"], "twice"), (3, "each is a list")])
+def test_what_is_no_set_of_labels_is_not_scored(output: Any, words: str) -> None:
+    prediction = Prediction.from_label_logits(torch.tensor([[5.0, 4.0], [-5.0, 5.0]]), torch.zeros(2), ("a", "b"))
+    with pytest.raises(DataError, match=f"example 1.*{words}"):
+        score(prediction, [["a"], output])
+
+
+def test_different_lists_of_a_large_dataset_are_read_once_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [[f"l{number % 40}", f"m{number % 7}"] for number in range(25_000)]  # three batches, 280 different lists
+    dataset = datasets.Dataset.from_dict({"input": ["a text"] * len(rows), "output": rows})
+    read = Counter[tuple[str, ...]]()
+    label_set = values.label_set
+
+    def counted(value: Any, *rest: Any, **options: Any) -> tuple[str, ...]:
+        read[tuple(value)] += 1
+        return label_set(value, *rest, **options)
+
+    monkeypatch.setattr(values, "label_set", counted)
+    assert open_stream(dataset).outputs == {label for row in rows for label in row}
+    assert len(read) == 280
+    assert max(read.values()) <= 2  # the first rows are looked at ahead
 
 
 def test_labels_that_are_not_known_are_refused_or_counted_as_missed() -> None:
