@@ -133,21 +133,22 @@ def _different(data: Any, stream: Stream) -> frozenset[str]:
     """
     import datasets
 
-    found: set[Any] = set()
+    found, outputs = set[Any](), set[str]()
     lists = not isinstance(data.features[stream.columns.output], (datasets.Value, datasets.ClassLabel))
     for batch in data.select_columns([stream.columns.output]).with_format("arrow").iter(10_000):
         try:
             column = batch.column(0)
-            found.update(map(_plain, column.to_pylist()) if lists else column.unique().to_pylist())
-            read = (stream.output("a row", {stream.columns.output or "": value}) for value in found)
-            outputs = frozenset(distinct(output for output in read if output is not None))
+            new = set(map(_plain, column.to_pylist()) if lists else column.unique().to_pylist()) - found
+            read = (stream.output("a row", {stream.columns.output or "": value}) for value in new)
+            outputs.update(distinct(output for output in read if output is not None))
+            found |= new
         except (DataError, TypeError, NotImplementedError):  # e.g. nested values; reading names the row
             for _ in stream.records():
                 pass
             raise
         if len(outputs) > MAX_LABELS:
             break
-    return outputs
+    return frozenset(outputs)
 
 
 def _plain(value: Any) -> Any:
