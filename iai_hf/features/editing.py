@@ -69,12 +69,13 @@ class EditableFeatures(FrozenFeatures[Config]):
     ) -> Edited:
         """As `Edits.regrouped`."""
         head, counts, ways = self.head_of(after), tensors["counts"], Counter(places)
+        texts = float(head.examples(tensors))
         new = [number for number, label in enumerate(after.labels) if label not in before.labels]
         dropped = [number for number, place in enumerate(places) if place is None]
         joined = [number for number, place in enumerate(places) if ways[place] > 1 and place is not None]
         renamed = [number for number, place in enumerate(places) if place in new]
         touched = sorted({*dropped, *joined, *renamed})
-        share = float(counts[touched].sum() / counts.sum()) if float(counts.sum()) else 0.0
+        share = float(counts[touched].sum()) / texts if texts else 0.0
         kept = {number: place for number, place in enumerate(places) if place is not None}
         with torch.no_grad():
             for number in dropped:

@@ -269,6 +269,28 @@ def test_what_is_forgotten_is_gone_from_the_sums(amortizer: Amortizer) -> None:
         amortizer.forget(state, rows_of(amortizer, 2))
 
 
+def test_labels_that_a_text_never_had_are_not_forgotten_with_it(amortizer: Amortizer) -> None:
+    rows = sets(20)
+    state = adapt(amortizer, rows)
+    kept = {name: tensor.clone() for name, tensor in state.tensors.items()}
+    for row in rows[:6]:
+        others = [label for label in LABELS if label not in row["output"]]
+        for wrong in (others, row["output"][1:] if row["output"] else others[:1], list(LABELS) if others else []):
+            with pytest.raises(DataError, match="never read, or not with these labels"):
+                amortizer.forget(state, [{**row, "output": wrong}])
+        amortizer.forget(state, [row])
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in state.tensors.items())
+
+
+def test_what_is_forgotten_may_have_a_label_that_all_have_or_none(amortizer: Amortizer) -> None:
+    rows = [{**row, "output": ["common", *row["output"]]} for row in sets(20)]
+    state = adapt(amortizer, rows, task=TaskSpec(KIND, ("common", *LABELS, "rare")))
+    assert amortizer.forget(state, rows[:5]).header.examples == 15
+    for wrong in (rows[0]["output"][1:], [*rows[0]["output"], "rare"]):
+        with pytest.raises(DataError, match=r"to forget|never read"):
+            amortizer.forget(state, [{**rows[0], "output": wrong}])
+
+
 def test_labels_are_renamed_added_and_dropped_while_their_texts_stay(amortizer: Amortizer) -> None:
     state = adapt(amortizer, sets(32))
     first, *others = state.task.labels
@@ -280,6 +302,9 @@ def test_labels_are_renamed_added_and_dropped_while_their_texts_stay(amortizer: 
     dropped = amortizer.drop_label(state, first)
     assert dropped.task.labels == tuple(others)
     assert dropped.header.examples == 32
+    texts = sum(first in row["output"] for row in sets(32))
+    assert dropped.header.history[-1].examples == texts  # not their share of all labels
+    assert all(share == texts / 32 for share in dropped.header.history[-1].approximate.values())
     assert torch.equal(dropped.tensors["gram"], state.tensors["gram"])
     assert amortizer.predict(dropped, QUERIES).labels == tuple(others)
 

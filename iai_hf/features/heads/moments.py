@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from iai_hf.posterior import solve
+
 Values = Mapping[str, torch.Tensor]
 
 
@@ -100,16 +102,48 @@ def may_hold(whole: Moments, part: Moments) -> bool:
     examples alone had is empty after them, so that other ones leave less than nothing of it: as long as there are fewer
     examples than features, nearly none can be taken for others.
     """
-    number = float(part.counts.sum())
-    lengths = part.second.diagonal() if part.second.ndim == 2 else part.second
-    tolerance = IMPOSSIBLE * float(lengths.sum()) / number**0.5
-    counts, sums, second = (
-        (mine - theirs).double().cpu() for mine, theirs in zip(vars(whole).values(), vars(part).values(), strict=True)
-    )
-    left = Moments(counts.round(), sums, second)
+    left, tolerance = _left(whole, part), _tolerance(part)
     if bool((left.sums[left.counts == 0].square().sum(1) > tolerance).any()):
         return False
     scatter = within_classes(left)
     if scatter.ndim == 2:
         return bool(torch.linalg.eigvalsh(scatter)[0] > -tolerance)
     return bool((scatter > -tolerance / len(scatter)).all())
+
+
+def may_hold_each(whole: Moments, part: Moments, texts: Moments, gone: Moments) -> bool:
+    """`may_hold` of each label alone, as of two classes, the texts that have it and those that do not.
+
+    Between the means of the two is a part of rank one, u u^T, of the scatter S of all texts, so that within them no
+    variance is below -t just where u^T (S + t)^-1 u <= 1: one factor serves any number of labels.
+
+    Args:
+        whole, part: of the texts of each label, a row a label; their second moment is that of `texts` and `gone`.
+        texts, gone: of all texts as of one class, of which `may_hold` is true.
+    """
+    own, rest, tolerance = _left(whole, part), _left(texts, gone), _tolerance(gone)
+    others = Moments(rest.counts - own.counts, rest.sums - own.sums, rest.second)
+    for side in (own, others):
+        empty = side.sums[side.counts == 0].square().sum(1)
+        if bool((side.counts < 0).any()) or bool((empty > tolerance).any()):
+            return False
+    both = (own.counts > 0) & (others.counts > 0)
+    counts, without = own.counts[both, None], others.counts[both, None]
+    between = (own.sums[both] / counts - others.sums[both] / without) * (counts * without / rest.counts).sqrt()
+    scatter = within_classes(rest)
+    metric = scatter + tolerance * torch.eye(len(scatter), dtype=scatter.dtype)
+    return bool(((between * solve(metric, between.T).T).sum(1) <= 1).all())
+
+
+def _left(whole: Moments, part: Moments) -> Moments:
+    """Of the examples that are not in `part`, in float64 on the processor."""
+    counts, sums, second = (
+        (mine - theirs).double().cpu() for mine, theirs in zip(vars(whole).values(), vars(part).values(), strict=True)
+    )
+    return Moments(counts.round(), sums, second)
+
+
+def _tolerance(part: Moments) -> float:
+    """How far below zero a variance may be, of what is left without `part`."""
+    lengths = part.second.diagonal() if part.second.ndim == 2 else part.second
+    return IMPOSSIBLE * float(lengths.sum()) / float(part.counts.sum()) ** 0.5

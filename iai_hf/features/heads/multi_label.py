@@ -17,7 +17,7 @@ from typing import ClassVar
 import torch
 
 from iai_hf.features.heads.label_experts import INITIAL, LABEL_EXPERTS, LabelExperts, LabelSummary
-from iai_hf.features.heads.moments import Moments, Values, may_hold, pack, unpack
+from iai_hf.features.heads.moments import Moments, Values, may_hold, may_hold_each, pack, unpack
 from iai_hf.features.heads.parametric import Parameters, ParametricHead, with_one
 from iai_hf.features.heads.stacking import prior_metric, stack, temperature_precision
 from iai_hf.features.heads.thresholds import BINS, tallied, thresholds
@@ -126,13 +126,16 @@ class MultiLabelHead(ParametricHead):
         return tensors["gram"][-1]
 
     def may_hold(self, tensors: Tensors, features: torch.Tensor, targets: torch.Tensor) -> bool:
-        """As `Head.may_hold`: of all texts together, and of those of each label that would have none left."""
+        """As `Head.may_hold`: of all texts together, and of those that have a label and those that do not, by label."""
         gone = self.summed(features, targets, len(tensors["counts"]))
-        if not may_hold(_all_texts(tensors), _all_texts(gone)):
+        texts, texts_gone = _all_texts(tensors), _all_texts(gone)
+        if not may_hold(texts, texts_gone):
             return False
-        empty = (tensors["counts"] - gone["counts"]).round() == 0
-        left = (tensors["sums"] - gone["sums"])[empty].square().sum(1)
-        return bool((left <= 1e-4 * (1 + gone["sums"][empty].square().sum(1))).all())
+        whole, part = (
+            Moments(of["counts"], of["sums"], all_texts.second)
+            for of, all_texts in ((tensors, texts), (gone, texts_gone))
+        )
+        return may_hold_each(whole, part, texts, texts_gone)
 
     def without_class(self, tensors: Tensors, number: int) -> Tensors:
         """The state without what a label made of its texts, which stay."""
