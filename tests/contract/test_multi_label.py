@@ -208,6 +208,26 @@ def test_odd_chunks_do_no_harm(amortizer: Amortizer, stream: str) -> None:
     assert found["negative_log_likelihood"] < 3 * 0.7 + 0.3  # and hardly worse than knowing nothing of three labels
 
 
+@pytest.mark.parametrize("named", ["late", "ahead"])
+def test_a_label_that_comes_late_is_corrected_no_further_than_its_examples_bear(named: str, encoder: Backbone) -> None:
+    early = [row for row in sets(2400, seed=1) if LABELS[2] not in row["output"]][:1200]
+    late, test = sets(64, seed=4), sets(100, seed=8)
+    queries, right = [row["input"] for row in test], [tuple(row["output"]) for row in test]
+    task = TaskSpec(KIND, LABELS if named == "ahead" else LABELS[:2])
+
+    def loss(signal: str, size: int) -> tuple[float, TaskState]:
+        amortizer = AutoAmortizer.from_pretrained("iterative", backbone=encoder, config={"signal": signal})
+        state = adapt(amortizer, early, chunk_size=64, task=task)
+        state = adapt(amortizer, late, state, chunk_size=size)
+        return score(amortizer.predict(state, queries), right)["negative_log_likelihood"], state
+
+    alone, _ = loss("data", 64)
+    for size in (8, 64):
+        corrected, state = loss("both", size)
+        assert corrected < alone + 0.1
+        assert float(state.tensors["correction"].abs().max()) < 50  # unbounded steps were of several hundred
+
+
 def test_a_list_for_a_label_and_the_reverse_are_refused(amortizer: Amortizer) -> None:
     several, one = adapt(amortizer, sets(24)), adapt(amortizer, rows_of(amortizer, 24))
     with pytest.raises(DataError, match="choose the kind"):

@@ -168,15 +168,22 @@ class MultiLabelHead(ParametricHead):
         variance: torch.Tensor,
         values: Values,
     ) -> LabelParameters:
-        """One step of D on a chunk `[n, d + 1]` with its `logits` `[n, C]`."""
+        """One step of D on a chunk `[n, d + 1]` with its `logits` `[n, C]`.
+
+        The mean curvature is of the answers so far, next to none where a label was not there. Where answers are
+        calibrated it is the mean squared residual, so it is taken for no less than that of the chunk, up to the
+        variance of the label: else the steps towards one that comes late would have no bound.
+        """
         size, examples, warmup = ones.shape[1], self.examples(vars(state)), values["warmup"]
         probabilities, share = logits.sigmoid(), (state.counts + 1) / (examples + 2)
+        residual = own.to(ones) - probabilities
         curvature = state.curvature + trust * own_curvature(probabilities).sum(0)
         mixed = state.mixed + trust * len(ones)
         mean_curvature = (curvature + warmup * own_curvature(share)) / (mixed + warmup)
+        least = torch.minimum(residual.square().mean(0), own_curvature(share))
         identity = torch.eye(size, dtype=torch.float32).to(ones)
         metric = values["safety"] * unpack(state.gram, size) + values["penalty"] * size * variance * identity
-        step = solve(metric, ones.T @ (own.to(ones) - probabilities)).T / mean_curvature[:, None]
+        step = solve(metric, ones.T @ residual).T / torch.maximum(mean_curvature, least)[:, None]
         size_of_step = trust * state.mixed / (state.mixed + warmup)
         return replace(state, correction=state.correction + size_of_step * step, curvature=curvature, mixed=mixed)
 
