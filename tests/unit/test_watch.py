@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import LABELS, WORDS, examples, log_probs
+from conftest import LABELS, VOCABULARY, WORDS, examples, log_probs
 
 from iai_hf import AutoAmortizer, Chunk, TaskSpec, TaskState
 from iai_hf.amortizer import Amortizer
@@ -127,13 +128,13 @@ def test_texts_that_differ_as_labels_do_are_no_other_texts() -> None:
 
 def test_nothing_is_noticed_among_scores_that_do_not_change() -> None:
     generator = torch.Generator().manual_seed(0)
-    evidence, histogram, counts = Evidence.none(), torch.zeros(96), torch.zeros(4)
+    evidence, histograms, counts = Evidence.none(), torch.zeros(4, 96), torch.zeros(4)
     of_labels, lately = Evidence.none(), torch.zeros(0, dtype=torch.long)
     for _ in range(400):
         logits = 2 * torch.randn(64, 4, generator=generator)
         noise = torch.rand(64, generator=generator) < 0.2
         targets = torch.where(noise, torch.randint(4, (64,), generator=generator), logits.argmax(1))
-        bets, histogram = bets_on_meaning(histogram, surprises(logits.log_softmax(1), targets))
+        bets, histograms = bets_on_meaning(histograms, surprises(logits.log_softmax(1), targets), targets)
         evidence, alarm = evidence.after(bets)
         of_labels, other = of_labels.after(bets_on_frequencies(counts, lately, targets))
         counts, lately = counts + torch.bincount(targets, minlength=4), torch.cat([lately, targets])[-64:]
@@ -256,6 +257,38 @@ def test_other_frequencies_are_noticed_named_and_followed(steady: tuple[Amortize
     assert (
         likelihood(amortizer, after, asked) > likelihood(amortizer, unmoved, asked) - 0.02
     )  # which follows too, later
+
+
+def with_some(rows: Rows, share: float, seed: int) -> Rows:
+    """The rows, a share of which has one of two labels that nothing tells apart."""
+    drawn_by = random.Random(seed)
+
+    def one() -> dict[str, str]:
+        words = [drawn_by.choice(VOCABULARY[-6:]) for _ in range(9)]
+        return {"input": " ".join(words), "output": drawn_by.choice(["one", "other"])}
+
+    return [one() if drawn_by.random() < share else row for row in rows]
+
+
+def test_labels_that_are_hard_to_tell_and_become_frequent_mean_what_they_did(encoder: Backbone) -> None:
+    amortizer = made("iterative", encoder)
+    rows = with_some(examples(600, 2), 0.1, 2) + with_some(examples(500, 52), 0.6, 3)
+    changes = amortizer.changes(read(amortizer, rows))
+    assert {change.kind for change in changes} == {"frequencies"}
+
+
+def test_new_labels_that_are_hard_to_tell_change_no_meaning(steady: tuple[Amortizer, TaskState]) -> None:
+    amortizer, state = steady
+    changes = amortizer.changes(read(amortizer, with_some(examples(500, 51), 0.5, 1), state))
+    assert changes[0].kind == "label"
+    assert "meaning" not in [change.kind for change in changes]
+
+
+def test_the_rounding_of_probabilities_is_no_surprise() -> None:
+    targets = torch.zeros(300, dtype=torch.long)
+    found = torch.cat([torch.zeros(200), torch.full((100,), 1e-6)])
+    bets, _ = bets_on_meaning(torch.zeros(1, 96), found, targets)
+    assert bool((bets <= 1 + 1e-9).all())
 
 
 def test_data_sorted_by_label_are_told_so(encoder: Backbone) -> None:

@@ -1,6 +1,6 @@
 """What is asked of each example of a watched stream, from what came before it: bets on a change, `[n, B]` each.
 
-* meaning: how much less likely the label was than what the state would have said;
+* meaning: how much less likely the label was than what the state would have said, among examples of that label;
 * frequencies: whether the label is one that has become more frequent lately;
 * texts: whether the text lies where texts have lately moved, beyond what other frequencies of the labels explain.
 
@@ -18,7 +18,7 @@ KEPT = 320  # newest examples that are kept
 LATELY = 64  # of them tell what has changed, and what is betted on next
 CALM = 128  # earlier examples before anything is betted
 STAKES = (0.2, 0.4, 0.6)  # of a bet on frequencies or texts
-BINS, LARGEST = 96, 8.0  # of a histogram of surprises
+BINS, LARGEST = 96, 8.0  # of a label's histogram of surprises
 
 
 def surprises(log_probs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -31,15 +31,23 @@ def surprises(log_probs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return -tail.clamp(min=1e-9, max=1).log()
 
 
-def bets_on_meaning(histogram: torch.Tensor, found: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Bets on surprises `[n]`, and the histogram `[BINS]` with them."""
-    bins = (found * (BINS / LARGEST)).ceil().long().clamp(max=BINS - 1)
-    own = torch.nn.functional.one_hot(bins, BINS).to(histogram)
-    before = histogram + own.cumsum(0) - own
-    same = before.gather(1, bins[:, None])[:, 0]
-    above = before.flip(1).cumsum(1).flip(1).gather(1, bins[:, None])[:, 0] - same
-    total = before.sum(1)
-    return _calm(ranked(above, same, total), total), histogram + own.sum(0)
+def bets_on_meaning(
+    histograms: torch.Tensor, found: torch.Tensor, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Bets on surprises `[n]`, ranked among those of their own label `[n]`, and the histograms `[C, BINS]` then.
+
+    Labels that are hard to tell are more surprising than others at all times: among all labels' surprises, theirs would
+    look like a change of meaning wherever they become more frequent (Vovk et al. 2003: label-conditional p-values).
+    """
+    bins = (found * (BINS / LARGEST) - 1e-3).ceil().long().clamp(0, BINS - 1)  # rounding is no surprise
+    places = targets * BINS + bins
+    own = torch.nn.functional.one_hot(places, histograms.numel()).to(histograms)
+    before = (histograms.reshape(-1) + own.cumsum(0) - own).reshape(-1, *histograms.shape)
+    mine = before[torch.arange(len(targets)), targets]
+    same = mine.gather(1, bins[:, None])[:, 0]
+    above = mine.flip(1).cumsum(1).flip(1).gather(1, bins[:, None])[:, 0] - same
+    bets = _calm(ranked(above, same, mine.sum(1)), before.sum((1, 2)))
+    return bets, histograms + own.sum(0).reshape(histograms.shape)
 
 
 def bets_on_frequencies(counts: torch.Tensor, lately: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

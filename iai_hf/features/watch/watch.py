@@ -1,6 +1,6 @@
 """Watch: what a state keeps to notice changes of its stream, and the changes that were noticed.
 
-Its size is bounded: the newest examples' features (`KEPT`), a histogram, counts of the labels, the newest changes.
+Its size is bounded: the newest examples' features (`KEPT`), histograms and counts of the labels, the newest changes.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Watch:
         targets: theirs, int16 `[kept]`.
         counts: of labels since their frequencies last changed, float32 `[C]`.
         first: number of each label's first example, int64 `[C]`, 0 of those that have none.
-        histogram: of how surprising labels were since they last changed their meaning, float32 `[BINS]`.
+        histograms: of how surprising each label was since they last changed their meaning, float32 `[C, BINS]`.
         logs, since: evidence for a change of each kind (`Evidence`), float32 `[3, B]`.
         changes: the newest ones, int64 `[changes, 6]`: kind, noticed, began, label, shares (permille).
     """
@@ -54,7 +54,7 @@ class Watch:
     targets: torch.Tensor
     counts: torch.Tensor
     first: torch.Tensor
-    histogram: torch.Tensor
+    histograms: torch.Tensor
     logs: torch.Tensor
     since: torch.Tensor
     changes: torch.Tensor
@@ -67,7 +67,7 @@ class Watch:
             targets=torch.zeros(0, dtype=torch.int16),
             counts=torch.zeros(classes, dtype=torch.float32),
             first=torch.zeros(classes, dtype=torch.int64),
-            histogram=torch.zeros(BINS, dtype=torch.float32),
+            histograms=torch.zeros(classes, BINS, dtype=torch.float32),
             logs=torch.zeros(len(DETECTED), len(BETS), dtype=torch.float32),
             since=torch.zeros(len(DETECTED), len(BETS), dtype=torch.float32),
             changes=torch.zeros(0, 6, dtype=torch.int64),
@@ -91,7 +91,8 @@ class Watch:
     def of_classes(self, classes: int) -> Watch:
         """The same with new labels, last."""
         new = classes - len(self.counts)
-        return replace(self, counts=grown(self.counts, new), first=grown(self.first, new)) if new else self
+        names = ("counts", "first", "histograms")
+        return replace(self, **{name: grown(getattr(self, name), new) for name in names}) if new else self
 
     def after(
         self,
@@ -110,10 +111,11 @@ class Watch:
             seen: examples before the chunk.
         """
         found: dict[Kind, torch.Tensor] = {}
-        histogram = self.histogram
+        histograms = self.histograms
         if log_probs is not None:
             known = self._familiar(targets, seen)
-            found["meaning"], histogram = bets_on_meaning(histogram, surprises(log_probs[known], targets[known]))
+            own = targets[known]
+            found["meaning"], histograms = bets_on_meaning(histograms, surprises(log_probs[known], own), own)
         lately = self.targets[-LATELY:].long()
         found["frequencies"] = bets_on_frequencies(
             self.counts, lately[-int(self.counts.sum()) or len(lately) :], targets
@@ -139,7 +141,7 @@ class Watch:
         counts = self.counts + torch.bincount(targets, minlength=len(self.counts))
         every = torch.cat([self.targets, targets.to(torch.int16)])[-KEPT:]
         watch = replace(self, features=kept.to(torch.float16), targets=every, counts=counts, first=first)
-        return replace(watch, histogram=histogram, logs=logs, since=since), alarms
+        return replace(watch, histograms=histograms, logs=logs, since=since), alarms
 
     def _familiar(self, targets: torch.Tensor, seen: int) -> torch.Tensor:
         """Which examples `[n]` have a label that is no longer new: what is surprising of those is not their meaning."""
@@ -184,7 +186,7 @@ class Watch:
             counts = torch.bincount(self.targets[-kept:].long(), minlength=len(self.counts)).to(self.counts)
             watch = replace(watch, counts=counts)
         if kind == "meaning":
-            watch = replace(watch, histogram=torch.zeros_like(self.histogram))
+            watch = replace(watch, histograms=torch.zeros_like(self.histograms))
         return replace(watch, logs=logs, since=begun)
 
     def told(self, change: Change, labels: tuple[str, ...]) -> Watch:
