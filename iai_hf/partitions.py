@@ -95,7 +95,12 @@ def merge_tree(
         DataError: all partitions together have too few labels.
     """
     waiting: list[tuple[int, TaskState]] = []  # each of twice as many parts, or more, as the one behind it
-    for given in states:
+    for given in (states,) if isinstance(states, (bytes, str)) else states:
+        if not isinstance(given, (TaskState, bytes, bytearray, memoryview)):
+            raise StateError(
+                f"got a {type(given).__name__} to merge; expected states or their bytes, e.g. `frame['state'][0]` of "
+                "each frame that `adapt_partition` yields"
+            )
         state = given if isinstance(given, TaskState) else TaskState.from_bytes(bytes(given))
         amortizer = amortizer or AutoAmortizer.for_state(state, backbone)
         waiting.append((1, state))

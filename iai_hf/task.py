@@ -59,6 +59,13 @@ class TaskSpec:
                 "the labels %s look like values that are missing in a table; take their rows out if they are",
                 ", ".join(map(repr, absent)),
             )
+        listed = [label for label in (*self.labels, *unseen) if label.startswith("[") or label.endswith("]")]
+        if listed and not set(listed).intersection(self.labels):  # once is enough
+            log.warning(
+                "labels such as %s look like lists that were written as text, e.g. by pandas' to_csv; if so, give "
+                "the data as JSON lines or Parquet, where a list is one",
+                ascii(listed[0][:60]),
+            )
         return replace(self, labels=self.labels + tuple(unseen)) if unseen else self
 
 

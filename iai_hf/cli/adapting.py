@@ -168,7 +168,10 @@ def adapt(
         curve.check(state.task)
         curve.evaluate(state)
         curve.save(state)
-    told = "".join(f"\n{name}: {value}" for name, value in amortizer.summary(state).items())
+    labels_of = state.task.labels
+    shown = f", {len(labels_of)} labels: {', '.join(labels_of[:6])}{', ...' if len(labels_of) > 6 else ''}"
+    told = f"\n{state.task.kind}{shown if labels_of else ''}"
+    told += "".join(f"\n{name}: {value}" for name, value in amortizer.summary(state).items())
     size = f"{state.header.examples:,} examples in {state.nbytes / 1000:,.0f} kB at {output}"
     report({**describe(state), **noticed(amortizer, state)}, as_json, size + told)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections import Counter
 from pathlib import Path
@@ -244,3 +245,20 @@ def test_a_threshold_is_the_common_one_until_a_label_has_examples_of_its_own() -
     none = thresholds(tally, torch.zeros(3))
     assert none.unique().numel() == 1
     assert thresholds(torch.zeros(3, 2, BINS), torch.zeros(3)).tolist() == [0.0] * 3
+
+
+def test_lists_that_were_written_as_text_and_a_separator_that_separates_nothing_are_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.WARNING, "iai_hf")
+    task = TaskSpec("classification").with_labels_of(("['food', 'sports']", "[]"))
+    assert "look like lists" in caplog.text
+    caplog.clear()
+    task.with_labels_of(("['food']",))
+    assert not caplog.records, "once is enough"
+    rows = [{"input": "a", "output": "food|sports"}, {"input": "b", "output": ""}]
+    open_stream(rows, Columns(label_separator=";")).task()
+    assert "is that the separator?" in caplog.text
+    caplog.clear()
+    open_stream(rows, Columns(label_separator="|")).task()
+    assert not caplog.records

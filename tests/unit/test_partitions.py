@@ -97,6 +97,9 @@ def test_what_is_missing_twice_or_damaged_is_told(made: Made) -> None:
         merge_tree([first, second, first])
     with pytest.raises(StateError, match="no readable task state"):
         merge_tree([first, second[:-10]])
+    for wrong in (list(made(parts_of(ROWS, 2)[0])), "a folder", [iter(())]):
+        with pytest.raises(StateError, match="expected states or their bytes"):
+            merge_tree(wrong)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="'output' is"):
         list(made(pandas.DataFrame({"input": ["a", "b"], "output": ["x", None]})))
     with pytest.raises(DataError, match="no column 'output'"):
