@@ -11,6 +11,7 @@ from iai_hf.backbones.linear_classifier import LinearClassifier
 from iai_hf.errors import BackboneError, ConfigError
 from iai_hf.features.adapted_features import AdaptedFeatures, AdaptedFeaturesConfig, Prepared
 from iai_hf.features.peft_export import write_classifier
+from iai_hf.features.watched import changed
 from iai_hf.methods import check_one_label
 from iai_hf.task import TaskSpec, Tensors
 
@@ -48,9 +49,14 @@ class ExportedFeatures(AdaptedFeatures[Config]):
         Raises:
             BackboneError: the backbone is a causal language model, whose features are no other library's.
             DataError: fewer than two labels are known.
-            ConfigError: texts have several labels.
+            ConfigError: texts have several labels, or several forecasts answer, as after a change.
         """
         check_one_label(state.task, "an export")
+        if changed(state.tensors):
+            raise ConfigError(
+                "behind a change several forecasts answer together, which is no linear map; adapt a state on the "
+                "examples since the change, and export that"
+            )
         if self.backbone.reading["hidden_state"] != "last":
             raise BackboneError(
                 f"features of {self.backbone.name} come from the middle of a causal language model, behind a question, "

@@ -29,7 +29,6 @@ from iai_hf.methods import check_one_label
 from iai_hf.task import Chunk, Prediction, TaskSpec, Tensors
 
 if TYPE_CHECKING:
-    from iai_hf.backbones.linear_classifier import LinearClassifier
     from iai_hf.state import TaskState
 
 log = logging.getLogger(__name__)
@@ -224,7 +223,7 @@ class WatchedFeatures(EditableFeatures[Config]):
 
     def prepare(self, tensors: Tensors, task: TaskSpec) -> Any:
         head = super().prepare(_without_own(tensors), task)
-        if not _changed(tensors):
+        if not changed(tensors):
             return head
         with torch.no_grad():
             return self._behind(tensors, head)
@@ -268,19 +267,6 @@ class WatchedFeatures(EditableFeatures[Config]):
         edited = super().regrouped(_without_own(tensors), before, after, places, examples)
         return self._watched_edit(edited, tensors, before, after)
 
-    def linear_classifier(self, state: TaskState) -> LinearClassifier:
-        """As `Amortizer.linear_classifier`.
-
-        Raises:
-            ConfigError: several forecasts answer, as after a change.
-        """
-        if _changed(state.tensors):
-            raise ConfigError(
-                "behind a change several forecasts answer together, which is no linear map; adapt a state on the "
-                "examples since the change, and export that"
-            )
-        return super().linear_classifier(state)
-
     def _watched_edit(self, edited: Edited, tensors: Tensors, before: TaskSpec, after: TaskSpec) -> Edited:
         if not self.config.watch:
             return edited
@@ -316,7 +302,7 @@ def _noticed(watch: Watch, change: Change, task: TaskSpec) -> Watch:
     return watch.told(change, task.labels)
 
 
-def _changed(tensors: Tensors) -> bool:
+def changed(tensors: Tensors) -> bool:
     """Whether more than the head answers."""
     return RENAMED + "moved" in tensors or REWEIGHTED + "counts" in tensors
 

@@ -63,7 +63,9 @@ def test_the_floor_is_the_shallow_state(backbone: Backbone) -> None:
         taken = rows[first:last]
         part = Chunk(tuple(row["input"] for row in taken), tuple(row["output"] for row in taken))
         plain, state = shallow.update(plain, part), amortizer.update(state, part)
-    for name, tensor in plain.tensors.items():
+    kept = {name: tensor for name, tensor in plain.tensors.items() if not name.startswith("calibration.")}
+    assert len(kept) > 5
+    for name, tensor in kept.items():
         assert torch.equal(state.tensors[name], tensor), name
 
 
