@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 WATCH, BEFORE, RENAMED, REWEIGHTED = "watch.", "before.", "renamed.", "reweighted."  # of tensors' names
 OWN = (WATCH, BEFORE, RENAMED, REWEIGHTED)
-LARGEST_CHUNK = 256  # examples that are read before the next are asked for
+PART_OF_CHUNK = 64  # examples at most that are watched before the next are asked for
 LEAST = 32  # examples before a state's answers are listened to
 FORGET = 10.0  # nats by which a new head is ahead when the one before goes
 FORGET_AFTER = 1024  # examples since it began, at least
@@ -107,14 +107,22 @@ class WatchedFeatures(EditableFeatures[Config]):
         features, cut = self.features(chunk.inputs)
         targets = targets_of(chunk, task)
         with torch.no_grad():
-            for part in forecasts.in_parts(len(chunk), LARGEST_CHUNK):
-                tensors = self._followed(tensors, task, features[part], targets[part], examples + part.start)
-        return tensors, {"texts_cut": cut} if self.config.max_tokens else {}
+            read, done, begun = tensors, 0, False
+            while done < len(chunk):
+                part = slice(done, done + PART_OF_CHUNK)
+                read, followed, anew = self._followed(read, task, features[part], targets[part], examples + done)
+                done, begun = done + followed, begun or anew
+            if not begun:  # the head reads a chunk whole, as one that is not watched does
+                read = {**read, **self.absorbed(part_of("", tensors), task, features, targets)}
+        return read, {"texts_cut": cut} if self.config.max_tokens else {}
 
     def _followed(
         self, tensors: Tensors, task: TaskSpec, features: torch.Tensor, targets: torch.Tensor, seen: int
-    ) -> Tensors:
-        """The tensors after examples `[n, d]` and `[n]`, behind `seen` others."""
+    ) -> tuple[Tensors, int, bool]:
+        """The tensors after examples `[n, d]` and `[n]`, behind `seen` others; up to an alarm, where there is one.
+
+        Beside them the number of examples that were read, and whether a new head began.
+        """
         plain, asked = part_of("", tensors), None
         known = targets < len(plain["counts"])  # of labels that came with this chunk nobody could know
         if seen >= LEAST and len(plain["counts"]) > 1:
@@ -123,6 +131,10 @@ class WatchedFeatures(EditableFeatures[Config]):
         log_probs = None if asked is None else _widened(asked.log_probs, len(task.labels), NEVER)
         means = _means(part_of(BEFORE, tensors) if RENAMED + "moved" in tensors else plain)
         watch, alarms = before.after(log_probs, features, targets, means, seen)
+        if alarms:  # what follows is watched with what is known behind the alarm
+            last = alarms["meaning"] if "meaning" in alarms else min(alarms.values())
+            if last.place + 1 < len(targets):
+                return self._followed(tensors, task, features[: last.place + 1], targets[: last.place + 1], seen)
         read: Tensors = {**tensors, **self.absorbed(plain, task, features, targets)}
         if asked is not None:
             read = self._learned(read, asked, targets, known, len(task.labels))
@@ -143,7 +155,7 @@ class WatchedFeatures(EditableFeatures[Config]):
             if kind == "meaning":
                 read = self._begun(tensors, read, task, *(some[-since:] for some in every))
             watch = _noticed(watch.restarted(kind, since), change, task)
-        return {**read, **as_part(WATCH, watch.tensors)}
+        return {**read, **as_part(WATCH, watch.tensors)}, len(targets), "meaning" in alarms
 
     def _behind(self, tensors: Tensors, head: Any = None) -> Behind:
         """Of a state; its head is prepared already, or answers without unlabelled text."""
@@ -239,38 +251,54 @@ class WatchedFeatures(EditableFeatures[Config]):
         """As `Amortizer.combine`; what is watched begins anew, and changes that were noticed stay noted.
 
         Raises:
-            ConfigError: labels changed their meaning within a part, so that nobody knows what they mean in the others.
+            ConfigError: labels changed their meaning within a part, so that nobody knows what they mean in the others;
+                or their frequencies, which answers follow since.
         """
         merged = super().combine([(_without_own(tensors), part) for tensors, part in parts], task)
         if not self.config.watch:
             return merged
         for tensors, _ in parts:
             check_same_meaning(tensors, "can't be merged with others, of which it is not known what labels mean there")
-        changes = [change for tensors, part in parts for change in watch_of(tensors).tell(part.labels)]
+            check_same_frequencies(tensors, "can't be merged: how frequent labels are among the others is not known")
+        changes, read = [], 0  # numbered as if the parts had been read one after another
+        for tensors, part in parts:
+            for change in watch_of(tensors).tell(part.labels):
+                changes.append(replace(change, noticed=change.noticed + read, began=change.began + read))
+            read += round(float(tensors["counts"].sum()))
         return self._watched(merged, task, changes)
 
     def forgotten(self, tensors: Tensors, task: TaskSpec, chunk: Chunk, examples: int, strict: bool) -> Edited:
         """As `EditableFeatures.forgotten`; of what is kept to watch nothing stays but the changes noticed so far.
 
         Raises:
-            ConfigError: labels changed their meaning, so that what is left of an example depends on when it was read.
+            ConfigError: labels changed their meaning or their frequencies, so that what is left of an example depends
+                on when it was read.
         """
         check_same_meaning(tensors, "can't be told to forget examples: it does not know which came before")
+        check_same_frequencies(tensors, "can't be told to forget examples: it does not know which came before")
         edited = super().forgotten(_without_own(tensors), task, chunk, examples, strict)
-        return self._watched_edit(edited, tensors, task, task)
+        return self._watched_edit(edited, tensors, task, task, range(len(task.labels)))
 
     def regrouped(
         self, tensors: Tensors, before: TaskSpec, after: TaskSpec, places: Sequence[int | None], examples: int
     ) -> Edited:
         """As `EditableFeatures.regrouped`, and as `forgotten`."""
         check_same_meaning(tensors, "can't be edited: labels of before and since are not the same")
+        check_same_frequencies(tensors, "can't be edited: answers would no longer follow them")
         edited = super().regrouped(_without_own(tensors), before, after, places, examples)
-        return self._watched_edit(edited, tensors, before, after)
+        return self._watched_edit(edited, tensors, before, after, places)
 
-    def _watched_edit(self, edited: Edited, tensors: Tensors, before: TaskSpec, after: TaskSpec) -> Edited:
+    def _watched_edit(
+        self, edited: Edited, tensors: Tensors, before: TaskSpec, after: TaskSpec, places: Sequence[int | None]
+    ) -> Edited:
         if not self.config.watch:
             return edited
-        changes = [change for change in watch_of(tensors).tell(before.labels) if change.label in (None, *after.labels)]
+        now = {label: place for label, place in zip(before.labels, places, strict=True) if place is not None}
+        changes = [
+            change if change.label is None else replace(change, label=after.labels[now[change.label]])
+            for change in watch_of(tensors).tell(before.labels)
+            if change.label is None or change.label in now
+        ]
         return replace(edited, tensors=self._watched(edited.tensors, after, changes))
 
     def _watched(self, tensors: Tensors, task: TaskSpec, changes: Sequence[Change] = ()) -> Tensors:
@@ -294,6 +322,15 @@ def check_same_meaning(tensors: Tensors, told: str) -> None:
     if WATCH + "changes" in tensors and bool((tensors[WATCH + "changes"][:, 0] == KINDS.index("meaning")).any()):
         raise ConfigError(
             f"a state whose labels changed their meaning {told}; adapt one on the examples since the change instead"
+        )
+
+
+def check_same_frequencies(tensors: Tensors, told: str) -> None:
+    """Raise ConfigError where a watched state's answers follow other frequencies; `told` is what it can't therefore."""
+    if REWEIGHTED + "counts" in tensors:
+        raise ConfigError(
+            f"a state whose labels changed their frequencies, which its answers follow since, {told}; adapt one "
+            "without watch, or on the examples since the change, instead"
         )
 
 

@@ -15,7 +15,7 @@ from iai_hf.amortizer import Amortizer
 from iai_hf.backbones import Backbone
 from iai_hf.changes import Change
 from iai_hf.errors import ConfigError, StateError
-from iai_hf.features.watch import forecasts
+from iai_hf.features.watch import Watch, forecasts
 from iai_hf.features.watch.detectors import BETS, LOG_THRESHOLD, Evidence, ranked
 from iai_hf.features.watch.scores import (
     CALM,
@@ -206,6 +206,27 @@ def test_until_something_changes_a_watched_state_is_as_one_that_is_not(method: s
     assert torch.equal(log_probs(watched.predict(state, queries)), log_probs(plain.predict(other, queries)))
 
 
+@pytest.mark.parametrize("size", [300, 512])
+def test_a_large_chunk_is_read_by_a_watched_state_as_by_one_that_is_not(size: int, encoder: Backbone) -> None:
+    watched, plain = made("iterative", encoder), made("iterative", encoder, watch=False)
+    rows = examples(600, 3)
+    state, other = read(watched, rows, size=size), read(plain, rows, size=size)
+    assert watched.changes(state) == []
+    assert all(torch.equal(state.tensors[name], tensor) for name, tensor in unwatched(other).items())
+
+
+@pytest.mark.parametrize("size", [64, 256])
+def test_a_second_change_is_noticed_in_the_chunk_of_the_first(size: int, encoder: Backbone) -> None:
+    amortizer = made("iterative", encoder)
+    swapped = {"sports": "music", "music": "sports", "food": "food"}
+    later = [{**row, "output": swapped[row["output"]]} for row in examples(300, 8)]
+    rows = examples(STEADY) + renamed(examples(300, 7)) + later
+    first, second = amortizer.changes(read(amortizer, rows, size=size))
+    assert (first.kind, second.kind) == ("meaning", "meaning")
+    assert abs(first.began - STEADY) <= 32
+    assert abs(second.began - STEADY - 300) <= 32
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_labels_that_mean_something_else_are_noticed_and_learned_anew(method: str, encoder: Backbone) -> None:
     amortizer, plain = made(method, encoder), made(method, encoder, watch=False)
@@ -391,6 +412,38 @@ def test_what_a_change_of_meaning_makes_ambiguous_is_refused(
         amortizer.rename_label(after, "food", "cooking")
     with pytest.raises(ConfigError, match="no linear map"):
         amortizer.export(after, tmp_path / "out", "sentence-transformers")
+
+
+def test_what_follows_other_frequencies_is_refused_rather_than_dropped(steady: tuple[Amortizer, TaskState]) -> None:
+    amortizer, state = steady
+    rows = drawn(200, 1, "food", 8)
+    after = read(amortizer, rows, state)
+    with pytest.raises(ConfigError, match=r"changed their frequencies.* can't be merged"):
+        amortizer.merge([after, read(amortizer, examples(32, 4))])
+    with pytest.raises(ConfigError, match=r"changed their frequencies.* can't be told to forget"):
+        amortizer.forget(after, rows[:4])
+    with pytest.raises(ConfigError, match=r"changed their frequencies.* can't be edited"):
+        amortizer.rename_label(after, "food", "cooking")
+
+
+def test_noted_changes_are_renamed_and_numbered_as_their_labels_and_examples_are(encoder: Backbone) -> None:
+    amortizer = made("iterative", encoder)
+    new = [{"input": "all of it", "output": "all"}] * 4
+    state = read(amortizer, [*examples(STEADY), *new])
+    assert amortizer.changes(state) == [Change("label", STEADY + 1, STEADY + 1, "all")]
+    renamed_too = amortizer.rename_label(state, "all", "every")
+    assert amortizer.changes(renamed_too) == [Change("label", STEADY + 1, STEADY + 1, "every")]
+    merged = amortizer.merge([read(amortizer, examples(64, 4)), state])
+    assert amortizer.changes(merged) == [Change("label", STEADY + 65, STEADY + 65, "all")]
+
+
+def test_a_change_of_meaning_is_not_pushed_out_by_newer_changes() -> None:
+    watch = Watch.none(4, 3).told(Change("meaning", 400, 390), LABELS)
+    for number in range(500, 600):
+        watch = watch.told(Change("texts", number, number), LABELS)
+    told = watch.tell(LABELS)
+    assert told[0] == Change("meaning", 400, 390)
+    assert [change.noticed for change in told[1:]] == list(range(537, 600))
 
 
 def test_settings_that_contradict_a_watch_are_refused(encoder: Backbone) -> None:

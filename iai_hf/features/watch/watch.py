@@ -195,7 +195,10 @@ class Watch:
         shares = [NO_LABEL if share is None else round(share * PERMILLE) for share in (change.before, change.after)]
         row = [KINDS.index(change.kind), change.noticed, change.began, label, *shares]
         changes = torch.cat([self.changes, torch.tensor([row], dtype=torch.int64)])
-        return replace(self, changes=changes[-TOLD:])
+        if len(changes) > TOLD:  # a change of meaning is never pushed out by others: much is refused behind one
+            oldest = int((changes[:, 0] != KINDS.index("meaning")).int()[:-1].argmax())
+            changes = torch.cat([changes[:oldest], changes[oldest + 1 :]])
+        return replace(self, changes=changes)
 
     def tell(self, labels: tuple[str, ...]) -> list[Change]:
         """The changes, the newest last."""
