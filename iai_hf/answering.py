@@ -8,6 +8,7 @@ is promised; they are the ones that None is for.
 from __future__ import annotations
 
 import numbers
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakKeyDictionary
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     import torch
 
 
-class Answers:
+class Answers(ABC):
     """The part of the contract that answers. A method that can state its error writes `answer_within`."""
 
     method: ClassVar[str]
@@ -38,23 +39,23 @@ class Answers:
         """Answer the queries with sets of labels, and with None, as far as they are asked for; shares are checked."""
         raise NotImplementedError
 
+    @abstractmethod
     def prepare(self, tensors: Mapping[str, torch.Tensor], task: TaskSpec) -> Any:
         """All that does not depend on the query."""
-        raise NotImplementedError
 
+    @abstractmethod
     def answer(self, prepared: Any, task: TaskSpec, queries: Sequence[Any]) -> Prediction:
         """Answer from what `prepare` made."""
-        raise NotImplementedError
 
+    @abstractmethod
     def absorb(
         self, tensors: Mapping[str, torch.Tensor], task: TaskSpec, inputs: Sequence[Any]
     ) -> tuple[Mapping[str, torch.Tensor], Mapping[str, int]]:
         """New tensors after inputs without a label."""
-        raise NotImplementedError
 
+    @abstractmethod
     def check(self, state: TaskState) -> None:
         """Raise StateError where the state is another amortizer's."""
-        raise NotImplementedError
 
     # The contract.
 

@@ -7,7 +7,7 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -191,14 +191,13 @@ class Stream:
                 that the outputs are not of.
         """
         columns = self.columns
+        self._check_separator()
         if given is not None:
             self.check_labels(given, stop)
             check_sets(given, (record.output for record in itertools.islice(self.records(), 1)))
             if columns.numbers is None:
-                self._check_separator(list(itertools.islice(self.records(), PEEK)))
                 return given
         first = list(itertools.islice(self.records(), PEEK))
-        self._check_separator(first)
         if not first:
             raise DataError("the dataset has no examples; expected at least one")
         names = columns.numbers or self._inputs_of(next(self.rows(0))[1])
@@ -225,10 +224,13 @@ class Stream:
         log.info("taken for generation: %s%s different outputs in %s examples", over, min(different, MAX_LABELS), total)
         return TaskSpec("generation")
 
-    def _check_separator(self, first: Sequence[Record]) -> None:
+    def _check_separator(self) -> None:
         """Warn where what should separate labels separates none in the first examples."""
         separator = self.columns.label_separator
-        if first and separator is not None and all(len(record.output or ()) < 2 for record in first):
+        if separator is None:
+            return
+        first = list(itertools.islice(self.records(), PEEK))
+        if first and all(len(record.output or ()) < 2 for record in first):
             log.warning(
                 "none of the first %s outputs has %r in it, so each is one label, e.g. %s; is that the separator?",
                 len(first),

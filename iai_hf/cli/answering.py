@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -39,6 +39,12 @@ from iai_hf.cli.options import (
     state_files,
 )
 from iai_hf.errors import ConfigError
+
+if TYPE_CHECKING:
+    from iai_hf.amortizer import Amortizer
+    from iai_hf.data import Record
+    from iai_hf.state import TaskState
+    from iai_hf.task import Prediction
 
 TABLES = (".csv", ".tsv", ".parquet", ".xlsx")  # what predictions are not written as
 app = typer.Typer()
@@ -82,13 +88,9 @@ def predict(
     amortizer = AutoAmortizer.for_state(
         state, backbone, config=config, weights=weights, adapter=adapter, dtype=dtype, revision=revision
     )
-    lines = []
-    asked: dict[str, Any] = {"transductive": transductive, "coverage": coverage, "abstain": abstain}
-    for batch in batches(records, quiet, len(records) if transductive else 256):
-        prediction = amortizer.predict(state, [record.input for record in batch], **asked)
-        lines += [
-            json.dumps({"input": record.input} | row) for record, row in zip(batch, rows_of(prediction), strict=True)
-        ]
+    whole = _answers(amortizer, state, records, quiet, transductive, coverage, abstain)
+    rows = zip(records, rows_of(whole), strict=True)
+    lines = [json.dumps({"input": record.input} | row) for record, row in rows]
     write_whole(output, ("\n".join(lines) + "\n").encode())
     content = {"predictions": len(lines), "output": str(output)}
     report(content, as_json, f"{len(lines):,} predictions in {output}", output)
@@ -127,7 +129,7 @@ def evaluate(
     from iai_hf.files import check_output, check_own, write_whole
     from iai_hf.metrics import answered, check_labels, covered, score
     from iai_hf.state import TaskState
-    from iai_hf.task import LABELLED, Prediction, check_sets
+    from iai_hf.task import LABELLED, check_sets
 
     if output is not None:
         check_output(output, data, *state_files(state_dir))
@@ -143,12 +145,7 @@ def evaluate(
     amortizer = AutoAmortizer.for_state(
         state, backbone, config=config, weights=weights, adapter=adapter, dtype=dtype, revision=revision
     )
-    asked: dict[str, Any] = {"transductive": transductive, "coverage": coverage, "abstain": abstain}
-    parts = [
-        amortizer.predict(state, [record.input for record in batch], **asked)
-        for batch in batches(records, quiet, len(records) if transductive else 256)
-    ]
-    whole = Prediction.joined(parts)
+    whole = _answers(amortizer, state, records, quiet, transductive, coverage, abstain)
     metrics = score(whole, outputs, allow_unseen_labels=allow_unseen_labels)
     if whole.sets is not None:
         metrics |= covered(whole.sets, outputs)
@@ -159,3 +156,29 @@ def evaluate(
         write_whole(output, json.dumps(result, indent=2).encode())
     text = "  ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in result.items())
     report(result, as_json, text, output)
+
+
+def _answers(
+    amortizer: Amortizer,
+    state: TaskState,
+    records: list[Record],
+    quiet: bool,
+    transductive: bool,
+    coverage: float | None,
+    abstain: float | None,
+) -> Prediction:
+    """The answers to all records, in batches, but for queries that inform each other."""
+    from iai_hf.task import Prediction
+
+    return Prediction.joined(
+        [
+            amortizer.predict(
+                state,
+                [record.input for record in batch],
+                transductive=transductive,
+                coverage=coverage,
+                abstain=abstain,
+            )
+            for batch in batches(records, quiet, len(records) if transductive else 256)
+        ]
+    )

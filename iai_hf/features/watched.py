@@ -107,12 +107,12 @@ class WatchedFeatures(EditableFeatures[Config]):
         features, cut = self.features(chunk.inputs)
         targets = targets_of(chunk, task)
         with torch.no_grad():
-            read, done, begun = tensors, 0, False
+            read, done, begun, parts = tensors, 0, False, 0
             while done < len(chunk):
                 part = slice(done, done + PART_OF_CHUNK)
                 read, followed, anew = self._followed(read, task, features[part], targets[part], examples + done)
-                done, begun = done + followed, begun or anew
-            if not begun:  # the head reads a chunk whole, as one that is not watched does
+                done, begun, parts = done + followed, begun or anew, parts + 1
+            if parts > 1 and not begun:  # the head reads a chunk whole, as one that is not watched does
                 read = {**read, **self.absorbed(part_of("", tensors), task, features, targets)}
         return read, {"texts_cut": cut} if self.config.max_tokens else {}
 
