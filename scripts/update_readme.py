@@ -9,7 +9,7 @@ from statistics import mean
 from typing import Any
 
 from comparison import lab
-from comparison.compare_encoders import OURS
+from comparison.compare_encoders import MARKS, OURS, named
 from comparison.compare_report import COLUMNS, best_rival, table
 from comparison.compare_words import by_task, means
 from comparison.encoder_rivals import RIVALS as ENCODER_RIVALS
@@ -117,7 +117,7 @@ were among those of the adapter's training; nothing was related to trec6. On a f
 
 def encoders(records: list[dict[str, Any]]) -> str:
     """Methods that change the encoder, task by task."""
-    marks = sorted({record["examples"] for record in records})
+    marks = [mark for mark in MARKS if lab.pick(records, examples=mark)]
     tasks = sorted({record["task"] for record in records})
     rows = [["", *tasks, "seconds"]]
     for row in (*OURS, *ENCODER_RIVALS):
@@ -126,7 +126,7 @@ def encoders(records: list[dict[str, Any]]) -> str:
             continue
 
         def cells(key: str, scale: float, found: list[dict[str, Any]]) -> str:
-            values = [[record[key] for record in lab.pick(found, examples=mark)] for mark in marks]
+            values = [[record[key] for record in lab.pick(found, examples=mark) if key in record] for mark in marks]
             return " / ".join(f"{scale * mean(value):.1f}" if value else "-" for value in values)
 
         shared = [record for record in mine if record["task"] in ("sst2", "trec6")]
@@ -138,7 +138,7 @@ def encoders(records: list[dict[str, Any]]) -> str:
     orders = {row: len({record["seed"] for record in lab.pick(records, row=row)}) for row in (*OURS, *ENCODER_RIVALS)}
     told = ", ".join(f"{row} {count}" for row, count in orders.items() if count)
     return f"""
-Methods that change the encoder, the same MiniLM-L6: accuracy in % after {" / ".join(f"{mark:,}" for mark in marks)}
+Methods that change the encoder, the same MiniLM-L6: accuracy in % after {" / ".join(map(named, marks))}
 examples, and seconds on one core (mean of sst2 and trec6):
 
 {markdown(rows)}

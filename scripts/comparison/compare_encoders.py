@@ -2,7 +2,8 @@
 
     python scripts/comparison/compare_encoders.py --data_dir META_TEST --output scripts/results/compare_encoders
 
-What is in OUTPUT/results.json already is not measured again. SetFit needs its own package: pip install setfit.
+What is in OUTPUT/results.json already is not measured again. SetFit needs its own package: pip install setfit. On a GPU
+(--device cuda) only accuracy is noted: seconds are of one core.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ OURS: dict[str, dict[str, Any]] = {
     "iterative": {},
     "iterative, depth=auto": {"depth": "auto"},
 }
-MARKS = (16, 64, 256, 1024)
+ALL = "all"
+MARKS = (16, 64, 256, 1024, ALL)
+Mark = int | str  # examples, or all that a task has
 METRICS = {
     "accuracy": ("Accuracy, %", 100, 1),
     "negative_log_likelihood": ("Negative log-likelihood, nats", 1, 3),
@@ -43,8 +46,24 @@ METRICS = {
 }
 
 
-def ours(task: Task, row: str, seed: int, counts: list[int]) -> list[Record]:
+def mark_of(text: str) -> Mark:
+    """A mark as the command line has it."""
+    return text if text == ALL else int(text)
+
+
+def named(mark: Mark) -> str:
+    """A mark as tables have it."""
+    return mark if isinstance(mark, str) else f"{mark:,}"
+
+
+def count_of(task: Task, mark: Mark) -> int:
+    """Examples of a task that a mark stands for."""
+    return len(task.train) if isinstance(mark, str) else mark
+
+
+def ours(task: Task, row: str, seed: int, marks: list[Mark]) -> list[Record]:
     """A single stream, asked at the marks."""
+    counts = {count_of(task, mark): mark for mark in marks}
     config = {**OURS[row], "max_tokens": MAX_TOKENS}
     amortizer = AutoAmortizer.from_pretrained("iterative", backbone=task.backbone, config=config)
     state = amortizer.init_state(TaskSpec("classification", task.labels))
@@ -57,22 +76,27 @@ def ours(task: Task, row: str, seed: int, counts: list[int]) -> list[Record]:
             began = time.process_time()
             prediction = amortizer.predict(state, task.queries)
             asked = 1000 * (time.process_time() - began) / len(task.queries)
-            place = {"examples": state.header.examples, "seconds": spent, "ms_per_query": asked}
+            place = {"examples": counts[state.header.examples], **timed(task, spent, asked)}
             found.append({**place, "state_bytes": state.nbytes, **score(prediction, task.answers)})
     return found
 
 
-def rival(task: Task, row: str, seed: int, count: int) -> Record:
-    """Trained anew on the first `count` examples of the stream."""
+def timed(task: Task, seconds: float, ms_per_query: float) -> Record:
+    """Seconds of one core; nothing where a GPU computes."""
+    return {"seconds": seconds, "ms_per_query": ms_per_query} if task.backbone.device.type == "cpu" else {}
+
+
+def rival(task: Task, row: str, seed: int, mark: Mark) -> Record:
+    """Trained anew on the examples of the stream up to the mark."""
     torch.manual_seed(seed)
     began = time.process_time()
-    answer = RIVALS[row](task, task.rows(seed)[:count], seed)
+    answer = RIVALS[row](task, task.rows(seed)[: count_of(task, mark)], seed)
     spent = time.process_time() - began
     began = time.process_time()
     log_probs = answer(task.queries)
     asked = 1000 * (time.process_time() - began) / len(task.queries)
     metrics = score(Prediction.from_logits(log_probs, task.labels), task.answers)
-    return {"examples": count, "seconds": spent, "ms_per_query": asked, **metrics}
+    return {"examples": mark, **timed(task, spent, asked), **metrics}
 
 
 def report(records: list[Record], output: Path) -> None:
@@ -81,7 +105,7 @@ def report(records: list[Record], output: Path) -> None:
     parts = ["# Methods that change the encoder", "Means over orders ± standard errors."]
     for key, (title, scale, digits) in METRICS.items():
         for place in ("mean", *tasks) if key == "accuracy" else ("mean",):
-            lines = [["", *(f"{mark:,}" for mark in MARKS)]]
+            lines = [["", *map(named, MARKS)]]
             for row in (*OURS, *RIVALS):
                 cells = []
                 for mark in MARKS:
@@ -109,24 +133,28 @@ def main() -> None:
     parser.add_argument("--data_dir", type=Path, required=True, help="folder of tasks with train.jsonl and test.jsonl")
     parser.add_argument("--backbone", default="sentence-transformers/all-MiniLM-L6-v2")
     parser.add_argument("--rows", nargs="+", default=(*OURS, *RIVALS), choices=(*OURS, *RIVALS))
-    parser.add_argument("--examples", nargs="+", type=int, default=MARKS, help="marks among 16, 64, 256, 1024")
+    marks = ", ".join(map(named, MARKS))
+    parser.add_argument(
+        "--examples", nargs="+", type=mark_of, default=MARKS, choices=MARKS, help=f"marks among {marks}"
+    )
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first_seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu", help="of the encoder")
     parser.add_argument("--threads", type=int, default=1, help="of the processor")
     parser.add_argument("--output", type=Path, default=Path("scripts/results/compare_encoders"))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     records = lab.Records(args.output / "results.json")
-    backbone = load_backbone(args.backbone)
+    backbone = load_backbone(args.backbone, device=args.device)
     load = functools.cache(lambda name: Task(args.data_dir / name, backbone))
     seeds = range(args.first_seed, args.seeds)
     for seed, name, row in tqdm(list(itertools.product(seeds, args.tasks, args.rows)), desc="compare", unit=" runs"):
         place = {"task": name, "row": row, "seed": seed}
-        left = [count for count in args.examples if not records.of(**place, examples=count)]
+        left = [mark for mark in args.examples if not records.of(**place, examples=mark)]
         if not left:
             continue
         task = load(name)
-        found = ours(task, row, seed, left) if row in OURS else (rival(task, row, seed, count) for count in left)
+        found = ours(task, row, seed, left) if row in OURS else (rival(task, row, seed, mark) for mark in left)
         for record in found:
             records.add({**place, **record})
         report(records.all, args.output)

@@ -90,6 +90,7 @@ class Classifier(nn.Module):
     def features(self, texts: Sequence[str]) -> torch.Tensor:
         """`[texts, hidden]`."""
         batch = self.tokenizer(list(texts), padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
+        batch = batch.to(self.model.device)
         hidden = self.model(**batch).last_hidden_state
         mask = batch["attention_mask"][..., None].to(hidden)
         return nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1)
@@ -105,16 +106,17 @@ class Classifier(nn.Module):
             weight, bias = weight - weight.mean(0), bias - bias.mean()
         self.head = nn.Linear(x.shape[1], classes)
         self.head.weight.data, self.head.bias.data = weight.contiguous(), bias.contiguous()
+        self.head.to(self.model.device)
 
     def forward(self, texts: Sequence[str]) -> torch.Tensor:
         """Logits `[texts, classes]`."""
         return self.head(self.features(texts))
 
     def predicted(self, texts: Sequence[str], what: Callable[[Sequence[str]], torch.Tensor]) -> torch.Tensor:
-        """`what` of many texts, without gradient, in their order."""
+        """`what` of many texts, without gradient, in their order, on the CPU."""
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         with torch.no_grad():
-            parts = [what([texts[i] for i in order[at : at + 64]]) for at in range(0, len(order), 64)]
+            parts = [what([texts[i] for i in order[at : at + 64]]).cpu() for at in range(0, len(order), 64)]
         return torch.cat(parts)[torch.tensor(order).argsort()]
 
 
@@ -190,7 +192,8 @@ def _epochs(
         order = chance.sample(list(places), len(places))
         for at in range(0, len(order), BATCH):
             batch = order[at : at + BATCH]
-            loss = nn.functional.cross_entropy(model([texts[i] for i in batch]), targets[batch])
+            logits = model([texts[i] for i in batch])
+            loss = nn.functional.cross_entropy(logits, targets[batch].to(logits.device))
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(trained, 1.0)
