@@ -34,8 +34,8 @@ OURS: dict[str, dict[str, Any]] = {
     "iterative, depth=auto": {"depth": "auto"},
 }
 ALL = "all"
-MARKS = (16, 64, 256, 1024, ALL)
 Mark = int | str  # examples, or all that a task has
+MARKS: tuple[Mark, ...] = (16, 64, 256, 1024, ALL)
 METRICS = {
     "accuracy": ("Accuracy, %", 100, 1),
     "negative_log_likelihood": ("Negative log-likelihood, nats", 1, 3),
