@@ -69,8 +69,9 @@ def _cases() -> dict[str, Case]:
         if isinstance(made, Learned) and any(True for _ in made.module.parameters()):
             config = {**row.config, **({"kind": row.kind} if row.backbone == "numeric" else {})}
             rows[f"{name}-trained"] = Case(row.method, row.backbone, config, row.kind, trained=True)
-    several = Case("iterative", "encoder", kind="multi-label")
-    return rows | {"lm-state-scaled steps": now, "iterative-multi-label": several}
+    for name in ("iterative", "iterative-explicit", "iterative-implicit"):
+        rows[f"{name}-multi-label"] = Case(name, "encoder", kind="multi-label")
+    return rows | {"lm-state-scaled steps": now}
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,7 +18,15 @@ from iai_hf.features.calibrated import ScoresObservations, ScoresSample
 from iai_hf.features.editing import EditableDepth, EditableFeatures
 from iai_hf.features.exported_features import ExportedFeatures
 from iai_hf.features.frozen_features import Config, FrozenFeatures, FrozenFeaturesConfig, targets_of
-from iai_hf.features.heads import ExplicitHead, Head, ImplicitHead, MultiLabelHead, ParametricHead
+from iai_hf.features.heads import (
+    ExplicitHead,
+    Head,
+    ImplicitHead,
+    MultiLabelExplicitHead,
+    MultiLabelImplicitHead,
+    MultiLabelParametricHead,
+    ParametricHead,
+)
 from iai_hf.features.heads.calibration import MOST
 from iai_hf.features.unlabelled import TakesUnlabelled
 from iai_hf.features.watched import WatchedFeatures, check_same_meaning
@@ -91,7 +100,24 @@ def check_size(calibration_examples: int) -> None:
 
 
 class _OnTasks(EditableFeatures[Config]):
-    """What they learn from: a head from features that are computed once; an adapter, which changes them, from texts."""
+    """What they learn from: a head from features that are computed once; an adapter, which changes them, from texts.
+
+    A task with any number of labels a text has a head of its own, which is not learned: `make_multi_label_head`.
+    """
+
+    kinds: ClassVar[tuple[Kind, ...]] = ("classification", "multi-label")
+
+    @abstractmethod
+    def make_multi_label_head(self) -> Head:
+        """The head of the same regime for any number of labels a text."""
+
+    @cached_property
+    def multi_label_head(self) -> Head:
+        """What `make_multi_label_head` makes, made once."""
+        return self.make_multi_label_head().requires_grad_(False)
+
+    def head_of(self, task: TaskSpec) -> Head:
+        return self.multi_label_head if task.kind == "multi-label" else self.head
 
     @classmethod
     def curriculum(cls, config: TrainingConfig, sources: Sources) -> tuple[FrozenFeatures, Curriculum]:
@@ -122,19 +148,13 @@ class Iterative(
 
     method = "iterative"
     regime = "parametric"
-    kinds: ClassVar[tuple[Kind, ...]] = ("classification", "multi-label")
     config_class = IterativeConfig
 
     def make_module(self) -> Head:
         return ParametricHead(self.config.signal)
 
-    def head_of(self, task: TaskSpec) -> Head:
-        return self.multi_label_head if task.kind == "multi-label" else self.head
-
-    @cached_property
-    def multi_label_head(self) -> Head:
-        """The head of tasks with any number of labels a text, at its initial value: it is not learned."""
-        return MultiLabelHead(self.config.signal).requires_grad_(False)
+    def make_multi_label_head(self) -> Head:
+        return MultiLabelParametricHead(self.config.signal)
 
     def initial(self, task: TaskSpec) -> Tensors:
         """As `FrozenFeatures.initial`.
@@ -190,7 +210,6 @@ class Iterative(
         Raises:
             ConfigError: there is a depth, or texts have several labels.
         """
-        check_one_label(task, "reading rows without a label, or queries that inform each other,")
         if self.config.depth:
             raise ConfigError(
                 f"{self.method!r} can't take rows without a label (unlabelled ones, or queries that inform each other) "
@@ -214,6 +233,9 @@ class IterativeExplicit(
     def make_module(self) -> Head:
         return ExplicitHead()
 
+    def make_multi_label_head(self) -> Head:
+        return MultiLabelExplicitHead()
+
 
 class IterativeImplicit(
     ScoresObservations[IterativeImplicitConfig],
@@ -228,3 +250,6 @@ class IterativeImplicit(
 
     def make_module(self) -> Head:
         return ImplicitHead(self.config.budget)
+
+    def make_multi_label_head(self) -> Head:
+        return MultiLabelImplicitHead(self.config.budget)

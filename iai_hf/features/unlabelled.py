@@ -11,6 +11,7 @@ from iai_hf.errors import DataError
 from iai_hf.features.editing import EditableFeatures
 from iai_hf.features.frozen_features import Config
 from iai_hf.features.heads.unlabelled import PREFIX, Sample, split
+from iai_hf.methods import check_one_label
 from iai_hf.posterior import half_life_decay
 from iai_hf.task import Chunk, TaskSpec
 
@@ -26,7 +27,12 @@ class TakesUnlabelled(EditableFeatures[Config]):
     def absorb(
         self, tensors: Mapping[str, torch.Tensor], task: TaskSpec, inputs: Sequence[str]
     ) -> tuple[Mapping[str, torch.Tensor], Mapping[str, int]]:
-        """The sample with more texts; with a half-life it follows the newest ones, counted in unlabelled texts."""
+        """The sample with more texts; with a half-life it follows the newest ones, counted in unlabelled texts.
+
+        Raises:
+            ConfigError: texts have several labels.
+        """
+        check_one_label(task, "reading rows without a label, or queries that inform each other,")
         features, cut = self.features(inputs)
         labelled, sample = split(tensors)
         new = Sample.read(features, inputs)

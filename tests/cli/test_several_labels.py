@@ -24,12 +24,13 @@ def rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.parametrize("method", ["iterative", "iterative-explicit", "iterative-implicit"])
 def test_adapt_predict_evaluate_and_compare(
-    encoder_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    method: str, encoder_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train, test = write(tmp_path / "train.jsonl", rows(48)), write(tmp_path / "test.jsonl", rows(20, seed=1))
     state = tmp_path / "state"
-    making = ("adapt", "iterative", "--data", train, "--backbone", encoder_folder, "--output", state, "--quiet")
+    making = ("adapt", method, "--data", train, "--backbone", encoder_folder, "--output", state, "--quiet")
     status, out, err = iai(capsys, *making, "--chunk-size", 8, "--test", test, "--json")
     assert status == 0, err
     assert json.loads(out)["kind"] == "multi-label"
@@ -46,7 +47,7 @@ def test_adapt_predict_evaluate_and_compare(
     assert status == 0, err
     assert 0 <= json.loads(out)["subset_accuracy"] <= json.loads(out)["micro_f1"] <= 1
     status, _, err = iai(
-        capsys, "compare", "--data", train, "--test", test, "--methods", "iterative", "--backbone", encoder_folder,
+        capsys, "compare", "--data", train, "--test", test, "--methods", method, "--backbone", encoder_folder,
         "--output", tmp_path / "compared", "--quiet",
     )  # fmt: skip
     assert status == 0, err
@@ -85,7 +86,7 @@ def test_mistakes_are_one_line_and_write_nothing(
         return ("adapt", method, "--data", data, "--backbone", encoder_folder, "--output", output, "--quiet", *more)
 
     for arguments, words in (
-        (adapting("iterative-implicit", lists), "choose a method that does (iterative"),
+        (adapting("iterative-implicit", lists, "--watch"), "watching a stream takes"),
         (adapting("iterative", lists, "--kind", "classification"), "multi-label"),
         (adapting("iterative", texts, "--kind", "multi-label"), "--label-separator"),
         (adapting("iterative", lists, "--set", "depth=1"), "depth=0"),
@@ -98,14 +99,14 @@ def test_mistakes_are_one_line_and_write_nothing(
                 "--test",
                 lists,
                 "--methods",
-                "iterative,iterative-explicit",
+                "iterative,numeric-parametric",
                 "--quiet",
                 "--backbone",
                 encoder_folder,
                 "--output",
                 output,
             ),
-            "'iterative-explicit' answers classification tasks",
+            "'numeric-parametric' ",
         ),
         (("audit", "--data", lists, "--backbone", encoder_folder, "--quiet"), "one label each"),
     ):

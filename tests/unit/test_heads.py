@@ -13,7 +13,8 @@ from sklearn.linear_model import LogisticRegression, Ridge
 
 from iai_hf.features.heads import TEMPLATES, ExplicitHead, Head, ImplicitHead, ParametricHead
 from iai_hf.features.heads.experts import EXPERTS, INITIAL, Experts, Summary
-from iai_hf.features.heads.implicit import HYPERPARAMETERS, newest_balanced
+from iai_hf.features.heads.implicit import HYPERPARAMETERS
+from iai_hf.features.heads.kernel import newest_balanced
 from iai_hf.features.heads.moments import pack, unpack
 from iai_hf.features.heads.stacking import prior_metric, stack
 from iai_hf.task import Tensors

@@ -20,7 +20,7 @@ import torch
 from iai_hf import Chunk, Prediction, TaskSpec, values
 from iai_hf.data import Columns, open_stream
 from iai_hf.errors import DataError
-from iai_hf.features.heads.thresholds import BINS, tallied, thresholds
+from iai_hf.features.heads.multi_label.thresholds import BINS, tallied, thresholds
 from iai_hf.metrics import score
 
 ROWS = [{"input": "one", "output": ["a", "b"]}, {"input": "two", "output": []}, {"input": "three", "output": ["b"]}]

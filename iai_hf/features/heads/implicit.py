@@ -21,9 +21,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from iai_hf.features.heads.head import Head
+from iai_hf.features.heads.kernel import BUDGET, SAME, KernelHead, Prepared, newest_balanced, newest_of_same
 from iai_hf.features.heads.stacking import inverse_temperature
-from iai_hf.posterior import BOUND, residual
+from iai_hf.posterior import residual
 from iai_hf.task import Tensors
 
 HYPERPARAMETERS = {
@@ -34,11 +34,6 @@ HYPERPARAMETERS = {
     "frequency": 1.0,  # exponent of examples seen over examples kept, per class
     "temperature": 1.5,
 }
-BATCH = 256  # kept examples that refine logits at once
-ROUNDS = 5
-SAME = 0.999  # similarity of two features, unit vectors, from which on they are of the same text
-BUDGET = 1024
-CURVATURE = 0.25  # of an observation, p (1 - p), at most
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,36 +46,7 @@ class Observations:
     names: torch.Tensor
 
 
-@dataclass(frozen=True, eq=False)
-class Prepared:
-    """What queries need.
-
-    Attributes:
-        features, moves: of the observations, `[kept, d]` and `[kept, C]`.
-        names: weight of the logits before the first batch, `[C, d]`.
-        weight: log weights of the classes, `[C]`.
-        values: learned numbers.
-        inverse_temperature: what logits are multiplied by, as the observations tell, `[]`.
-    """
-
-    features: torch.Tensor
-    moves: torch.Tensor
-    names: torch.Tensor
-    weight: torch.Tensor
-    values: dict[str, torch.Tensor]
-    inverse_temperature: torch.Tensor
-
-    def by_name(self, features: torch.Tensor) -> torch.Tensor:
-        """Logits before the first batch."""
-        return features @ self.names.T
-
-    def kernel(self, features: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
-        """K: Gaussian, for unit vectors have -|x - x_j|^2 / 2 = x . x_j - 1."""
-        sharpness = self.values["sharpness"]
-        return self.values["scale"] / sharpness * (sharpness * (features @ observed.T - 1)).exp()
-
-
-class ImplicitHead(Head):
+class ImplicitHead(KernelHead):
     """logits[i + 1] = logits[i] + sum over (x_j, c_j) in B[i] of K(x, x_j) move_j: kernel logistic regression.
 
     The implicit regime of Mittal et al. 2025, arXiv 2510.11471: yhat[i+1] = r_gamma([x, yhat[i]], B[i]).
@@ -94,8 +60,7 @@ class ImplicitHead(Head):
     moments = ("counts",)
 
     def __init__(self, budget: int = BUDGET) -> None:
-        super().__init__(HYPERPARAMETERS)
-        self.budget = budget
+        super().__init__(HYPERPARAMETERS, budget)
 
     def initial(self, size: int) -> Tensors:
         return vars(
@@ -191,72 +156,6 @@ class ImplicitHead(Head):
         observed = inverse_temperature(scores, weight, targets)
         return replace(prepared, inverse_temperature=values["temperature"] * observed)
 
-    def logits(self, prepared: Prepared, features: torch.Tensor) -> torch.Tensor:
-        return prepared.inverse_temperature * self._refined(prepared, features) + prepared.weight
-
-    def _refined(self, prepared: Prepared, features: torch.Tensor) -> torch.Tensor:
-        """Logits `[n, C]` after all batches, at temperature 1 and without the classes' weights."""
-        logits = prepared.by_name(features)
-        for batch in batches(prepared.features):
-            logits = logits + prepared.kernel(features, prepared.features[batch]) @ prepared.moves[batch]
-        return logits
-
-    def _held_out(self, prepared: Prepared) -> torch.Tensor:
-        """Logits `[kept, C]` of the observations, each without what it moved itself.
-
-        As in kernel ridge regression a residual grows by a closed form of the kernel's inverse; an observation's
-        curvature p (1 - p) is taken for the largest that it can be.
-        """
-        penalty, own = prepared.values["penalty"] / CURVATURE, prepared.features.new_zeros(len(prepared.features))
-        for batch in batches(prepared.features):
-            observed = prepared.features[batch]
-            ridged = prepared.kernel(observed, observed) + penalty * torch.eye(len(batch), dtype=torch.float32).to(
-                observed
-            )
-            inverse = torch.cholesky_inverse(torch.linalg.cholesky(ridged))
-            own = own.index_add(0, batch, 1 / inverse.diagonal() - penalty)
-        return self._refined(prepared, prepared.features) - own[:, None] * prepared.moves
-
-    def _moves(self, prepared: Prepared, onehot: torch.Tensor) -> torch.Tensor:
-        """What each observation moves the logits of like texts by, `[kept, C]`."""
-        penalty, steps = prepared.values["penalty"], []
-        for batch in batches(onehot):
-            kernel = prepared.kernel(prepared.features, prepared.features[batch])
-            bound = BOUND * kernel[batch] + penalty * torch.eye(kernel.shape[1]).to(kernel)
-            steps.append((batch, kernel, torch.linalg.cholesky(bound)))
-        moves, logits = prepared.moves, prepared.by_name(prepared.features)
-        for _ in range(ROUNDS):
-            for batch, kernel, factor in steps:
-                move = torch.cholesky_solve(residual(logits[batch], onehot[batch]) - penalty * moves[batch], factor)
-                moves = moves.index_add(0, batch, move)
-                logits = logits + kernel @ move
-        return moves
-
-
-def batches(observed: torch.Tensor) -> list[torch.Tensor]:
-    """Positions of each batch among what was `[kept, ...]` observed, dealt out: a sorted stream's batches are mixed."""
-    count = math.ceil(len(observed) / BATCH)
-    return [torch.arange(first, len(observed), count, device=observed.device) for first in range(count)]
-
-
-def newest_of_same(features: torch.Tensor, targets: torch.Tensor, new: int) -> torch.Tensor:
-    """Positions, in order, without the examples that come again among the last `new`: those push no others out."""
-    first = len(targets) - new
-    same = (features @ features[first:].T > SAME) & (targets[:, None] == targets[first:])
-    places = torch.arange(len(targets), device=targets.device)
-    later = places[:, None] < places[first:]
-    return (~(same & later).any(1)).nonzero()[:, 0]
-
-
-def newest_balanced(targets: torch.Tensor, classes: int, budget: int) -> torch.Tensor:
-    """Positions `[at most budget]`, in order, of the newest examples of each class, as even as classes allow."""
-    places = torch.arange(len(targets), device=targets.device)
-    if len(targets) <= budget:
-        return places
-    counts = torch.bincount(targets.long(), minlength=classes)
-    quotas = torch.arange(budget + 1, device=targets.device)
-    quota = int((torch.minimum(counts, quotas[:, None]).sum(1) <= budget).nonzero().max())
-    onehot = torch.nn.functional.one_hot(targets.long(), classes)
-    still_to_come = onehot.flip(0).cumsum(0).flip(0)
-    rank = still_to_come[places, targets.long()]  # 1 for the newest of its class
-    return (rank <= quota).nonzero()[:, 0]
+    @staticmethod
+    def residual(logits: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+        return residual(logits, own)

@@ -118,7 +118,8 @@ def may_hold_each(whole: Moments, part: Moments, texts: Moments, gone: Moments) 
     variance is below -t just where u^T (S + t)^-1 u <= 1: one factor serves any number of labels.
 
     Args:
-        whole, part: of the texts of each label, a row a label; their second moment is that of `texts` and `gone`.
+        whole, part: of the texts of each label, a row a label; their second moment is that of `texts` and `gone`. Of a
+            diagonal each dimension is asked by itself.
         texts, gone: of all texts as of one class, of which `may_hold` is true.
     """
     own, rest, tolerance = _left(whole, part), _left(texts, gone), _tolerance(gone)
@@ -131,6 +132,8 @@ def may_hold_each(whole: Moments, part: Moments, texts: Moments, gone: Moments) 
     counts, without = own.counts[both, None], others.counts[both, None]
     between = (own.sums[both] / counts - others.sums[both] / without) * (counts * without / rest.counts).sqrt()
     scatter = within_classes(rest)
+    if scatter.ndim == 1:
+        return bool((between.square() <= scatter + tolerance / len(scatter)).all())
     metric = scatter + tolerance * torch.eye(len(scatter), dtype=scatter.dtype)
     return bool(((between * solve(metric, between.T).T).sum(1) <= 1).all())
 

@@ -12,10 +12,14 @@ from __future__ import annotations
 
 import torch
 
+from iai_hf.features.heads.stacking import TEMPERATURE_PRECISION
+from iai_hf.posterior import own_curvature
+
 BINS, REACH = 64, 10.0  # of logits between +-REACH; those beyond are in the outermost
 EXPECTED = 100.0  # examples of a label, expected by the common rate, that this counts for
 COMMON = 3.0  # examples of a label that the common curve counts for
 SMOOTHING = 5.0  # logits in a bin that the rate which they claim counts for
+SHIFT_PRECISION, STEPS, LARGEST_STEP = 10.0, 12, 0.5  # of `calibration`
 
 
 def tallied(logits: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
@@ -45,6 +49,23 @@ def thresholds(tally: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
     common = (own.mean(0) + 2 * hits.sum(0) / sizes.sum(0)) / 2
     curves = (counts[:, None] * own + COMMON * common) / (counts[:, None] + COMMON)
     return lowest[curves.argmax(1)]
+
+
+def calibration(tally: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale and shift `[]` that make log odds of a tally's logits, `[C, 2, BINS]`, all labels together (Platt 1999).
+
+    The posterior mode around 1 and 0, of the scale's logarithm as of any temperature (`stacking.py`).
+    """
+    middle = (torch.arange(BINS, device=tally.device) + 0.5) * (2 * REACH / BINS) - REACH
+    right, every = tally[:, 1].sum(0), tally.sum((0, 1))
+    found, prior = tally.new_zeros(2), torch.diag(tally.new_tensor([TEMPERATURE_PRECISION, SHIFT_PRECISION]))
+    for _ in range(STEPS):
+        scaled = found[0].exp() * middle
+        inputs, claimed = torch.stack([scaled, torch.ones_like(middle)], 1), (scaled + found[1]).sigmoid()
+        gradient = inputs.T @ (right - every * claimed) - prior @ found
+        curvature = inputs.T @ ((every * own_curvature(claimed))[:, None] * inputs)
+        found = found + torch.linalg.solve(prior + curvature, gradient).clamp(-LARGEST_STEP, LARGEST_STEP)
+    return found[0].exp(), found[1]
 
 
 def _above(tally: torch.Tensor) -> torch.Tensor:

@@ -5,9 +5,10 @@ once for all. A score is a log odds that the label applies:
 
 * name: similarity to the label's name about the mean name;     * centroid: to the mean of its texts, against all texts;
 * ridge: regression to 0 and 1, which up to scale is the discriminant of the label against the rest (Fisher 1936);
+* diagonal: centroid with features weighted by their variance, where no other second moment is known;
 * frequency: log odds of the label's share.
 
-As `experts.py`, of which `ridge` is taken as it is, with scores of absorbed examples as if each alone were left out.
+As `heads/experts.py`, of which `ridge` is taken as it is, with scores of absorbed examples as if each were left out.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from iai_hf.features.heads.experts import SIMILARITY, Examples, Expert, Experts,
 from iai_hf.features.heads.moments import Values, pooled_variance
 
 LABEL_EXPERTS = ("name", "centroid", "ridge", "frequency")
+CODE_EXPERTS = ("name", "centroid", "diagonal", "frequency")
 INITIAL = {
     "name_count": 2.0,  # examples of a label that its name counts for
     "name_reach": 0.5,  # how far prior means of labels move from the overall mean towards the name
@@ -27,11 +29,15 @@ INITIAL = {
     "ridge": 300.0,  # penalty of `ridge`, in units of the variance
     "share_count": 0.5,  # examples that each label, and none of them, has in advance in `frequency`
 }
+DIAGONAL = 0.3  # scores of very different kinds are brought to about one size
 
 
 @dataclass(frozen=True, eq=False)
 class LabelSummary(Summary):
-    """Moments of examples that have any number of labels: their number `[]` and sum `[d]`, beside those by label."""
+    """Moments of examples that have any number of labels: their number `[]` and sum `[d]`, beside those by label.
+
+    Of the second moment there may be the diagonal alone, `[d]`.
+    """
 
     examples: torch.Tensor
     whole: torch.Tensor
@@ -60,7 +66,10 @@ class LabelFrequency(Expert):
 
 
 class LabelCentroid(Expert):
-    """Nearer to the mean of the label's texts, a posterior around a mean made from its name, than to that of all."""
+    """Nearer to the mean of the label's texts, a posterior around a mean made from its name, than to that of all.
+
+    `unit` is what a squared distance counts, of all features `[]` or of each `[d]`.
+    """
 
     def __init__(
         self, summary: Summary, centre: torch.Tensor, means: torch.Tensor, unit: torch.Tensor, count: torch.Tensor
@@ -68,16 +77,18 @@ class LabelCentroid(Expert):
         self.counts, self.centre, self.unit, self.count = summary.counts, centre, unit, count
         self.means = means - centre
         weight = unit * self.means
-        super().__init__(weight, -weight @ centre - 0.5 * unit * self.means.square().sum(1))
+        super().__init__(weight, -weight @ centre - 0.5 * (unit * self.means.square()).sum(1))
 
     def held_out(self, scores: torch.Tensor, examples: Examples) -> torch.Tensor:
         """The mean of a label that an example has moves away from it."""
         left = (self.counts - 1 + self.count).clamp(min=0.3)
         offset = examples.features - self.centre
-        length, along, norm = offset.square().sum(1)[:, None], offset @ self.means.T, self.means.square().sum(1)
+        weighted = self.unit * offset
+        length, along = (weighted * offset).sum(1)[:, None], weighted @ self.means.T
+        norm = (self.unit * self.means.square()).sum(1)
         moved = along - (length - along) / left
         moved_norm = norm - 2 * (along - norm) / left + (length - 2 * along + norm) / left.square()
-        return torch.where(examples.own, self.unit * (moved - 0.5 * moved_norm), scores)
+        return torch.where(examples.own, moved - 0.5 * moved_norm, scores)
 
 
 class LabelExperts(Experts):
@@ -89,14 +100,20 @@ class LabelExperts(Experts):
         centre = (summary.summed + values["centre_count"] * mean_name) / (summary.total + values["centre_count"])
         prior = centre + values["name_reach"] * names
         means = (summary.sums + count * prior) / (summary.counts + count)[:, None]
-        mean = summary.summed / summary.total.clamp(min=1)
-        within = summary.second.diagonal().mean() - summary.total * mean.square().mean()
-        self.variance = pooled_variance(within, names, summary.total)
+        mean, whole = summary.summed / summary.total.clamp(min=1), summary.second.ndim == 2
+        within = (summary.second.diagonal() if whole else summary.second) - summary.total * mean.square()
+        self.variance = pooled_variance(within.mean(), names, summary.total)
         unit = SIMILARITY / self.variance
+        if whole:
+            last: tuple[str, Expert] = "ridge", Ridge(summary, values["ridge"] * self.variance)
+        else:
+            count = values["variance_count"]
+            each = (within.clamp(min=0) + count * self.variance) / (summary.total + count)
+            last = "diagonal", LabelCentroid(summary, centre, means, DIAGONAL / each, values["name_count"])
         self.by_name: dict[str, Expert] = {
             "name": Expert(unit * names, -unit * names @ centre),
-            "centroid": LabelCentroid(summary, centre, means, unit, count),
-            "ridge": Ridge(summary, values["ridge"] * self.variance),
+            "centroid": LabelCentroid(summary, centre, means, unit, values["name_count"]),
+            last[0]: last[1],
             "frequency": LabelFrequency(summary, values["share_count"]),
         }
         self._lay_out()

@@ -1,12 +1,10 @@
-"""Several labels a text: C binary problems that share features, moments and the experts' weights.
+"""Parametric regime, several labels: C binary problems that share features, moments and the experts' weights.
 
 The state is that of the parametric head, and a logit is the log odds of its label alone. The experts
-(`label_experts.py`) are stacked as ever, on examples left out, each label of each example being a binary one; the
+(`experts.py`) are stacked as ever, on examples left out, each label of each example being a binary one; the
 correction takes one preconditioned step of the logistic loss a chunk. All labels share one metric, G and a sphere,
 scaled by each label's own mean curvature p (1 - p): one factor serves any number of labels. What left-out examples were
 answered is tallied, and says above which logit a label applies (`thresholds.py`).
-
-A list of labels is taken to be whole: a label that turns up later did not apply to what was read before.
 """
 
 from __future__ import annotations
@@ -16,14 +14,15 @@ from typing import ClassVar
 
 import torch
 
-from iai_hf.features.heads.label_experts import INITIAL, LABEL_EXPERTS, LabelExperts, LabelSummary
-from iai_hf.features.heads.moments import Moments, Values, may_hold, may_hold_each, pack, unpack
+from iai_hf.features.heads.moments import Moments, Values, pack, unpack
+from iai_hf.features.heads.multi_label.experts import INITIAL, LABEL_EXPERTS, LabelExperts, LabelSummary
+from iai_hf.features.heads.multi_label.head import LinearLabels, MultiLabelMoments, label_coverage
+from iai_hf.features.heads.multi_label.thresholds import BINS, thresholds
 from iai_hf.features.heads.parametric import Parameters, ParametricHead, with_one
 from iai_hf.features.heads.stacking import prior_metric, stack, temperature_precision
-from iai_hf.features.heads.thresholds import BINS, tallied, thresholds
-from iai_hf.posterior import own_curvature, power_decay, solve
+from iai_hf.posterior import own_curvature, solve
 from iai_hf.signals import Signal, takes_data, takes_gradient
-from iai_hf.task import Prediction, Tensors
+from iai_hf.task import Tensors
 
 # Chosen on sets that are not among the measured ones; see scripts/results/multilabel.md.
 HYPERPARAMETERS = {
@@ -34,7 +33,6 @@ HYPERPARAMETERS = {
     "penalty": 30.0,  # of the correction, in units of the features' total variance and of the curvature
     "warmup": 32.0,  # examples after which a correction step has half its size, and the curvature half its prior value
 }
-TALLY_EXPONENT = 1.0  # how fast the tally forgets answers of before: (n / (n + chunk))^exponent
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,26 +42,16 @@ class LabelParameters(Parameters):
     tally: torch.Tensor
 
 
-@dataclass(frozen=True, eq=False)
-class PreparedLabels:
-    """The linear map that a state stands for, weight `[C, d]` and bias `[C]`, and the labels' thresholds `[C]`."""
-
-    weight: torch.Tensor
-    bias: torch.Tensor
-    thresholds: torch.Tensor
-
-
-class MultiLabelHead(ParametricHead):
+class MultiLabelParametricHead(MultiLabelMoments, ParametricHead):
     """logits_c = sum over k of exp(prior_k + deviation_k) (w_kc . x + b_kc) + D_c . [x, 1], each a log odds of its own.
 
-    `targets` are bool `[n, C]`, which labels apply. One versus rest, stacked as in Yao et al. 2018 (arXiv 1704.02030).
+    One versus rest, stacked as in Yao et al. 2018 (arXiv 1704.02030).
     """
 
     per_class: ClassVar[tuple[str, ...]] = (*ParametricHead.per_class, "tally")
     additive: ClassVar[tuple[str, ...]] = (*ParametricHead.additive, "tally")
     stepped: ClassVar[tuple[str, ...]] = (*ParametricHead.stepped, "tally")
     estimated = ()
-    exclusive = False
     experts = LABEL_EXPERTS
 
     def __init__(self, signal: Signal = "both") -> None:
@@ -83,7 +71,7 @@ class MultiLabelHead(ParametricHead):
         scores = experts.held_out(features, targets) if takes_data(self.signal) else experts.scores(features)
         offset, seen = ones @ before.correction.T, self.examples(tensors)
         prior, precision = self._prior(values)
-        trust = _coverage(state.counts, seen + len(features), targets)
+        trust = label_coverage(state.counts, seen + len(features), targets)
         if takes_gradient(self.signal):
             pairs = _as_pairs(scores), _as_pairs(offset), targets.flatten().long()
             deviation, evidence = stack(
@@ -91,32 +79,24 @@ class MultiLabelHead(ParametricHead):
             )
             state = replace(state, deviation=deviation, evidence=evidence)
         logits = scores @ (prior + state.deviation).exp() + offset
-        kept = power_decay(seen, len(features), TALLY_EXPONENT * trust)
-        tally = kept * before.tally + trust * tallied(logits, targets)
-        state = replace(state, tally=tally)
+        state = replace(state, tally=self.tally_after(before.tally, logits, targets, seen, trust))
         if not takes_gradient(self.signal):
             return vars(state)
         return vars(self._corrected(state, ones, targets, logits, trust, experts.variance, values))
 
-    def prepare(self, tensors: Tensors) -> PreparedLabels:  # type: ignore[override]
+    def prepare(self, tensors: Tensors) -> LinearLabels:  # type: ignore[override]
         """The linear map that the state stands for, and the labels' thresholds."""
         state = LabelParameters(**tensors)
         values = self.hyperparameters(self.examples(tensors), len(state.counts))
         experts, weights = self._experts(state, values), (self._prior(values)[0] + state.deviation).exp()
-        return PreparedLabels(
+        return LinearLabels(
             torch.einsum("k,kcd->cd", weights, experts.weight) + state.correction[:, :-1],
             weights @ experts.bias + state.correction[:, -1],
             thresholds(state.tally, state.counts),
         )
 
-    def logits(self, prepared: PreparedLabels, features: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def logits(self, prepared: LinearLabels, features: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         return torch.nn.functional.linear(features, prepared.weight, prepared.bias)
-
-    def predicted(self, prepared: PreparedLabels, features: torch.Tensor, labels: tuple[str, ...]) -> Prediction:
-        return Prediction.from_label_logits(self.logits(prepared, features), prepared.thresholds, labels)
-
-    def reread(self, tensors: Tensors, features: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> Tensors:
-        raise NotImplementedError("there are no fast weights below several labels a text")
 
     def summed(self, features: torch.Tensor, targets: torch.Tensor, classes: int) -> dict[str, torch.Tensor]:
         ones, own = with_one(features), targets.to(features)
@@ -125,23 +105,10 @@ class MultiLabelHead(ParametricHead):
     def examples(self, tensors: Tensors) -> torch.Tensor:
         return tensors["gram"][-1]
 
-    def may_hold(self, tensors: Tensors, features: torch.Tensor, targets: torch.Tensor) -> bool:
-        """As `Head.may_hold`: of all texts together, and of those that have a label and those that do not, by label."""
-        gone = self.summed(features, targets, len(tensors["counts"]))
-        texts, texts_gone = _all_texts(tensors), _all_texts(gone)
-        if not may_hold(texts, texts_gone):
-            return False
-        whole, part = (
-            Moments(of["counts"], of["sums"], all_texts.second)
-            for of, all_texts in ((tensors, texts), (gone, texts_gone))
-        )
-        return may_hold_each(whole, part, texts, texts_gone)
-
-    def without_class(self, tensors: Tensors, number: int) -> Tensors:
-        """The state without what a label made of its texts, which stay."""
-        empty = torch.tensor([number], device=tensors["counts"].device)
-        rows = {name: tensors[name].index_fill(0, empty, 0) for name in self.per_class if name != "names"}
-        return {**tensors, **rows}
+    def all_texts(self, tensors: Tensors) -> Moments:
+        size = tensors["sums"].shape[1]
+        whole = unpack(tensors["gram"], size + 1)
+        return Moments(whole[-1:, -1], whole[-1:, :-1], whole[:size, :size])
 
     def _precision(self, tensors: Tensors) -> torch.Tensor:
         seen, labels = self.examples(tensors), max(len(tensors["counts"]), 1)
@@ -192,25 +159,3 @@ def _as_pairs(scores: torch.Tensor) -> torch.Tensor:
     """Log odds `[n, C, ...]` as logits of two classes, `[n * C, 2, ...]`: that the label does not apply, or does."""
     flat = scores.flatten(0, 1)
     return torch.stack([torch.zeros_like(flat), flat], 1)
-
-
-def _coverage(counts: torch.Tensor, examples: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """How far a chunk looks drawn at random, 0 to 1: the variance of its labels over that of all that were read.
-
-    Of a stream that is sorted, or of one example again and again, a chunk has less; see `moments.class_coverage`.
-
-    Args:
-        counts, examples: by label `[C]` and of all `[]`, those of the chunk among them.
-        targets: of the chunk, bool `[n, C]`.
-    """
-    share, number = counts / examples, len(targets)
-    here = targets.float().mean(0).to(share)
-    within = own_curvature(here).sum() * (number / max(number - 1, 1))
-    return (within / own_curvature(share).sum().clamp(min=1e-6)).clamp(max=1)
-
-
-def _all_texts(tensors: Tensors) -> Moments:
-    """Moments of all texts, as of one class."""
-    size = tensors["sums"].shape[1]
-    whole = unpack(tensors["gram"], size + 1)
-    return Moments(whole[-1:, -1], whole[-1:, :-1], whole[:size, :size])
