@@ -71,6 +71,9 @@ def _cases() -> dict[str, Case]:
             rows[f"{name}-trained"] = Case(row.method, row.backbone, config, row.kind, trained=True)
     for name in ("iterative", "iterative-explicit", "iterative-implicit"):
         rows[f"{name}-multi-label"] = Case(name, "encoder", kind="multi-label")
+    for name in ("in-context", "lm-state"):
+        row = rows[name]
+        rows[f"{name}-multi-label"] = Case(row.method, row.backbone, row.config, "multi-label")
     return rows | {"lm-state-scaled steps": now}
 
 

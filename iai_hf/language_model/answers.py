@@ -2,7 +2,8 @@
 
 A prompt has an answer a line, and what is generated counts up to the end of its line. Signs that would be lost so are
 written as the pictures that Unicode has of them: line ends everywhere, spaces at either end. All other text, nearly all
-that there is, stands in the prompt as it is.
+that there is, stands in the prompt as it is. Of a set each label ends in `;`, so that one is told from the beginning of
+another, and the empty set is an empty line.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import re
 from iai_hf.backbones.tokenizing import SPACES
 
 ESCAPE = "␛"
+END_OF_LABEL = ";"
 PICTURES = {"\n": "␊", "\r": "␍", "\t": "␉", "\v": "␋", "\f": "␌", " ": "␠"}
 SIGNS = {picture: sign for sign, picture in PICTURES.items()}
 
@@ -28,3 +30,13 @@ def escape(output: str) -> str:
 def unescape(line: str) -> str:
     """The output that `escape` made the line of."""
     return _WRITTEN.sub(lambda found: found[1] or SIGNS[found[2]], line)
+
+
+def element(label: str) -> str:
+    """A label as it stands in the line of a set."""
+    return escape(label).replace(END_OF_LABEL, ESCAPE + END_OF_LABEL) + END_OF_LABEL
+
+
+def written(output: str | tuple[str, ...]) -> str:
+    """What tells an output from another one: itself, or the line of a set."""
+    return output if isinstance(output, str) else " ".join(map(element, output))

@@ -134,7 +134,7 @@ class Gradient(Prompted[Config], Learned[Config]):
     ) -> tuple[Mapping[str, torch.Tensor], Mapping[str, int]]:
         import torch
 
-        limit = self.config.max_tokens
+        chunk, limit = self.in_order(task, chunk), self.config.max_tokens
         cuts = sum(self.prompter.query(text)[1] for text in chunk.inputs) if limit else 0
         shared = self.learner.shared_weights()
         moved = self.learner.loaded(tensors, self.backbone.device)

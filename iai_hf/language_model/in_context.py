@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from iai_hf.config import renamed, require
+from iai_hf.language_model.answers import written
 from iai_hf.language_model.prompted import Prompted
 from iai_hf.language_model.prompting import PromptConfig
 from iai_hf.task import Chunk, TaskSpec
@@ -60,6 +61,7 @@ class InContext(Prompted[InContextConfig]):
     def refine(
         self, tensors: Mapping[str, torch.Tensor], task: TaskSpec, chunk: Chunk, examples: int
     ) -> tuple[Mapping[str, torch.Tensor], Mapping[str, int]]:
+        chunk = self.in_order(task, chunk)
         kept = [tuple(part.tolist()) for part in tensors["tokens"].split(tensors["lengths"].tolist())]
         outputs = tensors["outputs"].tolist()
         budget = min(self.config.demonstration_tokens, self.backbone.context // 2)
@@ -71,7 +73,7 @@ class InContext(Prompted[InContextConfig]):
                 left_out += 1
                 continue
             kept.append(tokens)
-            outputs.append(zlib.crc32(output.encode()))
+            outputs.append(zlib.crc32(written(output).encode()))
             total += len(tokens)
             while total > budget:
                 commonest = Counter(outputs).most_common(1)[0][0]

@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from typing_extensions import TypeVar
 
 from iai_hf.amortizer import Amortizer
 from iai_hf.backbones import Backbone
-from iai_hf.language_model.prompting import PromptConfig, Prompter
-from iai_hf.task import Chunk, Prediction, TaskSpec
+from iai_hf.language_model.label_sets import label_logits
+from iai_hf.language_model.prompting import PromptConfig, Prompter, Question
+from iai_hf.task import Chunk, Kind, Prediction, TaskSpec
 from iai_hf.threads import computing
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ class Prompted(Amortizer[Config]):
     """A subclass says what condition a state puts the model under."""
 
     answer_settings = ("calibrate", "max_new_tokens")
+    kinds: ClassVar[tuple[Kind, ...]] = ("classification", "multi-label", "generation")
     default_backbone = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
     def __init__(self, backbone: Backbone, config: Config | None = None) -> None:
@@ -74,14 +77,33 @@ class Prompted(Amortizer[Config]):
     def _warned(self) -> set[str]:
         return set()
 
-    def answer(self, prepared: Condition, task: TaskSpec, queries: Sequence[str]) -> Prediction:
-        import torch
+    def in_order(self, task: TaskSpec, chunk: Chunk) -> Chunk:
+        """The chunk with the labels of each set as they are written: in the order that the task knows them."""
+        if not chunk.label_sets:
+            return chunk
+        place = {label: number for number, label in enumerate(task.labels)}
+        return replace(chunk, outputs=tuple(tuple(sorted(several, key=place.__getitem__)) for several in chunk.outputs))
 
+    def answer(self, prepared: Condition, task: TaskSpec, queries: Sequence[str]) -> Prediction:
         if task.kind == "generation":
             return Prediction(tuple(self.prompter.generate(prepared, [self.prompter.row(text) for text in queries])))
-        rows = [self.prompter.row(text, task.labels) for text in queries]
-        scores = self.prompter.scores(prepared, [task.labels] * len(rows), rows)
-        return Prediction.from_logits(torch.stack(scores).cpu(), task.labels)
+        return Prediction.joined(self._chosen(prepared, [task] * len(queries), queries, [0] * len(queries)))
+
+    def _chosen(
+        self, condition: Condition, tasks: Sequence[TaskSpec], queries: Sequence[str], indices: Sequence[int]
+    ) -> list[Prediction]:
+        """Of queries whose answers are labels, all one or all several, from a task and an adapter's index each."""
+        import torch
+
+        labels = [task.labels for task in tasks]
+        questions = [Question(*of) for of in zip(queries, labels, indices, strict=True)]
+        if tasks[0].kind == "multi-label":
+            even = [torch.zeros(len(names), dtype=torch.float32) for names in labels]  # likelier than not
+            found = label_logits(self.prompter, condition, questions)
+            each = zip(found, even, labels, strict=True)
+            return [Prediction.from_label_logits(logits[None], least, names) for logits, least, names in each]
+        scores = self.prompter.scores(condition, questions)
+        return [Prediction.from_logits(row[None].cpu(), names) for row, names in zip(scores, labels, strict=True)]
 
     def answer_each(
         self, prepared: Sequence[Condition], tasks: Sequence[TaskSpec], queries: Sequence[str]
@@ -100,17 +122,13 @@ class Prompted(Amortizer[Config]):
                 joined([condition.prefix for condition in distinct.values()]),
                 tuple(weights for condition in distinct.values() for weights in condition.weights),
             )
-            labels = [tasks[i].labels if kind == "classification" else () for i in group]
-            rows = [
-                self.prompter.row(queries[i], names, adapter_index[id(prepared[i])])
-                for i, names in zip(group, labels, strict=True)
-            ]
+            indices = [adapter_index[id(prepared[i])] for i in group]
+            asked = [queries[i] for i in group]
             if kind == "generation":
+                rows = [self.prompter.row(text, (), index) for text, index in zip(asked, indices, strict=True)]
                 found = [Prediction((text,)) for text in self.prompter.generate(mixed, rows)]
             else:
-                scores = self.prompter.scores(mixed, labels, rows)
-                both = zip(scores, labels, strict=True)
-                found = [Prediction.from_logits(score[None].cpu(), names) for score, names in both]
+                found = self._chosen(mixed, [tasks[i] for i in group], asked, indices)
             answers.update(zip(group, found, strict=True))
         return [answers[i] for i in range(len(queries))]
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from iai_hf.backbones import Backbone
 from iai_hf.config import APART, require
 from iai_hf.errors import BackboneError
-from iai_hf.language_model.answers import escape, unescape
+from iai_hf.language_model.answers import element, escape, unescape
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +44,20 @@ class PromptConfig:
         require(self.max_new_tokens > 0, f"max_new_tokens is {self.max_new_tokens}; expected 1 or more")
 
 
+class Question(NamedTuple):
+    """A query, what may answer it, and the place of its condition among several.
+
+    Attributes:
+        written: labels of a set that stand in the answer already; next is one of `answers`, or the end. None where one
+            of them is the answer.
+    """
+
+    text: str
+    answers: tuple[str, ...]
+    adapter_index: int = 0
+    written: tuple[str, ...] | None = None
+
+
 class Prompter:
     """Words prompts for one language model under one configuration."""
 
@@ -71,9 +85,15 @@ class Prompter:
         tail = self.model.tokens(f"{STOP}{self.config.output_label}")
         return self.query_prefix + body[:limit] + tail, limit is not None and len(body) > limit
 
-    def answer(self, text: str) -> tuple[int, ...]:
-        """Tokens of an answer with its end."""
-        return self.model.texts.line(f" {escape(text)}")
+    def answer(self, output: str | tuple[str, ...]) -> tuple[int, ...]:
+        """Tokens of an answer with its end; of a set, labels are in the order that they are given in."""
+        if isinstance(output, str):
+            return self.model.texts.line(f" {escape(output)}")
+        return (*self.elements(output), *self.model.texts.line(""))
+
+    def elements(self, labels: Sequence[str]) -> tuple[int, ...]:
+        """Tokens of labels of a set, one after the other."""
+        return tuple(token for label in labels for token in self.model.tokens(f" {element(label)}"))
 
     def decode_answer(self, tokens: Sequence[int]) -> str:
         """The output that generated tokens are, up to the end of their line."""
@@ -90,31 +110,35 @@ class Prompter:
                 cut.append(output)
         return cut, changed
 
-    def demonstration(self, text: str, output: str) -> tuple[tuple[int, ...], bool]:
+    def demonstration(self, text: str, output: str | tuple[str, ...]) -> tuple[tuple[int, ...], bool]:
         """Tokens of a solved example, and whether its text was cut."""
         query, cut = self.query(text)
         return query + self.answer(output) + self.model.tokens(STOP), cut
 
-    def row(self, text: str, answers: Sequence[str] = (), adapter_index: int = 0) -> Row:
+    def row(self, text: str, answers: Sequence[str | tuple[str, ...]] = (), adapter_index: int = 0) -> Row:
         """A query with candidate answers."""
         from iai_hf.backbones.packing import Row
 
         return Row(self.query(text)[0], tuple(self.answer(answer) for answer in answers), adapter_index)
 
-    def scores(
-        self, condition: Condition, labels: Sequence[Sequence[str]], queries: Sequence[Row]
-    ) -> list[torch.Tensor]:
-        """Scores of each query's own labels, float32 `[labels]` a query, calibrated where that is set."""
-        scores = self.model.score(condition, queries)
+    def asked(self, question: Question) -> Row:
+        """The row of a question; where a set is written, the last candidate is its end."""
+        from iai_hf.backbones.packing import Row
+
+        if question.written is None:
+            return self.row(question.text, question.answers, question.adapter_index)
+        candidates = (*(self.elements([label]) for label in question.answers), self.answer(()))
+        return Row(self.query(question.text)[0] + self.elements(question.written), candidates, question.adapter_index)
+
+    def scores(self, condition: Condition, questions: Sequence[Question]) -> list[torch.Tensor]:
+        """Scores of each question's candidates, float32 `[candidates]` a question, calibrated where that is set."""
+        scores = self.model.score(condition, [self.asked(question) for question in questions])
         if not self.config.calibrate:
             return scores
-        asked = dict.fromkeys((row.adapter_index, tuple(names)) for row, names in zip(queries, labels, strict=True))
-        empty = self.model.score(condition, [self.row(CONTENT_FREE, names, index) for index, names in asked])
-        base = dict(zip(asked, empty, strict=True))
-        return [
-            found - base[row.adapter_index, tuple(names)]
-            for found, row, names in zip(scores, queries, labels, strict=True)
-        ]
+        free = [question._replace(text=CONTENT_FREE) for question in questions]
+        each = list(dict.fromkeys(free))
+        base = dict(zip(each, self.model.score(condition, [self.asked(question) for question in each]), strict=True))
+        return [found - base[question] for found, question in zip(scores, free, strict=True)]
 
     def generate(self, condition: Condition, queries: Sequence[Row], sampling: Sampling | None = None) -> list[str]:
         """Answers in free text, up to the end of their line."""

@@ -19,6 +19,8 @@ from iai_hf.backbones import Backbone
 from iai_hf.card import state_card
 from iai_hf.data import Columns
 from iai_hf.errors import ConfigError, DataError, IAIError, StateError
+from iai_hf.language_model.prompted import Prompted
+from iai_hf.language_model.prompting import Question
 from iai_hf.metrics import score
 from iai_hf.pipeline import StatePipeline
 from iai_hf.task import Kind
@@ -50,6 +52,18 @@ def sets(count: int, seed: int = 0) -> list[dict[str, Any]]:
 @pytest.fixture(params=ABLE)
 def amortizer(request: pytest.FixtureRequest, encoder: Backbone, causal: Backbone) -> Amortizer:
     return made(METHODS[request.param], encoder, causal)
+
+
+@pytest.fixture(params=[name for name in ABLE if METHODS[name].learns == "task"])
+def on_features(request: pytest.FixtureRequest, encoder: Backbone, causal: Backbone) -> Amortizer:
+    """Those that learn from what the features of a tiny backbone tell, and whose states are merged and edited."""
+    return made(METHODS[request.param], encoder, causal)
+
+
+@pytest.fixture(params=[name for name in ABLE if METHODS[name].learns != "task"])
+def in_words(request: pytest.FixtureRequest, causal: Backbone) -> Amortizer:
+    """Those whose language model writes the labels."""
+    return made(METHODS[request.param], causal, causal)
 
 
 def adapt(amortizer: Amortizer, rows: Any, state: TaskState | None = None, **options: Any) -> TaskState:
@@ -101,17 +115,17 @@ def test_it_is_answered_or_refused_by_name(row: Row, encoder: Backbone, causal: 
         assert amortizer.init_state(task).task.kind == KIND
 
 
-def test_it_learns(amortizer: Amortizer) -> None:
+def test_it_learns(on_features: Amortizer) -> None:
     test = sets(120, seed=5)
     queries, right = [row["input"] for row in test], [tuple(row["output"]) for row in test]
-    few, many = (adapt(amortizer, sets(count), chunk_size=32) for count in (8, 400))
-    before, after = (score(amortizer.predict(state, queries), right) for state in (few, many))
+    few, many = (adapt(on_features, sets(count), chunk_size=32) for count in (8, 400))
+    before, after = (score(on_features.predict(state, queries), right) for state in (few, many))
     assert after["negative_log_likelihood"] < before["negative_log_likelihood"] - 0.1
     assert after["ranking_loss"] < min(before["ranking_loss"], 0.45)
 
 
-def test_probabilities_are_each_labels_own_and_sets_follow_thresholds(amortizer: Amortizer) -> None:
-    prediction = amortizer.predict(adapt(amortizer, sets(60)), QUERIES)
+def test_probabilities_are_each_labels_own_and_sets_follow_thresholds(on_features: Amortizer) -> None:
+    prediction = on_features.predict(adapt(on_features, sets(60)), QUERIES)
     found = probabilities(prediction)
     assert found.shape == (20, 3)
     assert bool(((found >= 0) & (found <= 1)).all())
@@ -120,6 +134,46 @@ def test_probabilities_are_each_labels_own_and_sets_follow_thresholds(amortizer:
         if own.any() and not own.all():  # one threshold parts those that have the label from those that have not
             assert float(found[own, column].min()) > float(found[~own, column].max())
     assert not torch.allclose(found.sum(1), torch.ones(20), atol=1e-3)
+
+
+def test_a_language_model_writes_the_labels_in_the_order_of_the_task(in_words: Amortizer) -> None:
+    assert isinstance(in_words, Prompted)
+    rows = sets(8)
+    mixed = [{**row, "output": row["output"][::-1]} for row in rows]
+    first, second = (adapt(in_words, some, task=TaskSpec(KIND, LABELS)) for some in (rows, mixed))
+    assert all(torch.equal(first.tensors[name], tensor) for name, tensor in second.tensors.items())
+    sampled = in_words.prompter.answer(("food", "sports"))
+    assert in_words.prompter.decode_answer(sampled).replace(" ", "") == "food;sports;"
+    assert len({in_words.prompter.answer(some) for some in (("a", "b"), ("b", "a"), ("a; b",), ("a",), ())}) == 5
+
+
+def test_a_set_that_is_read_again_and_again_is_known_by_heart(in_words: Amortizer) -> None:
+    if in_words.method == "in-context":
+        pytest.skip("nothing is fitted")
+    outputs: tuple[list[str], ...] = (["music", "food"], [], ["sports"])
+    rows = [{**row, "output": own} for row, own in zip(sets(3), outputs, strict=True)]
+    queries, right = [row["input"] for row in rows], [tuple(row["output"]) for row in rows]
+    task = TaskSpec(KIND, ("music", "food", "sports"))
+    state = in_words.init_state(task)
+    losses = [score(in_words.predict(state, queries), right)["negative_log_likelihood"]]
+    for _ in range(60):
+        state = in_words.update(state, chunk_of(rows))
+    losses.append(score(in_words.predict(state, queries), right)["negative_log_likelihood"])
+    assert losses[1] < 0.9 * losses[0]
+
+
+def test_a_label_is_what_comes_next_behind_those_that_apply(in_words: Amortizer) -> None:
+    """The chain by its definition, a candidate at a time."""
+    assert isinstance(in_words, Prompted)
+    state = adapt(in_words, sets(8), task=TaskSpec(KIND, LABELS))
+    prediction, prepared = in_words.predict(state, QUERIES[:3]), in_words.prepared(state)
+    for text, several, found in zip(QUERIES, prediction.outputs, probabilities(prediction), strict=False):
+        for place, label in enumerate(LABELS):
+            before = tuple(own for own in LABELS[:place] if own in several)
+            question = Question(text, LABELS[place:], 0, before)
+            (scores,) = in_words.prompter.scores(prepared, [question])
+            assert float(found[place]) == pytest.approx(float(scores.softmax(0)[0]), abs=1e-4)
+            assert (float(found[place]) > 0.5) == (label in several)
 
 
 def test_updates_are_pure_and_the_same_input_gives_the_same_state(amortizer: Amortizer) -> None:
@@ -163,21 +217,21 @@ def test_a_run_that_is_killed_resumes_to_the_same_state(amortizer: Amortizer, tm
     assert all(torch.equal(again.tensors[name], tensor) for name, tensor in whole.tensors.items())
 
 
-def test_states_of_parts_merge_into_the_state_of_the_whole(amortizer: Amortizer) -> None:
+def test_states_of_parts_merge_into_the_state_of_the_whole(on_features: Amortizer) -> None:
     rows = sets(48)
-    parts = [adapt(amortizer, rows[i::2]) for i in (0, 1)]
-    merged, whole = amortizer.merge(parts), adapt(amortizer, rows)
+    parts = [adapt(on_features, rows[i::2]) for i in (0, 1)]
+    merged, whole = on_features.merge(parts), adapt(on_features, rows)
     assert (merged.header.examples, merged.task.kind) == (48, KIND)
     order = [merged.task.labels.index(label) for label in whole.task.labels]
     same_sums(merged, whole, order)
     if "features" in whole.tensors:
         assert observed(merged) <= observed(parts[0]) | observed(parts[1])
         assert all(16 < len(observed(state)) <= 32 for state in (merged, whole))
-    if getattr(amortizer.config, "signal", None) == "data":
-        found, wanted = (probabilities(amortizer.predict(state, QUERIES)) for state in (merged, whole))
+    if getattr(on_features.config, "signal", None) == "data":
+        found, wanted = (probabilities(on_features.predict(state, QUERIES)) for state in (merged, whole))
         torch.testing.assert_close(found[:, order], wanted, atol=1e-3, rtol=0)
     with pytest.raises(StateError, match="same data"):
-        amortizer.merge([parts[0], parts[0]])
+        on_features.merge([parts[0], parts[0]])
 
 
 def test_states_of_one_label_and_of_several_are_asked_together_but_not_merged(amortizer: Amortizer) -> None:
@@ -208,7 +262,7 @@ def test_it_answers_by_names_alone_and_grows(amortizer: Amortizer) -> None:
 
 
 @pytest.mark.parametrize("stream", ["sorted", "the same example", "none of the labels", "all of them"])
-def test_odd_chunks_do_no_harm(amortizer: Amortizer, stream: str) -> None:
+def test_odd_chunks_do_no_harm(on_features: Amortizer, stream: str) -> None:
     rows, test = sets(96), sets(60, seed=5)
     odd = {
         "sorted": sorted(rows, key=lambda row: str(row["output"])),
@@ -219,7 +273,7 @@ def test_odd_chunks_do_no_harm(amortizer: Amortizer, stream: str) -> None:
     }
     queries, right = [row["input"] for row in test], [tuple(row["output"]) for row in test]
     task = TaskSpec(KIND, LABELS)
-    found = score(amortizer.predict(adapt(amortizer, odd[stream], task=task), queries), right)
+    found = score(on_features.predict(adapt(on_features, odd[stream], task=task), queries), right)
     assert found["ranking_loss"] < 0.5  # better than chance
     assert found["negative_log_likelihood"] < 3 * 0.7 + 0.3  # and hardly worse than knowing nothing of three labels
 
@@ -260,21 +314,21 @@ def test_a_list_for_a_label_and_the_reverse_are_refused(amortizer: Amortizer) ->
         score(amortizer.predict(one, QUERIES[:2]), [("sports",), ()])
 
 
-def test_what_is_of_one_label_alone_is_refused_by_name(amortizer: Amortizer, tmp_path: Path) -> None:
+def test_what_is_of_one_label_alone_is_refused_by_name(on_features: Amortizer, tmp_path: Path) -> None:
     from iai_hf.audit import audit
 
     rows = sets(24)
-    state = adapt(amortizer, rows)
+    state = adapt(on_features, rows)
     kept = {name: tensor.clone() for name, tensor in state.tensors.items()}
     inputs, outputs = [row["input"] for row in rows], [tuple(row["output"]) for row in rows]
     refused: list[Any] = [
-        lambda: amortizer.update(state, Chunk((), (), ("a text",))),
-        lambda: amortizer.predict(state, QUERIES, transductive=True),
-        lambda: amortizer.export(state, tmp_path / "peft", "peft"),
-        lambda: amortizer.export(state, tmp_path / "modules", "sentence-transformers"),
-        lambda: amortizer.merge_labels(state, LABELS[:2], "both"),
-        lambda: amortizer.relabel(state, rows, "sports"),
-        lambda: audit(amortizer, state, inputs, outputs),  # type: ignore[arg-type]
+        lambda: on_features.update(state, Chunk((), (), ("a text",))),
+        lambda: on_features.predict(state, QUERIES, transductive=True),
+        lambda: on_features.export(state, tmp_path / "peft", "peft"),
+        lambda: on_features.export(state, tmp_path / "modules", "sentence-transformers"),
+        lambda: on_features.merge_labels(state, LABELS[:2], "both"),
+        lambda: on_features.relabel(state, rows, "sports"),
+        lambda: audit(on_features, state, inputs, outputs),  # type: ignore[arg-type]
     ]
     for call in refused:
         with pytest.raises(IAIError):
@@ -283,30 +337,30 @@ def test_what_is_of_one_label_alone_is_refused_by_name(amortizer: Amortizer, tmp
     assert all(torch.equal(tensor, kept[name]) for name, tensor in state.tensors.items())
 
 
-def test_what_is_forgotten_is_gone_from_the_sums(amortizer: Amortizer) -> None:
+def test_what_is_forgotten_is_gone_from_the_sums(on_features: Amortizer) -> None:
     rows = sets(32)
-    state, left = adapt(amortizer, rows), adapt(amortizer, rows[8:], task=TaskSpec(KIND, tuple(LABELS)))
-    edited = amortizer.forget(state, rows[:8])
+    state, left = adapt(on_features, rows), adapt(on_features, rows[8:], task=TaskSpec(KIND, tuple(LABELS)))
+    edited = on_features.forget(state, rows[:8])
     assert edited.header.examples == 24
     assert edited.header.history[-1].edit == "forget"
     order = [state.task.labels.index(label) for label in left.task.labels]
     same_sums(edited, left, order)
     if "features" in left.tensors:
         assert observed(edited) == observed(left)
-    nothing = amortizer.forget(state, rows, strict=True)
+    nothing = on_features.forget(state, rows, strict=True)
     assert not any(bool(nothing.tensors[name].any()) for name in (*BY_LABEL, *OF_ALL) if name in nothing.tensors)
-    assert probabilities(amortizer.predict(nothing, QUERIES)).isfinite().all()
+    assert probabilities(on_features.predict(nothing, QUERIES)).isfinite().all()
     with pytest.raises(DataError, match="does not know the label"):
-        amortizer.forget(state, [{"input": "a text", "output": ["nothing of the kind"]}])
+        on_features.forget(state, [{"input": "a text", "output": ["nothing of the kind"]}])
     with pytest.raises(DataError, match=r"to forget|never read"):
-        amortizer.forget(state, sets(60, seed=4)[:30])
+        on_features.forget(state, sets(60, seed=4)[:30])
     with pytest.raises(DataError, match="each is a list"):
-        amortizer.forget(state, rows_of(amortizer, 2))
+        on_features.forget(state, rows_of(on_features, 2))
 
 
-def test_labels_that_a_text_never_had_are_not_forgotten_with_it(amortizer: Amortizer) -> None:
+def test_labels_that_a_text_never_had_are_not_forgotten_with_it(on_features: Amortizer) -> None:
     rows = sets(20)
-    state = adapt(amortizer, rows)
+    state = adapt(on_features, rows)
     if "squares" in state.tensors:
         pytest.skip("of each dimension alone too little is known to tell")
     kept = {name: tensor.clone() for name, tensor in state.tensors.items()}
@@ -314,36 +368,36 @@ def test_labels_that_a_text_never_had_are_not_forgotten_with_it(amortizer: Amort
         others = [label for label in LABELS if label not in row["output"]]
         for wrong in (others, row["output"][1:] if row["output"] else others[:1], list(LABELS) if others else []):
             with pytest.raises(DataError, match="never read, or not with these labels"):
-                amortizer.forget(state, [{**row, "output": wrong}])
-        amortizer.forget(state, [row])
+                on_features.forget(state, [{**row, "output": wrong}])
+        on_features.forget(state, [row])
     assert all(torch.equal(tensor, kept[name]) for name, tensor in state.tensors.items())
 
 
-def test_what_is_forgotten_may_have_a_label_that_all_have_or_none(amortizer: Amortizer) -> None:
+def test_what_is_forgotten_may_have_a_label_that_all_have_or_none(on_features: Amortizer) -> None:
     rows = [{**row, "output": ["common", *row["output"]]} for row in sets(20)]
-    state = adapt(amortizer, rows, task=TaskSpec(KIND, ("common", *LABELS, "rare")))
-    assert amortizer.forget(state, rows[:5]).header.examples == 15
+    state = adapt(on_features, rows, task=TaskSpec(KIND, ("common", *LABELS, "rare")))
+    assert on_features.forget(state, rows[:5]).header.examples == 15
     for wrong in (rows[0]["output"][1:], [*rows[0]["output"], "rare"]):
         with pytest.raises(DataError, match=r"to forget|never read"):
-            amortizer.forget(state, [{**rows[0], "output": wrong}])
+            on_features.forget(state, [{**rows[0], "output": wrong}])
 
 
-def test_labels_are_renamed_added_and_dropped_while_their_texts_stay(amortizer: Amortizer) -> None:
-    state = adapt(amortizer, sets(32))
+def test_labels_are_renamed_added_and_dropped_while_their_texts_stay(on_features: Amortizer) -> None:
+    state = adapt(on_features, sets(32))
     first, *others = state.task.labels
-    renamed = amortizer.rename_label(state, first, "another name")
+    renamed = on_features.rename_label(state, first, "another name")
     assert renamed.task.labels == ("another name", *others)
     assert renamed.header.examples == 32
-    added = amortizer.add_label(state, "politics")
-    assert probabilities(amortizer.predict(added, QUERIES)).shape == (20, 4)
-    dropped = amortizer.drop_label(state, first)
+    added = on_features.add_label(state, "politics")
+    assert probabilities(on_features.predict(added, QUERIES)).shape == (20, 4)
+    dropped = on_features.drop_label(state, first)
     assert dropped.task.labels == tuple(others)
     assert dropped.header.examples == 32
     texts = sum(first in row["output"] for row in sets(32))
     assert dropped.header.history[-1].examples == texts  # not their share of all labels
     assert all(share == texts / 32 for share in dropped.header.history[-1].approximate.values())
     assert all(torch.equal(dropped.tensors[name], state.tensors[name]) for name in {*OF_ALL} & set(state.tensors))
-    assert amortizer.predict(dropped, QUERIES).labels == tuple(others)
+    assert on_features.predict(dropped, QUERIES).labels == tuple(others)
 
 
 def test_a_stream_is_resumed_with_the_separator_that_it_was_read_with(amortizer: Amortizer, tmp_path: Path) -> None:
