@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from iai_hf.amortizer import Amortizer
 
+AT_ONCE = 8  # states that are merged together
 STATE_SCHEMA = "state binary, examples long"  # of what `adapt_partition` yields, as Spark wants it told
 
 
@@ -82,7 +83,9 @@ def adapt_partition(
 def merge_tree(
     states: Iterable[bytes | TaskState], *, backbone: str | None = None, amortizer: Amortizer | None = None
 ) -> TaskState:
-    """One state from those of disjoint partitions, merged two by two, so that few of them are held at a time.
+    """One state from those of disjoint partitions, merged eight by eight, so that few of them are held at a time.
+
+    What a merge makes of a sample of all its parts it makes better of more of them, so they are not merged in pairs.
 
     Args:
         states: as `adapt_partition` makes them, in any number; of a single one, that one.
@@ -94,7 +97,7 @@ def merge_tree(
         ConfigError: the method's states can't be merged.
         DataError: all partitions together have too few labels.
     """
-    waiting: list[tuple[int, TaskState]] = []  # each of twice as many parts, or more, as the one behind it
+    waiting: list[tuple[int, TaskState]] = []  # how often merged, falling; fewer than `AT_ONCE` of each
     for given in (states,) if isinstance(states, (bytes, str)) else states:
         if not isinstance(given, (TaskState, bytes, bytearray, memoryview)):
             raise StateError(
@@ -103,19 +106,19 @@ def merge_tree(
             )
         state = given if isinstance(given, TaskState) else TaskState.from_bytes(bytes(given))
         amortizer = amortizer or AutoAmortizer.for_state(state, backbone)
-        waiting.append((1, state))
-        while len(waiting) > 1 and waiting[-2][0] == waiting[-1][0]:
-            waiting[-2:] = [_joined(amortizer, *waiting[-2:])]
+        waiting.append((0, state))
+        while len(waiting) >= AT_ONCE and waiting[-AT_ONCE][0] == waiting[-1][0]:
+            waiting[-AT_ONCE:] = [_joined(amortizer, *waiting[-AT_ONCE:])]
     if amortizer is None:
         raise StateError("there is no state to merge; expected at least one of a partition that has rows")
     while len(waiting) > 1:
-        waiting[-2:] = [_joined(amortizer, *waiting[-2:])]
+        waiting[-AT_ONCE:] = [_joined(amortizer, *waiting[-AT_ONCE:])]
     check_answerable(waiting[0][1].task)
     return waiting[0][1]
 
 
 def _joined(amortizer: Amortizer, *parts: tuple[int, TaskState]) -> tuple[int, TaskState]:
-    return sum(count for count, _ in parts), amortizer.merge([state for _, state in parts])
+    return parts[-1][0] + 1, amortizer.merge([state for _, state in parts])
 
 
 @functools.lru_cache(maxsize=2)

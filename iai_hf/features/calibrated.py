@@ -15,7 +15,7 @@ from iai_hf.edits import Edited
 from iai_hf.errors import ConfigError
 from iai_hf.features.editing import EditableFeatures
 from iai_hf.features.frozen_features import Config, FrozenFeatures, targets_of
-from iai_hf.features.heads.calibration import MOST, PREFIX, Sample, Scored, label_scores, text_scores
+from iai_hf.features.heads.calibration import MOST, PREFIX, Sample, Scored, drawn, label_scores, text_scores
 from iai_hf.features.heads.implicit import ImplicitHead
 from iai_hf.task import Chunk, Prediction, TaskSpec, Tensors
 
@@ -174,7 +174,21 @@ class ScoresSample(StatesError[Config], EditableFeatures[Config]):
         apart = [(*self._apart(tensors), part) for tensors, part in parts]
         place = {label: number for number, label in enumerate(task.labels)}
         samples = [sample and sample.regrouped([place[label] for label in part.labels]) for sample, _, part in apart]
-        return self._joined(super().combine([(plain, part) for _, plain, part in apart], task), *samples)
+        merged = super().combine([(plain, part) for _, plain, part in apart], task)
+        sizes = [float(self.head_of(task).examples(plain)) for _, plain, _ in apart]
+        return self._joined(self._caught_up(merged, task, samples, sizes), *samples)
+
+    def _caught_up(
+        self, merged: Tensors, task: TaskSpec, samples: Sequence[Sample | None], sizes: Sequence[float]
+    ) -> Tensors:
+        """As `Head.caught_up`, by all that was kept of the parts, where each part that has examples kept some."""
+        pairs = [(sample, size) for sample, size in zip(samples, sizes, strict=True) if size >= 0.5]
+        known = [(sample, size) for sample, size in pairs if sample is not None and len(sample.times)]
+        if len(known) < len(pairs) or not known:
+            return merged
+        kept, read = zip(*known, strict=True)
+        with torch.no_grad():
+            return self.head_of(task).caught_up(merged, *drawn(kept, read), read)
 
     def forgotten(self, tensors: Tensors, task: TaskSpec, chunk: Chunk, examples: int, strict: bool) -> Edited:
         """As `EditableFeatures.forgotten`; the examples go from the sample, others do not come in their place."""

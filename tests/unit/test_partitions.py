@@ -15,7 +15,7 @@ from conftest import LABELS, examples, log_probs
 
 from iai_hf import AutoAmortizer, TaskSpec, TaskState
 from iai_hf.errors import DataError, StateError
-from iai_hf.partitions import STATE_SCHEMA, adapt_partition, merge_tree
+from iai_hf.partitions import AT_ONCE, STATE_SCHEMA, adapt_partition, merge_tree
 
 ROWS = examples(96)
 QUERIES = [row["input"] for row in examples(8, 3)]
@@ -72,18 +72,29 @@ def test_a_partition_may_have_a_single_label(made: Made, encoder_folder: Path) -
 
 
 def test_few_states_are_held_at_a_time(made: Made, encoder_folder: Path) -> None:
-    frames = [next(made(part)) for part in parts_of(ROWS, 8)]
-    sizes = []
+    parts = [next(made(part))["state"][0] for part in parts_of(ROWS, 48)]
+    sizes, held = [], set[int]()
 
     def merged(states: Sequence[TaskState]) -> TaskState:
         sizes.append([state.header.examples for state in states])
-        return amortizer_merge(states)
+        held.difference_update(map(id, states))
+        state = amortizer_merge(states)
+        held.add(id(state))
+        return state
+
+    def read() -> Iterator[TaskState]:
+        for part in parts:
+            state = TaskState.from_bytes(part)
+            held.add(id(state))
+            assert len(held) <= 2 * (AT_ONCE - 1) + 1
+            yield state
 
     amortizer = AutoAmortizer.from_pretrained("iterative", backbone=str(encoder_folder), config={"signal": "data"})
     amortizer_merge = amortizer.merge
     amortizer.merge = merged  # type: ignore[method-assign]
-    merge_tree((frame["state"][0] for frame in frames), amortizer=amortizer)
-    assert sizes == [[12, 12], [12, 12], [24, 24], [12, 12], [12, 12], [24, 24], [48, 48]]
+    found = merge_tree(read(), amortizer=amortizer)
+    assert sizes == [[2] * 8] * 6 + [[16] * 6]
+    assert_alike(found, one_process(encoder_folder))
 
 
 def test_what_is_missing_twice_or_damaged_is_told(made: Made) -> None:

@@ -101,6 +101,20 @@ class Sample:
         return Sample(rows.pop("limit"), **{name: tensor[kept] for name, tensor in rows.items()})
 
 
+def drawn(samples: Sequence[Sample], sizes: Sequence[float]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Examples of all parts alike, features `[m, d]` and classes `[m]`, from samples of parts of such sizes.
+
+    Each comes as often as it stands for others. They are as many as weights so different are worth.
+    """
+    pairs = [(sample.times.double(), size) for sample, size in zip(samples, sizes, strict=True)]
+    weights = torch.cat([times * (size / times.sum()) for times, size in pairs])
+    amounts, count = weights.cumsum(0), round(float(weights.sum() ** 2 / weights.square().sum()))
+    at = (torch.arange(count, device=weights.device) + 0.5) * (amounts[-1] / count)
+    chosen = torch.searchsorted(amounts, at).clamp(max=len(weights) - 1)
+    features, targets = (torch.cat([vars(sample)[name] for sample in samples]) for name in ("features", "targets"))
+    return features[chosen].float(), targets[chosen].long()
+
+
 @dataclass(frozen=True, eq=False)
 class Scored:
     """Examples that a state has read, as if it had not: label and text scores, and what each counts for, all `[m]`."""

@@ -119,6 +119,17 @@ class Head(nn.Module, ABC):
         merged["names"] = names.gather(0, names.abs().argmax(0, keepdim=True))[0]
         return merged
 
+    def caught_up(
+        self, tensors: Tensors, features: torch.Tensor, targets: torch.Tensor, sizes: Sequence[float]
+    ) -> Tensors:
+        """A merged state, with what follows the stream brought as far as all examples together would have.
+
+        Args:
+            features, targets: a uniform sample of the absorbed examples, `[n, d]` and `[n]`.
+            sizes: examples of each part.
+        """
+        return tensors
+
     def aligned(self, tensors: Tensors, places: torch.Tensor, classes: int) -> Tensors:
         """The state with class c moved to row `places[c]` of `classes`; rows that nothing comes to are zeros."""
         moved = dict(tensors)

@@ -19,6 +19,7 @@ in % / negative log-likelihood after 16, 64, 256, 1,024 and all examples:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -38,7 +39,7 @@ from iai_hf.features.heads.moments import (
     unpack,
     within_classes,
 )
-from iai_hf.features.heads.stacking import prior_metric, stack, temperature_precision
+from iai_hf.features.heads.stacking import MEMORY_EXPONENT, prior_metric, stack, temperature_precision
 from iai_hf.features.heads.unlabelled import Scores, informed, split
 from iai_hf.posterior import own_curvature, residual, solve
 from iai_hf.signals import Signal, takes_data, takes_gradient
@@ -55,6 +56,10 @@ HYPERPARAMETERS = {
 INFORMED = ("centred", "lda_shrunk", "ridge")  # experts that take unlabelled rows; with others too, tasks lost more
 MERGE_MARGIN = 0.5  # of a log weight
 USUAL_CHUNK = 32
+ROUNDS = 4  # of a merge's pass over a sample
+AHEAD = 0.25  # exponent of the number of parts by which corrections lag behind
+NOISE = 0.1  # share of all examples that a sample has whose steps are half as long
+PACE = 0.5  # of these steps, as the sample was read before
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,6 +199,39 @@ class ParametricHead(Head):
         least, most = found.amin(0) - MERGE_MARGIN, found.amax(0) + MERGE_MARGIN
         merged["deviation"] = torch.linalg.solve(self._precision(merged), pull).clamp(least, most)
         return merged
+
+    def caught_up(
+        self, tensors: Tensors, features: torch.Tensor, targets: torch.Tensor, sizes: Sequence[float]
+    ) -> Tensors:
+        """As `Head.caught_up`.
+
+        A stream of n examples would have gone on from each part's n / P: its evidence on the experts would have faded,
+        as they become others, and its correction, whose steps are of 1 / n, would have taken log P of them more. So old
+        evidence fades and that of the sample comes in its place, and the correction takes such steps on the sample, the
+        shorter the fewer examples it has beside all: what it adds in noise was averaged out before. Parts of different
+        sizes are as many as their squared sizes tell: beside a large part a small one asks for nothing.
+        """
+        state, total = Parameters(**split(tensors)[0]), sum(sizes)
+        parts = total**2 / max(sum(size**2 for size in sizes), 1e-6)
+        if not takes_gradient(self.signal) or not len(features) or len(state.counts) < 2 or parts <= 1:
+            return tensors
+        values, ones = self.hyperparameters(state.counts.sum(), len(state.counts)), with_one(features)
+        experts, (prior, precision) = self._experts(state, values), self._prior(values)
+        scores = experts.held_out(features, targets) if takes_data(self.signal) else experts.scores(features)
+        metric, share = self._metric(state, experts.variance, values)
+        onehot = nn.functional.one_hot(targets, len(state.counts)).to(features)
+        length = math.log(parts) * PACE / ROUNDS / (len(features) + NOISE * total) * total
+        forgotten = 1 - state.evidence.new_tensor(1 / parts) ** MEMORY_EXPONENT
+        remembered = (1 - forgotten) * state.evidence
+        deviation, correction = state.deviation, state.correction * parts**AHEAD
+        for _ in range(ROUNDS):
+            offset = ones @ correction.T
+            deviation, evidence = stack(
+                deviation, remembered, scores, offset, targets, prior, precision, forgotten, state.counts.sum()
+            )
+            logits = scores @ (prior + deviation).exp() + offset
+            correction = correction + length * solve(metric, ones.T @ residual(logits, onehot)).T / share[:, None]
+        return {**tensors, "deviation": deviation, "evidence": evidence, "correction": correction}
 
     def _precision(self, tensors: Tensors) -> torch.Tensor:
         """Of a state's deviation, prior and evidence, `[K, K]`."""
