@@ -47,6 +47,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data_dir", type=Path, default=Path("."))
     parser.add_argument("--cache_dir", type=Path, default=Path("runs/features"))
     parser.add_argument("--max_train_steps", type=int, help="instead of the configuration's")
+    parser.add_argument("--max_train_seconds", type=float, help="end behind so many; the learning rate goes by them")
     parser.add_argument("--seed", type=int, help="instead of the configuration's")
     parser.add_argument("--resume_from_checkpoint", action="store_true")
     parser.add_argument("--with_tracking", action="store_true", help="TensorBoard logs in OUTPUT_DIR/logs")
@@ -98,6 +99,7 @@ def main() -> None:
         args.output_dir,
         resume=args.resume_from_checkpoint,
         progress_bar=not args.quiet,
+        seconds=args.max_train_seconds,
     )
     if accelerator.is_main_process:
         curriculum.save(amortizer, args.output_dir)

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
-from iai_hf.backbones.batching import length_buckets, padded, text_windows
+from iai_hf.backbones.batching import length_buckets, padded, pass_tokens, text_windows
 from iai_hf.backbones.low_rank import LowRank, applied, called_linear_layers
 from iai_hf.backbones.self_test import Traits, attention_windows, last_hidden_state, tells_rows_apart, traits
 from iai_hf.backbones.sentence_transformers import Pipeline
@@ -335,7 +335,9 @@ class Backbone:
         windows = [window or [self.pad_id] for window in windows]
         before = len(start) + (len(asked) if prompt else len(self.feature_prompt))
         sums = torch.zeros(len(ids), self.width * len(self.pipeline.modes), dtype=torch.float32)
-        groups = length_buckets([len(window) for window in windows], same=not self.traits.pads)
+        groups = length_buckets(
+            [len(window) for window in windows], pass_tokens(self.device), same=not self.traits.pads
+        )
         with passing:
             for group in groups[self.group.index :: self.group.count]:
                 batch, mask = padded([windows[i] for i in group], self.pad_id, self.device)

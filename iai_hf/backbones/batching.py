@@ -10,6 +10,12 @@ if TYPE_CHECKING:
     import torch
 
 BATCH_TOKENS = 1024  # padded tokens a forward pass; larger ones leave the cache of a CPU core
+GPU_TIMES = 8  # as many at once on a GPU, where a pass costs its start
+
+
+def pass_tokens(device: torch.device, tokens: int = BATCH_TOKENS) -> int:
+    """Tokens that a forward pass on the device should have, where a CPU's should have `tokens`."""
+    return tokens if device.type == "cpu" else GPU_TIMES * tokens
 
 
 def split_windows(ids: Sequence[int], size: int) -> list[Sequence[int]]:

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from iai_hf.backbones import packed_pass, partial_pass, plain_pass, self_test
 from iai_hf.backbones.backbone import Backbone
-from iai_hf.backbones.batching import length_buckets
+from iai_hf.backbones.batching import length_buckets, pass_tokens
 from iai_hf.backbones.conditions import NO_PREFIX, Condition, Prefix, Sampling
 from iai_hf.backbones.low_rank import applied
-from iai_hf.backbones.packing import Packed, Row, packs
+from iai_hf.backbones.packing import PACK_TOKENS, Packed, Row, packs
 from iai_hf.errors import BackboneError, DataError
 from iai_hf.threads import Lock, cached_pass, one_at_a_time
 
@@ -161,7 +161,7 @@ class CausalLM(Backbone):
         with torch.inference_mode():
             if not self.abilities.packed:
                 return plain_pass.scores(self.model, condition, rows)
-            for first, last in packs([len(row) for row in rows]):
+            for first, last in packs([len(row) for row in rows], pass_tokens(self.device, PACK_TOKENS)):
                 packed = Packed.of(rows[first:last], self.device)
                 with applied(self.model, condition.weights, packed.adapter_indices[None]):
                     scores += packed.scores(packed_pass.logits(self.model, packed, condition.prefix))
@@ -278,16 +278,16 @@ class CausalLM(Backbone):
 
     def _answered_together(self, prefix: Prefix, rows: Sequence[Row], new: int) -> list[list[int]]:
         """Rows that generate together: of like length; of the same where what fills them up is seen."""
-        packed = self.abilities.packed
+        packed, tokens = self.abilities.packed, pass_tokens(self.device)
         if packed and not packed_pass.has_windows(self.model):
-            return length_buckets([len(row.query) + new for row in rows])
+            return length_buckets([len(row.query) + new for row in rows], tokens)
         alike: dict[int, list[int]] = {}
         for i, row in enumerate(rows):
             alike.setdefault(len(row.query) + (0 if packed else prefix.part(row.adapter_index)[1]), []).append(i)
         return [
             [places[i] for i in group]
             for length, places in alike.items()
-            for group in length_buckets([length + new] * len(places))
+            for group in length_buckets([length + new] * len(places), tokens)
         ]
 
     def _prompts(self, prefix: Prefix, rows: Sequence[Row]) -> tuple[dict[str, Any], torch.Tensor, int]:

@@ -11,9 +11,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from iai_hf.backbones.batching import pass_tokens
 from iai_hf.backbones.low_rank import applied
 from iai_hf.backbones.packed_pass import Layout, behind, masks
-from iai_hf.backbones.packing import HiddenCache, Packed, Row, packs
+from iai_hf.backbones.packing import PACK_TOKENS, HiddenCache, Packed, Row, packs
 
 if TYPE_CHECKING:
     import torch
@@ -100,7 +101,7 @@ def prefill(model: PreTrainedModel, rows: Sequence[Row], condition: Condition) -
     prefix, first_layer = condition.prefix, condition.first_layer
     layer = layers_of(model.base_model, int(model.config.num_hidden_layers))[first_layer]
     prefilled: list[Row] = []
-    for first, last in packs([len(row) for row in rows]):
+    for first, last in packs([len(row) for row in rows], pass_tokens(model.device, PACK_TOKENS)):
         packed = Packed.of(rows[first:last], model.device)
         layout = behind(prefix, packed)
         caught: list[torch.Tensor] = []

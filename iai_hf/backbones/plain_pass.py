@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from iai_hf.backbones.batching import length_buckets
+from iai_hf.backbones.batching import length_buckets, pass_tokens
 from iai_hf.backbones.low_rank import LowRank, applied
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def scores(model: PreTrainedModel, condition: Condition, rows: Sequence[Row]) ->
     lines = [line for row in rows for line in lines_of(row, condition.prefix.source(row.adapter_index))]
     answers = [answer for row in rows for answer in row.answers]
     sums = torch.zeros(len(lines), device=model.device, dtype=torch.float32)
-    for group in length_buckets([len(line) for line in lines]):
+    for group in length_buckets([len(line) for line in lines], pass_tokens(model.device)):
         found = logits(model, [lines[i] for i in group], condition.weights)
         for i, one in zip(group, found, strict=True):
             sums[i] = -_loss(one, answers[i])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -86,6 +87,12 @@ class Gradient(Prompted[Config], Learned[Config]):
     def step_scales(self) -> Mapping[str, float]:
         """What step sizes that were not learned are multiplied by, by the tensor's name; none by default."""
         return {}
+
+    def fold_step_scales(self) -> None:
+        """Take `step_scales` into the learner's step sizes, from where they are learned on."""
+        for name, scale in self.step_scales.items():
+            self.learner.rates[name].data += math.log(scale)
+        self.__dict__["step_scales"] = {}
 
     @abstractmethod
     def make_module(self) -> Learner:

@@ -28,8 +28,11 @@ class TrainingConfig:
         averaging: of the weights over steps, which are what is kept: 0.99 is about the last hundred; 0 takes the last.
         max_task_examples: read so many of a task, evenly spaced.
         train_steps, episodes_per_step: of the optimiser; episodes are spread over the processes.
-        tasks_per_episode: on numbers: tasks that are read side by side; elsewhere an episode is one task.
+        tasks_per_episode: on numbers: tasks that are read side by side; on features an episode is one task.
+        side_by_side: on texts: tasks whose streams go on side by side, a step of all in one pass, as a GPU wants it;
+            with 1 each is read as it is when the method is used.
         learning_rate: peak, with cosine decay.
+        warmup: share of the run in which the learning rate rises.
         unroll: updates that the gradient goes through before it is stopped.
         losses_per_episode: steps of a stream after which the loss is taken.
         queries: per loss.
@@ -60,7 +63,9 @@ class TrainingConfig:
     train_steps: int = 400
     episodes_per_step: int = 8
     tasks_per_episode: int = 16
+    side_by_side: int = 1
     learning_rate: float = 0.02
+    warmup: float = 0.0
     unroll: int = 1
     losses_per_episode: int = 3
     queries: int = 128
@@ -86,6 +91,7 @@ class TrainingConfig:
             "train_steps",
             "episodes_per_step",
             "tasks_per_episode",
+            "side_by_side",
             "unroll",
             "losses_per_episode",
             "queries",
@@ -102,6 +108,7 @@ class TrainingConfig:
         require(fits, f"chunk_sizes is {sizes}; expected [least, most]")
         require(self.learns in ("head", "adapter"), f"learns is {self.learns!r}; expected head or adapter")
         require(self.moved_weight >= 0, f"moved_weight is {self.moved_weight}; expected 0 or more")
+        require(0 <= self.warmup < 1, f"warmup is {self.warmup}; expected 0 to below 1")
         require(0 <= self.averaging < 1, f"averaging is {self.averaging}; expected 0 to below 1")
         for name in ("subset", "merge", "imbalance", "hidden_names", "permuted_names", "swap"):
             value = getattr(self, name)

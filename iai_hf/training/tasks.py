@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from iai_hf.data import Record, open_stream
@@ -30,6 +31,21 @@ class TextTask:
 
     def __len__(self) -> int:
         return len(self.records)
+
+    @cached_property
+    def mean_length(self) -> float:
+        """Characters of an input."""
+        return sum(len(record.input) for record in self.records) / max(len(self.records), 1)
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """Its outputs, each once."""
+        return tuple(sorted({record.output for record in self.records}))
+
+    @cached_property
+    def first_words(self) -> tuple[str, ...]:
+        """The words that its inputs begin with."""
+        return tuple(sorted({record.input.split()[0] for record in self.records}))
 
 
 def load_text_tasks(files: Sequence[Path], max_examples: int) -> list[TextTask]:

@@ -34,8 +34,12 @@ def train(
     *,
     resume: bool = False,
     progress_bar: bool = True,
+    seconds: float | None = None,
 ) -> Progress:
     """Meta-train what the curriculum has to learn, and leave it with the weights that did best on validation tasks.
+
+    With `seconds`, the run ends behind so many, with an evaluation, those before a resumption counted, and its
+    learning rate goes down in their course; `train_steps` is then the most that there can be.
 
     `output` gets `checkpoint.safetensors` at every evaluation, whole or not at all. Without validation tasks the last
     weights are kept.
@@ -61,7 +65,7 @@ def train(
     # Not for DistributedDataParallel: processes may have unequal shares of the episodes, or none.
     module = accelerator.prepare_model(objective, evaluation_mode=True)
     optimizer = accelerator.prepare_optimizer(optimizer)
-    began = time.perf_counter()
+    began = time.perf_counter() - (progress.history[-1]["seconds"] if progress.history else 0.0)
     bar = tqdm(
         total=config.train_steps,
         initial=progress.step,
@@ -73,7 +77,10 @@ def train(
         progress = _evaluated(progress, curriculum, 0, began)
     with bar:
         for step in range(progress.step + 1, config.train_steps + 1):
-            rate = config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - 1) / config.train_steps))
+            part = (step - 1) / config.train_steps
+            if seconds is not None:
+                part = max(part, _agreed((time.perf_counter() - began) / seconds, accelerator))
+            rate = config.learning_rate * _schedule(part, config.warmup)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             optimizer.zero_grad()
@@ -92,7 +99,8 @@ def train(
             bar.update()
             accelerator.log({"loss": float(total), "learning_rate": rate}, step=step)
             progress = dataclasses.replace(progress, step=step)
-            if step % config.evaluate_every == 0 or step == config.train_steps:
+            last = step == config.train_steps or part >= 1
+            if step % config.evaluate_every == 0 or last:
                 progress = _evaluated(progress, curriculum, step, began)
                 if progress.best_step == step:
                     best = _weights(learned)
@@ -100,10 +108,24 @@ def train(
                 if accelerator.is_main_process:
                     save_checkpoint(output, learned, optimizer.optimizer, best, progress, run)
                 accelerator.wait_for_everyone()
+            if last:
+                break
     learned.load_state_dict(best)
     learned.requires_grad_(False).eval().cpu()  # where states are
     amortizer.__dict__.pop("fingerprint", None)  # it is a digest of the weights
     return progress
+
+
+def _schedule(part: float, warmup: float) -> float:
+    """Share of the peak learning rate where `part` of the run is over: up in a line, down as a cosine."""
+    return min(part / warmup if warmup else 1.0, 1.0) * 0.5 * (1 + math.cos(math.pi * min(part, 1.0)))
+
+
+def _agreed(value: float, accelerator: Accelerator) -> float:
+    """The largest of all processes' values."""
+    if accelerator.num_processes == 1:
+        return value
+    return float(accelerator.gather(torch.tensor([value], device=accelerator.device)).max())
 
 
 def _summed(module: torch.nn.Module, loss: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:

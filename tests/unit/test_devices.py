@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,15 +17,19 @@ from fake_device import FAKE_DEVICE, FakeTensor, fake_device, to_fake_device
 from iai_hf import AutoAmortizer, Chunk, TaskSpec, TaskState, load_backbone
 from iai_hf.amortizer import Amortizer
 from iai_hf.backbones import Backbone
+from iai_hf.data import Record
 from iai_hf.features.frozen_features import FrozenFeatures
 from iai_hf.features.heads import ExplicitHead, Head, ImplicitHead, ParametricHead
 from iai_hf.features.training import FeatureCurriculum, FeatureTask
 from iai_hf.features.training.episodes import FeatureEpisode
 from iai_hf.features.training.objective import HeadObjective
+from iai_hf.language_model.gradient import Gradient
+from iai_hf.language_model.training import TextCurriculum, TextTask
 from iai_hf.tables.numeric import Numeric
 from iai_hf.tables.training import TableCurriculum
 from iai_hf.tables.training.families import LinearRegression
 from iai_hf.training import TrainingConfig
+from iai_hf.training.curriculum import Evaluation
 
 CONFIG = TrainingConfig(
     method="iterative",
@@ -163,3 +168,38 @@ def test_methods_adapt_and_answer_where_the_backbone_is(method: str, causal_fold
         state, found = adapted(AutoAmortizer.from_pretrained(method, backbone=backbone, config=IN_WORDS[method]))
     assert not any(isinstance(tensor, FakeTensor) for tensor in [*state.tensors.values(), found])
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["lm-state", "lora", "prompt-tuning"])
+@pytest.mark.parametrize("side_by_side", [1, 2])
+def test_starts_are_trained_and_validated_where_the_model_is(
+    method: str, side_by_side: int, causal_folder: Path
+) -> None:
+    if method == "prompt-tuning" and side_by_side > 1:
+        pytest.skip("it has no low-rank weights")
+    tasks = [
+        TextTask(name, "classification", tuple(Record(row["input"], row["output"]) for row in examples(60, seed=seed)))
+        for seed, name in enumerate("abc")
+    ]
+    config = dataclasses.replace(CONFIG, longest=24, queries=6, side_by_side=side_by_side, unrelated_weight=0.3)
+
+    def trained(backbone: Backbone, device: torch.device) -> tuple[list[torch.Tensor], Evaluation | None]:
+        amortizer = AutoAmortizer.from_pretrained(method, backbone=backbone, config=IN_WORDS[method])
+        assert isinstance(amortizer, Gradient)
+        curriculum = TextCurriculum(amortizer, tasks, ["rain is expected", "shares fell in London"], config)
+        learner = amortizer.learner.requires_grad_(True)
+        if device == FAKE_DEVICE:
+            to_fake_device(learner)
+        curriculum.objective(curriculum.draw(0, device)).backward()
+        found = [p.grad.cpu() for p in learner.parameters() if p.grad is not None]
+        assert len(found) == len(list(learner.parameters()))
+        return found, curriculum.evaluate()
+
+    backbone = load_backbone(str(causal_folder), dtype="float32", device="cpu")
+    expected, validated = trained(backbone, torch.device("cpu"))
+    to_fake_device(backbone.model)
+    backbone.device = FAKE_DEVICE
+    with fake_device():
+        found, again = trained(backbone, FAKE_DEVICE)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
+    assert again == pytest.approx(validated, abs=1e-4)

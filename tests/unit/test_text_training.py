@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,14 @@ from conftest import LABELS, examples
 from iai_hf import AutoAmortizer
 from iai_hf.backbones import Backbone
 from iai_hf.data import Record
+from iai_hf.errors import ConfigError
 from iai_hf.language_model.gradient import Gradient
 from iai_hf.language_model.lm_state import LMState
+from iai_hf.language_model.lora import LoRA
 from iai_hf.language_model.training import TextCurriculum, TextTask, load_text_tasks
-from iai_hf.language_model.training.episodes import chunks_of, draw
+from iai_hf.language_model.training.episodes import TextEpisode, chunks_of, draw, draw_together
 from iai_hf.language_model.training.objective import PrequentialObjective
+from iai_hf.language_model.training.side_by_side import SideBySideObjective
 from iai_hf.training import TrainingConfig, train
 from iai_hf.training.curriculum import task_files
 
@@ -110,6 +114,89 @@ def test_the_gradient_of_a_step_size_is_that_of_the_next_loss(  # type: ignore[n
     start = next(iter(amortizer.learner.start.values()))
     assert start.grad is not None
     assert start.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("method", ["lm-state", "lora"])
+def test_tasks_side_by_side_have_the_losses_and_gradients_that_each_has_alone(  # type: ignore[no-untyped-def]
+    method: str, causal: Backbone, tasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LMState, "prefill", Gradient.prefill)  # side by side every batch is read anew
+    amortizer = fresh(causal, method)
+    assert isinstance(amortizer, LoRA)
+    amortizer.module.requires_grad_(True)
+    with torch.no_grad():  # of random weights all parts have gradients, the shared ones too
+        for number, start in enumerate(amortizer.learner.start.values()):
+            start += 0.1 * torch.randn(start.shape, generator=torch.Generator().manual_seed(number))
+    episodes = [
+        TextEpisode(chunks_of(task.records[:count], count), (text,), task.name)
+        for task, count, text in zip(tasks, (30, 14), UNRELATED, strict=True)
+    ]
+    alone, together = PrequentialObjective(amortizer, 0.3), SideBySideObjective(amortizer, 0.3)
+    losses = [alone(episode) for episode in episodes]
+    sum(losses).backward()
+    expected = {name: part.grad.clone() / 2 for name, part in amortizer.learner.named_parameters()}
+    amortizer.learner.zero_grad()
+    loss = together(episodes)
+    loss.backward()
+    torch.testing.assert_close(loss, sum(losses) / 2, rtol=1e-4, atol=1e-5)
+    for name, part in amortizer.learner.named_parameters():
+        assert expected[name].abs().max() > 0, name
+        size = float(expected[name].abs().max())
+        torch.testing.assert_close(part.grad / size, expected[name] / size, rtol=1e-2, atol=1e-3)
+
+
+def test_what_is_drawn_side_by_side_is_of_as_many_tasks_and_of_like_length(tasks: list[TextTask]) -> None:
+    config = dataclasses.replace(CONFIG, side_by_side=2)
+    drawn = [draw_together(tasks, UNRELATED, config, number) for number in range(20)]
+    assert drawn == [draw_together(tasks, UNRELATED, config, number) for number in range(20)]
+    assert all({episode.task for episode in episodes} == {"a", "b"} for episodes in drawn)
+    sizes = [{len(episode.chunks[0]) for episode in episodes} for episodes in drawn]
+    assert all(len(found) == 1 for found in sizes)
+    assert len(set.union(*sizes)) > 5
+    long = TextTask("long", "generation", tuple(Record(f"{'word ' * 40}{i}", "answer") for i in range(30)))
+    many = [*tasks, long, dataclasses.replace(long, name="longer")]
+    pairs = {frozenset(e.task for e in draw_together(many, [], config, number)) for number in range(20)}
+    assert {frozenset({"a", "b"}), frozenset({"long", "longer"})} <= pairs
+
+
+def test_a_method_without_low_rank_weights_is_not_trained_side_by_side(causal: Backbone, tasks, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ConfigError, match="side_by_side is for lora and lm-state"):
+        run(fresh(causal, "prompt-tuning"), tasks, tmp_path / "run", side_by_side=2)
+
+
+@pytest.mark.parametrize("side_by_side", [1, 2])
+def test_step_sizes_are_learned_from_those_of_the_untrained_method_on(
+    causal: Backbone, tasks, side_by_side: int
+) -> None:  # type: ignore[no-untyped-def]
+    amortizer = fresh(causal)
+    scales = dict(amortizer.step_scales)
+    assert any(scale != 1 for scale in scales.values())
+    before = {name: rates.clone() for name, rates in amortizer.learner.rates.items()}
+    TextCurriculum(amortizer, tasks * 2, UNRELATED, dataclasses.replace(CONFIG, side_by_side=side_by_side))
+    assert not amortizer.step_scales
+    for name, rates in amortizer.learner.rates.items():
+        torch.testing.assert_close(rates, before[name] + math.log(scales[name]))
+
+
+def test_a_run_with_a_time_limit_ends_behind_it_and_goes_on_to_it(causal: Backbone, tasks, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    output = tmp_path / "run"
+    output.mkdir()
+    config = dataclasses.replace(CONFIG, side_by_side=2, train_steps=10**6, evaluate_every=2, validation=[], warmup=0.2)
+
+    def trained(seconds: float, resume: bool):  # type: ignore[no-untyped-def]
+        amortizer = fresh(causal)
+        curriculum = TextCurriculum(amortizer, tasks, UNRELATED, config)
+        return train(
+            amortizer, curriculum, config, Accelerator(cpu=True), output, resume=resume, progress_bar=False,
+            seconds=seconds,
+        )  # fmt: skip
+
+    first = trained(2.0, False)
+    assert 0 < first.step < 10**6
+    assert first.history[-1]["seconds"] >= 2
+    again = trained(3.0, True)
+    assert again.step > first.step
+    assert 3 <= again.history[-1]["seconds"] < 5
 
 
 def test_an_untrained_start_changes_nothing_on_unrelated_texts(causal: Backbone) -> None:

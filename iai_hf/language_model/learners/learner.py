@@ -77,13 +77,20 @@ class Learner(nn.Module):
         return found
 
     def refined(
-        self, tensors: Tensors, gradients: Tensors, share: float = 1.0, scales: Mapping[str, float] = NO_SCALES
+        self,
+        tensors: Tensors,
+        gradients: Tensors,
+        share: float | torch.Tensor = 1.0,
+        scales: Mapping[str, float] = NO_SCALES,
     ) -> Tensors:
         """Tensors after one step, float32.
 
+        Those of several tasks stand one behind the other in the first dimension.
+
         Args:
             gradients: of the task's own weights, by name.
-            share: of a full batch that the gradient comes from; a smaller one makes a smaller step.
+            share: of a full batch that the gradient comes from; a smaller one makes a smaller step. Of several tasks,
+                `[tasks]`.
             scales: what the step sizes are multiplied by, by name; 1 where one is not named.
         """
         step = int(tensors["steps"]) + 1
@@ -92,7 +99,8 @@ class Learner(nn.Module):
             moments = (tensors[f"mean.{name}"].to(own), tensors[f"square.{name}"].to(own))
             direction, (mean, square) = RULES[self.rule](gradients[name].to(own), moments, step)
             rates = (self.rates[name] + self.decays[name] * math.log(step)).detach().exp().to(own)
-            moved = own - share * scales.get(name, 1.0) * rates.view(group_shape(own)) * direction
+            part = share.to(own)[:, None] if isinstance(share, torch.Tensor) else share
+            moved = own - (part * scales.get(name, 1.0) * rates).view(group_shape(own)) * direction
             refined |= {f"own.{name}": moved, f"mean.{name}": mean, f"square.{name}": square}
         return refined
 

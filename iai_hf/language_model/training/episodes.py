@@ -18,6 +18,7 @@ from iai_hf.training.tasks import TextTask
 
 UNRELATED_TEXTS = 3
 MOST_LABELS = 20  # of a task with more, an episode has a random subset
+LENGTHS = 4  # classes of texts of like length
 LONGEST_SWAPPED = 80  # characters: longer inputs make no sense as outputs
 
 
@@ -34,7 +35,7 @@ def draw(tasks: Sequence[TextTask], unrelated: Sequence[str], config: TrainingCo
     """Episode `number` of the run."""
     chance = random.Random(f"{config.seed} {number}")
     task = tasks[chance.randrange(len(tasks))]
-    records = _changed(task, config, chance, _words(tasks[chance.randrange(len(tasks))]))
+    records = _changed(task, config, chance, tasks[chance.randrange(len(tasks))].first_words)
     length = min(len(records), int(math.exp(chance.uniform(math.log(config.shortest), math.log(config.longest + 1)))))
     records = chance.sample(records, length)
     least, most = config.chunk_sizes
@@ -44,6 +45,29 @@ def draw(tasks: Sequence[TextTask], unrelated: Sequence[str], config: TrainingCo
         tuple(chance.sample(unrelated, min(UNRELATED_TEXTS, len(unrelated)))),
         task.name,
     )
+
+
+def draw_together(
+    tasks: Sequence[TextTask], unrelated: Sequence[str], config: TrainingConfig, number: int
+) -> tuple[TextEpisode, ...]:
+    """Episodes of `config.side_by_side` tasks with texts of like length, in streams of one length, a chunk each.
+
+    So little of a batch of all is filled up. No task occurs twice, unless there are fewer.
+    """
+    chance = random.Random(f"{config.seed} {number}")
+    count = config.side_by_side
+    drawn = chance.sample(tasks, min(len(tasks), LENGTHS * count))
+    drawn += chance.choices(tasks, k=max(count - len(drawn), 0))
+    drawn.sort(key=lambda task: task.mean_length)
+    first = chance.randint(0, LENGTHS - 1) * (len(drawn) - count) // max(LENGTHS - 1, 1)
+    longest = math.exp(chance.uniform(math.log(config.shortest), math.log(config.longest + 1)))
+    found = []
+    for task in drawn[first : first + count]:
+        records = _changed(task, config, chance, tasks[chance.randrange(len(tasks))].first_words)
+        records = chance.sample(records, min(len(records), int(longest)))
+        unlike = tuple(chance.sample(unrelated, min(UNRELATED_TEXTS, len(unrelated))))
+        found.append(TextEpisode(chunks_of(records, len(records)), unlike, task.name))
+    return tuple(found)
 
 
 def chunks_of(records: Sequence[Record], size: int) -> tuple[Chunk, ...]:
@@ -59,7 +83,7 @@ def _changed(task: TextTask, config: TrainingConfig, chance: random.Random, word
         if chance.random() < config.swap and all(len(record.input) <= LONGEST_SWAPPED for record in records):
             return [Record(record.output, record.input) for record in records]
         return records
-    labels = sorted({record.output for record in records})
+    labels = list(task.labels)
     if len(labels) > MOST_LABELS:
         labels = chance.sample(labels, chance.randint(2, MOST_LABELS))
     names = list(labels)
@@ -70,8 +94,3 @@ def _changed(task: TextTask, config: TrainingConfig, chance: random.Random, word
         names = chance.sample(words, len(labels)) if len(words) >= len(labels) else names
     renamed = dict(zip(labels, names, strict=True))
     return [Record(record.input, renamed[record.output]) for record in records if record.output in renamed]
-
-
-def _words(task: TextTask) -> list[str]:
-    """The words that its inputs begin with."""
-    return sorted({record.input.split()[0] for record in task.records})

@@ -43,7 +43,7 @@ class PrequentialObjective(nn.Module):
         amortizer, learner, model = self.amortizer, self.learner, self.amortizer.prompter.model
         device = next(learner.parameters()).device
         theta: Tensors = {name: tensor.to(device) for name, tensor in learner.initial().items()}
-        losses = _LossSum(learner)
+        losses = LossSum(learner)
         chunks, retained = self._examples(episode)
         count = sum(len(rows) for rows, _ in chunks)
         for rows, kept in chunks:
@@ -83,8 +83,10 @@ class PrequentialObjective(nn.Module):
         return own, shared
 
 
-class _LossSum:
+class LossSum:
     """Sums weighted losses, with their gradients, into one value whose backward pass is nearly free.
+
+    The own weights of several tasks stand one behind the other in the first dimension.
 
     With theta[i] = start - sum of moves[j], and moves[j] = exp(rate) * j^decay * direction[j] for the steps j before i,
     a loss with gradient g in theta[i] has the gradients
@@ -92,11 +94,11 @@ class _LossSum:
         g in start,    -<g, sum of moves[j]> in rate,    -<g, sum of log(j) * moves[j]> in decay.
     """
 
-    def __init__(self, learner: Learner) -> None:
-        self.learner = learner
+    def __init__(self, learner: Learner, tasks: int = 1) -> None:
+        self.learner, self.tasks = learner, tasks
         self.value = torch.zeros((), device=next(learner.parameters()).device)
-        self.moves = {name: torch.zeros_like(start) for name, start in learner.start.items()}
-        self.log_step_moves = {name: torch.zeros_like(start) for name, start in learner.start.items()}
+        self.moves = {name: torch.zeros_like(torch.cat([start] * tasks)) for name, start in learner.start.items()}
+        self.log_step_moves = {name: torch.zeros_like(moves) for name, moves in self.moves.items()}
         self.gradients = {name: torch.zeros_like(parameter) for name, parameter in learner.named_parameters()}
 
     def add(self, loss: torch.Tensor, own: Tensors, shared: Tensors, weight: float) -> dict[str, torch.Tensor]:
@@ -106,12 +108,14 @@ class _LossSum:
         found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
         gradients = dict(zip(leaves, found, strict=True))
         self.value = self.value + weight * loss.detach()
-        for key, gradient in gradients.items():
-            self.gradients[key] += weight * gradient
+        for name in shared:
+            self.gradients[f"shared.{name}"] += weight * gradients[f"shared.{name}"]
         for name in own:
             gradient = weight * gradients[f"start.{name}"]
-            self.gradients[f"rates.{name}"] -= (gradient * self.moves[name]).flatten(1).sum(1)
-            self.gradients[f"decays.{name}"] -= (gradient * self.log_step_moves[name]).flatten(1).sum(1)
+            self.gradients[f"start.{name}"] += self._over_tasks(gradient)
+            moved, log_moved = gradient * self.moves[name], gradient * self.log_step_moves[name]
+            self.gradients[f"rates.{name}"] -= self._over_tasks(moved.flatten(1).sum(1))
+            self.gradients[f"decays.{name}"] -= self._over_tasks(log_moved.flatten(1).sum(1))
         return {name: gradients[f"start.{name}"] for name in own}
 
     def stepped(self, before: Tensors, after: Tensors) -> None:
@@ -121,6 +125,10 @@ class _LossSum:
             move = old - after[f"own.{name}"]
             self.moves[name] += move
             self.log_step_moves[name] += log_step * move
+
+    def _over_tasks(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum over tasks, `[groups, ...]`."""
+        return values.unflatten(0, (self.tasks, -1)).sum(0)
 
     def total(self) -> torch.Tensor:
         """The value, with these gradients in the learned numbers."""
