@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 from iai_hf.backbones import Backbone
@@ -73,17 +74,26 @@ class Prompter:
         self.model: CausalLM = backbone
         self.config = config
 
-    @property
+    @cached_property
     def query_prefix(self) -> tuple[int, ...]:
         """Tokens that every query begins with."""
         return self.model.tokens(self.config.input_label)
+
+    @cached_property
+    def query_end(self) -> tuple[int, ...]:
+        """Tokens that every query ends with."""
+        return self.model.tokens(f"{STOP}{self.config.output_label}")
+
+    @cached_property
+    def blank_line(self) -> tuple[int, ...]:
+        """Tokens between a demonstration and what follows."""
+        return self.model.tokens(STOP)
 
     def query(self, text: str) -> tuple[tuple[int, ...], bool]:
         """Tokens up to where the answer starts, and whether the text was cut at `max_tokens`."""
         body = self.model.tokens(f" {text}")
         limit = self.config.max_tokens
-        tail = self.model.tokens(f"{STOP}{self.config.output_label}")
-        return self.query_prefix + body[:limit] + tail, limit is not None and len(body) > limit
+        return self.query_prefix + body[:limit] + self.query_end, limit is not None and len(body) > limit
 
     def answer(self, output: str | tuple[str, ...]) -> tuple[int, ...]:
         """Tokens of an answer with its end; of a set, labels are in the order that they are given in."""
@@ -113,7 +123,7 @@ class Prompter:
     def demonstration(self, text: str, output: str | tuple[str, ...]) -> tuple[tuple[int, ...], bool]:
         """Tokens of a solved example, and whether its text was cut."""
         query, cut = self.query(text)
-        return query + self.answer(output) + self.model.tokens(STOP), cut
+        return query + self.answer(output) + self.blank_line, cut
 
     def row(self, text: str, answers: Sequence[str | tuple[str, ...]] = (), adapter_index: int = 0) -> Row:
         """A query with candidate answers."""
