@@ -3,12 +3,12 @@
     python scripts/comparison/compare_sizes.py --data_dir META_TEST --output scripts/results/compare_sizes
 
 Tasks answered in words (exact match) and classification (accuracy), after 4, 8, 16, 64, 256 and all examples (up to
---most). Rows: `lm-state`, with learned weights, also with a single step on each example, and untrained; in-context learning with all of these examples, up to
-4,096 tokens, and with 16 retrieved for each query; LoRA and prompt tuning, given 1 and 10 times the seconds that
-`lm-state` takes for the same examples on the same machine; on classification also `iterative`, with and without a
-depth. What is in OUTPUT already is not measured again: cells stand in the order in which a run that is cut off tells
-most. Several processes may share the work, --share 0/3, 1/3 and 2/3; each writes a file of its own, and a run without
---share puts all together.
+--most). Rows: `lm-state`, with learned weights, also with a single step on each example, and untrained; in-context
+learning with all of these examples, up to 4,096 tokens, and with 16 retrieved for each query; LoRA and prompt tuning,
+given 1 and 10 times the seconds that `lm-state` takes for the same examples on the same machine; on classification
+also `iterative`, with and without a depth. What is in OUTPUT already is not measured again: cells stand in the order
+in which a run that is cut off tells most. Several processes may share the work, --share 0/3, 1/3 and 2/3; each writes
+a file of its own, and a run without --share puts all together.
 """
 
 from __future__ import annotations

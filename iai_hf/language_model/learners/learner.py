@@ -10,7 +10,7 @@ numbers make it plain gradient descent with the rule.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -103,6 +103,27 @@ class Learner(nn.Module):
             moved = own - (part * scales.get(name, 1.0) * rates).view(group_shape(own)) * direction
             refined |= {f"own.{name}": moved, f"mean.{name}": mean, f"square.{name}": square}
         return refined
+
+    def merged(self, states: Sequence[Tensors]) -> Tensors:
+        """Tensors of one state from those of parts of a task's data, float32.
+
+        Its own weights are as far from the start as the parts' moves together would be, had one state taken all steps:
+        step i moves by i^decay, so n steps by n^(1 + decay), and the sum of the parts' moves is multiplied by
+
+            (sum of n[k])^(1 + decay) / sum of n[k]^(1 + decay).
+        """
+        steps = torch.tensor([float(tensors["steps"]) for tensors in states])
+        total = steps.sum().clamp(min=1)
+        found = {"steps": sum((tensors["steps"] for tensors in states), torch.tensor(0))}
+        for name, parameter in self.start.items():
+            start, shape = parameter.detach().cpu(), group_shape(parameter)
+            power = 1 + self.decays[name].detach().cpu()[:, None]
+            times = (total**power / (steps**power).sum(1, keepdim=True).clamp(min=1)).view(shape)
+            moves = sum((tensors[f"own.{name}"] - start for tensors in states), torch.zeros_like(start))
+            found[f"own.{name}"] = start + times * moves
+            for moment in (f"mean.{name}", f"square.{name}"):
+                found[moment] = sum(part * tensors[moment] for part, tensors in zip(steps / total, states, strict=True))
+        return found
 
     def task_weights(self, tensors: Tensors) -> dict[str, torch.Tensor]:
         """The task's own weights among a state's tensors, float32, by name."""
