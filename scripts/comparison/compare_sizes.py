@@ -125,6 +125,7 @@ class Bench:
         rows = task.rows(cell.seed)[: most if cell.size == "all" else int(cell.size)]
         answers = self._answers(cell.row, task, rows, known)
         place = {"examples": len(rows), "queries": len(task.queries), "device": self.model.device.type}
+        place |= {"backbone": self.model.name}
         return {**cell.key, **place, "answers": answers}
 
     def _answers(self, row: str, task: Task, rows: Rows, known: float | None) -> Answers:
@@ -285,12 +286,14 @@ def costs(records: Sequence[Record], tasks: Sequence[str], device: str) -> list[
 def report(records: Sequence[Record], output: Path) -> None:
     """Write results.md."""
     title = (
-        f"{BACKBONE}, up to {records[0]['queries']} queries; in %, mean over tasks ± standard error over orders, whose "
-        "number stands in brackets. 'all' examples: up to 2,048 of a task in words, up to 1,024 with labels."
+        f"{records[0]['backbone']}, up to {records[0]['queries']} queries; in %, mean over tasks ± standard "
+        "error over orders, whose number stands in brackets. 'all' examples: up to 2,048 of a task in words, up to "
+        "1,024 with labels."
     )
     parts = [title]
-    for head, tasks in (("exact match, tasks in words", WORDS), ("accuracy, classification", LABELLED)):
-        measured = [task for task in tasks if lab.pick(records, task=task)]
+    found = sorted({record["task"] for record in records}, key=lambda task: (*WORDS, *LABELLED, task).index(task))
+    for head, labelled in (("exact match, tasks in words", False), ("accuracy, classification", True)):
+        measured = [task for task in found if (task in LABELLED) == labelled]
         if measured:
             parts.append(markdown(table(records, head, measured)))
             parts += [markdown(each_task(records, size, measured)) for size in ("16", "256")]
@@ -303,6 +306,7 @@ def main() -> None:
     parser = lab.parser(__doc__)
     parser.add_argument("--tasks", nargs="+", default=[*WORDS, *LABELLED])
     parser.add_argument("--data_dir", type=Path, required=True, help="folder of tasks with train.jsonl and test.jsonl")
+    parser.add_argument("--backbone", default=BACKBONE)
     parser.add_argument("--rows", nargs="+", default=ROWS, choices=ROWS)
     parser.add_argument("--sizes", nargs="+", default=SIZES, choices=SIZES)
     parser.add_argument("--seeds", type=int, default=5)
@@ -315,9 +319,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("scripts/results/compare_sizes"))
     args = parser.parse_args()
     index, shares = map(int, args.share.split("/"))
-    model = load_backbone(BACKBONE)
+    model = load_backbone(args.backbone)
     if not isinstance(model, CausalLM):
-        raise BackboneError(f"{BACKBONE} is no causal language model")
+        raise BackboneError(f"{args.backbone} is no causal language model")
     bench = Bench(model, args.data_dir, args.queries, tuple(args.most), args.weights)
     records = Records(args.output / ("results.json" if shares == 1 else f"results-{index}.json"))
     if shares == 1 and len(files_of(args.output)) > 1:

@@ -98,8 +98,8 @@ def report(records: list[Record], output: Path) -> None:
         against = shown(lost, 1, 1) if row not in (WHOLE, OTHER, NONE) else ""
         lines.append([row, str(len(whole)), shown(means, 1, 1), against, *each])
     title = (
-        f"`lm-state` on {BACKBONE}, {records[0]['examples']} examples, up to {records[0]['queries']} queries; mean "
-        "over tasks ± standard error over orders."
+        f"`lm-state` on {records[0]['backbone']}, {records[0]['examples']} examples, up to "
+        f"{records[0]['queries']} queries; mean over tasks ± standard error over orders."
     )
     lab.write_report(output, [title, markdown(lines)])
 
@@ -108,6 +108,7 @@ def main() -> None:
     parser = lab.parser(__doc__)
     parser.add_argument("--tasks", nargs="+", default=WORDS)
     parser.add_argument("--data_dir", type=Path, required=True, help="folder of tasks with train.jsonl and test.jsonl")
+    parser.add_argument("--backbone", default=BACKBONE)
     parser.add_argument("--rows", nargs="+", default=ROWS, choices=ROWS)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--examples", type=int, default=256)
@@ -117,17 +118,16 @@ def main() -> None:
     args = parser.parse_args()
     if len(args.tasks) < 2:
         raise DataError("got one task; expected two or more, as a state is also asked for another task's answers")
-    amortizer = AutoAmortizer.from_pretrained(
-        "lm-state",
-        backbone=load_backbone(BACKBONE),
-        config={"weights": None if args.weights == "none" else args.weights},
-    )
+    settings = {"weights": None if args.weights == "none" else args.weights}
+    backbone = load_backbone(args.backbone)
+    amortizer = AutoAmortizer.from_pretrained("lm-state", backbone=backbone, config=settings)
     bench = Bench(amortizer, args.data_dir, args.examples, args.queries)
 
     def measured(job: Job, mine: dict[str, Answers]) -> tuple[dict[str, Any], Answers]:
         seed, name, row = job
         before = args.tasks[args.tasks.index(name) - 1]
-        return {"examples": args.examples, "queries": args.queries}, bench.measure(row, seed, name, before)
+        noted = {"examples": args.examples, "queries": args.queries, "backbone": backbone.name}
+        return noted, bench.measure(row, seed, name, before)
 
     jobs = ((seed, name, row) for seed in range(args.seeds) for name in args.tasks for row in args.rows)
     lab.measure_all(args.output, jobs, measured, report)

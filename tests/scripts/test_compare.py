@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import examples
 
-from comparison import compare_encoders
+from comparison import compare_encoders, compare_sizes, measure_parts
 from comparison.baselines import BASELINES
 from comparison.compare_report import best_rival, table
 from comparison.compare_words import means
@@ -140,6 +140,72 @@ def test_answers_in_words_are_compared(tasks: Path, tmp_path: Path, causal_folde
     unmeasured = words(tasks, output, causal_folder, "lm-state")
     assert (unmeasured.returncode, "no weights of lm-state" in unmeasured.stderr) == (2, True)
     assert json.loads((output / "results.json").read_text()) == records
+
+
+def test_sizes_are_compared_in_shares_and_put_together(tasks: Path, tmp_path: Path, causal_folder: Path) -> None:
+    output, rows = tmp_path / "results", ("lm-state, untrained", "in-context", "in-context retrieved", "LoRA 1x")
+    options = ["--data_dir", tasks, "--tasks", "a", "b", "--backbone", causal_folder, "--seeds", "1", "--queries", "4"]
+    options += ["--sizes", "4", "16", "--output", output]
+    command = [sys.executable, "scripts/comparison/compare_sizes.py", *map(str, options), "--rows", *rows]
+    for share in ("0/2", "1/2"):
+        done = subprocess.run([*command, "--share", share], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert {path.name for path in output.glob("*.json")} == {"results-0.json", "results-1.json"}
+    whole = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert whole.returncode == 0, whole.stderr
+    assert [path.name for path in output.glob("*.json")] == ["results.json"]
+    records = json.loads((output / "results.json").read_text())
+    places = [(r["row"], r["task"], r["size"], r["examples"]) for r in records]
+    assert len(places) == len(set(places))
+    assert set(places) == {(row, task, size, int(size)) for row in rows for task in "ab" for size in ("4", "16")}
+    assert all(row in (output / "results.md").read_text() for row in rows)
+    alone = [*command[:-1], "LoRA 10x", "--output", str(tmp_path / "other"), "--rows", "LoRA 10x"]
+    refused = subprocess.run(alone, cwd=ROOT, capture_output=True, text=True)
+    assert (refused.returncode, "is given times of" in refused.stderr) == (2, True)
+
+
+def test_a_cut_run_of_sizes_has_the_first_order_of_all_rows_first() -> None:
+    found = compare_sizes.cells(("fv_antonym", "sst2"), compare_sizes.ROWS, compare_sizes.SIZES, 2)
+    assert len(found) == len(set(found))
+    assert [cell.seed for cell in found] == sorted(cell.seed for cell in found)
+    assert not any(cell.row == "iterative" and cell.task == "fv_antonym" for cell in found)
+    shares = [list(compare_sizes.mine(found, index, 3)) for index in range(3)]
+    assert sorted(cell for share in shares for cell in share) == sorted(found)
+    owners = [{(cell.seed, cell.task) for cell in share} for share in shares]
+    assert sum(map(len, owners)) == len(set.union(*owners))
+
+
+def test_the_best_number_of_demonstrations_is_up_to_the_size() -> None:
+    def record(size: str, value: float) -> dict:  # type: ignore[type-arg]
+        return {"task": "fv_a", "row": "in-context", "seed": 0, "size": size, "answers": {"exact_match": value}}
+
+    records = [record("4", 0.3), record("8", 0.5), record("16", 0.4)]
+    best = [compare_sizes.best_in_context(records, size, ["fv_a"]) for size in ("4", "8", "16")]
+    assert best == [[0.3], [0.5], [0.5]]
+
+
+def test_parts_are_measured_beside_the_whole(tasks: Path, tmp_path: Path, causal_folder: Path) -> None:
+    output = tmp_path / "results"
+    options = [
+        "--data_dir",
+        tasks,
+        "--tasks",
+        "a",
+        "b",
+        "--backbone",
+        causal_folder,
+        "--seeds",
+        "2",
+        "--weights",
+        "none",
+    ]
+    options += ["--examples", "32", "--queries", "3", "--output", output]
+    command = [sys.executable, "scripts/comparison/measure_parts.py", *map(str, options)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    records = json.loads((output / "results.json").read_text())
+    assert len(records) == 2 * 2 * len(measure_parts.ROWS)
+    assert all(row in (output / "results.md").read_text() for row in measure_parts.ROWS)
 
 
 def test_means_are_of_rows_that_were_measured_on_all_tasks() -> None:

@@ -18,6 +18,7 @@ from torch import nn
 from iai_hf.language_model.learners.rules import RULES, group_shape
 
 Tensors = Mapping[str, torch.Tensor]
+MERGED_POWER = 0.4  # how far steps come, see `Learner.merged`
 NO_SCALES: Mapping[str, float] = {}
 
 
@@ -107,18 +108,16 @@ class Learner(nn.Module):
     def merged(self, states: Sequence[Tensors]) -> Tensors:
         """Tensors of one state from those of parts of a task's data, float32.
 
-        Its own weights are as far from the start as the parts' moves together would be, had one state taken all steps:
-        step i moves by i^decay, so n steps by n^(1 + decay), and the sum of the parts' moves is multiplied by
+        Moves from the start add up, and since n steps come about as far as n^p, their sum is multiplied by
 
-            (sum of n[k])^(1 + decay) / sum of n[k]^(1 + decay).
+            (sum of n[k])^p / sum of n[k]^p,    p = MERGED_POWER.
         """
         steps = torch.tensor([float(tensors["steps"]) for tensors in states])
         total = steps.sum().clamp(min=1)
+        times = total**MERGED_POWER / (steps**MERGED_POWER).sum().clamp(min=1)
         found = {"steps": sum((tensors["steps"] for tensors in states), torch.tensor(0))}
         for name, parameter in self.start.items():
-            start, shape = parameter.detach().cpu(), group_shape(parameter)
-            power = 1 + self.decays[name].detach().cpu()[:, None]
-            times = (total**power / (steps**power).sum(1, keepdim=True).clamp(min=1)).view(shape)
+            start = parameter.detach().cpu()
             moves = sum((tensors[f"own.{name}"] - start for tensors in states), torch.zeros_like(start))
             found[f"own.{name}"] = start + times * moves
             for moment in (f"mean.{name}", f"square.{name}"):
