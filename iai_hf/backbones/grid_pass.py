@@ -54,7 +54,8 @@ class Grid:
                 ids.append([pad_id] * longest)
                 known.append([False] * longest)
                 scored.append([False] * (longest - 1))
-        return cls(*(torch.tensor(part).to(device) for part in (ids, known, scored)), len(rows))
+        parts = [torch.tensor(part).to(device) for part in (ids, known, scored)]
+        return cls(ids=parts[0], known=parts[1], scored=parts[2], tasks=len(rows))
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +87,7 @@ class Prefixes:
             model.base_model(
                 input_ids=torch.tensor(filled, device=model.device),
                 position_ids=(known.cumsum(1) - 1).clamp(min=0),
-                attention_mask=known.long(),
+                attention_mask=_mask(model, known[:, :0], known),
                 past_key_values=cache,
                 use_cache=True,
             )
@@ -127,7 +128,6 @@ def losses(
 
 def scored_logits(model: PreTrainedModel, grid: Grid, prefixes: Prefixes, weights: TaskWeights | None) -> torch.Tensor:
     """Logits `[scored positions, vocabulary]`, row by row."""
-    import torch
     from transformers import DynamicCache
 
     rows = len(grid.ids) // grid.tasks
@@ -148,7 +148,7 @@ def scored_logits(model: PreTrainedModel, grid: Grid, prefixes: Prefixes, weight
         found: torch.Tensor = model(
             input_ids=grid.ids[:, :-1],
             position_ids=positions.clamp(min=0)[:, :-1],
-            attention_mask=torch.cat([before, grid.known[:, :-1]], dim=1).long(),
+            attention_mask=_mask(model, before, grid.known[:, :-1]),
             past_key_values=cache,
             use_cache=cache is not None,
             logits_to_keep=grid.ids.shape[1] - 1 - first,
@@ -157,6 +157,21 @@ def scored_logits(model: PreTrainedModel, grid: Grid, prefixes: Prefixes, weight
         for handle in handles:
             handle.remove()
     return found[grid.scored[:, first:]]
+
+
+def _mask(model: PreTrainedModel, before: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """What is visible, added to scores, `[rows, 1, tokens, prefix + tokens]`: all known tokens so far.
+
+    What fills a row up sees nothing, all of it alike: with the least number in the place of -inf it is no NaN, which
+    would spread.
+    """
+    import torch
+
+    tokens = known.shape[1]
+    earlier = torch.ones(tokens, tokens, dtype=torch.bool, device=known.device).tril()
+    visible = torch.cat([before[:, None].expand(-1, tokens, -1), known[:, None] & earlier], dim=2)
+    empty = torch.zeros(visible.shape, dtype=model.dtype, device=known.device)
+    return empty.masked_fill_(~visible, torch.finfo(model.dtype).min)[:, None]
 
 
 def _add(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from iai_hf.backbones.packed_pass import has_windows
 from iai_hf.backbones.packing import packs
 from iai_hf.data import Record
 from iai_hf.errors import ConfigError
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from iai_hf.language_model.gradient import Gradient
 
 VALIDATION_CHUNK = 64
+HeldOut = tuple[list[Record], list[Record]]  # a stream, and queries
 POINTS = (0, 1, 3, 7)  # gradient steps behind the demonstrations
 
 
@@ -65,15 +67,14 @@ class TextCurriculum(Curriculum):
         A token with a loss below log 2 has more than half of the probability: where the mean over an answer is below,
         the answer is most likely right. Side by side the means are over `POINTS` of the streams, the first ones too.
         """
-        losses: list[float] = []
         held_out = [self._held_out(task) for task in self.validation]
-        if self.together is not None and held_out:
-            together = self.together
-            streams = together.streams([chunks_of(stream, len(stream)) for stream, _ in held_out])
-            queries = [[together.row(*record) for record in asked] for _, asked in held_out]
-            for found in together.held_out(streams, queries, POINTS):
-                losses += found.cpu().tolist()
-            held_out = []
+        losses = self._apart(held_out) if self.together is None else self._losses_together(self.together, held_out)
+        hits = [loss < math.log(2) for loss in losses]
+        return Evaluation(sum(losses) / len(losses), sum(hits) / len(hits)) if losses else None
+
+    def _apart(self, held_out: Sequence[HeldOut]) -> list[float]:
+        """Losses of all queries, each task read as it is when the method is used."""
+        losses: list[float] = []
         for stream, queries in held_out:
             tensors = self.amortizer.initial(TaskSpec("generation"))
             for chunk in chunks_of(stream, VALIDATION_CHUNK):
@@ -84,10 +85,17 @@ class TextCurriculum(Curriculum):
                 for first, last in packs([len(row) for row in rows]):
                     found = model.losses(rows[first:last], condition)
                     losses += (found.sums / found.tokens).cpu().tolist()
-        hits = [loss < math.log(2) for loss in losses]
-        return Evaluation(sum(losses) / len(losses), sum(hits) / len(hits)) if losses else None
+        return losses
 
-    def _held_out(self, task: TextTask) -> tuple[list[Record], list[Record]]:
+    def _losses_together(self, together: SideBySideObjective, held_out: Sequence[HeldOut]) -> list[float]:
+        """Losses of all queries at each of the `POINTS`."""
+        if not held_out:
+            return []
+        streams = together.streams([chunks_of(stream, len(stream)) for stream, _ in held_out])
+        queries = [[together.row(record.input, record.output) for record in asked] for _, asked in held_out]
+        return [loss for found in together.held_out(streams, queries, POINTS) for loss in found.cpu().tolist()]
+
+    def _held_out(self, task: TextTask) -> HeldOut:
         """A validation task's stream, and its queries."""
         records = random.Random(f"{self.config.seed} {task.name}").sample(task.records, len(task.records))
         count = min(self.config.queries, len(records) // 3)
@@ -95,13 +103,14 @@ class TextCurriculum(Curriculum):
 
 
 def _low_rank(amortizer: Gradient) -> LoRA:
-    if not isinstance(amortizer, LoRA) or not amortizer.prompter.model.abilities.packed:
+    model = amortizer.prompter.model
+    if not isinstance(amortizer, LoRA) or not model.abilities.packed or has_windows(model.model):
         raise ConfigError(
-            f"side_by_side is for lora and lm-state on models that are read packed, not for {amortizer.method!r} on "
-            f"{amortizer.backbone.name}; leave it out"
+            "side_by_side is for lora and lm-state on models that are read packed and look back without a window, not "
+            f"for {amortizer.method!r} on {amortizer.backbone.name}; leave it out"
         )
     return amortizer
 
 
-def _as_chunk(records: Sequence[tuple[str, str]]) -> Chunk:
-    return Chunk(tuple(text for text, _ in records), tuple(output for _, output in records))
+def _as_chunk(records: Sequence[Record]) -> Chunk:
+    return Chunk(tuple(record.input for record in records), tuple(record.output for record in records))
