@@ -102,10 +102,12 @@ class TaskWeights:
     Attributes:
         down: `[rank, in]` a layer where all tasks share it, else `[tasks, rank, in]`.
         up: `[tasks, out, rank]` a layer.
+        probe: zeros like `up`, added where a token is scored: their gradient is that of `up` at these places alone.
     """
 
     down: Mapping[str, torch.Tensor]
     up: Mapping[str, torch.Tensor]
+    probe: Mapping[str, torch.Tensor] | None = None
 
 
 def losses(
@@ -143,7 +145,8 @@ def scored_logits(model: PreTrainedModel, grid: Grid, prefixes: Prefixes, weight
     try:
         for name, up in (weights.up if weights is not None else {}).items():
             assert weights is not None
-            hook = partial(_add, down=weights.down[name], up=up)
+            probe = None if weights.probe is None else weights.probe[name]
+            hook = partial(_add, down=weights.down[name], up=up, probe=probe, scored=grid.scored)
             handles.append(model.get_submodule(name).register_forward_hook(hook))
         found: torch.Tensor = model(
             input_ids=grid.ids[:, :-1],
@@ -175,7 +178,18 @@ def _mask(model: PreTrainedModel, before: torch.Tensor, known: torch.Tensor) -> 
 
 
 def _add(
-    module: torch.nn.Module, inputs: Any, output: torch.Tensor, *, down: torch.Tensor, up: torch.Tensor
+    module: torch.nn.Module,
+    inputs: Any,
+    output: torch.Tensor,
+    *,
+    down: torch.Tensor,
+    up: torch.Tensor,
+    probe: torch.Tensor | None,
+    scored: torch.Tensor,
 ) -> torch.Tensor:
     given = inputs[0].reshape(len(up), -1, inputs[0].shape[-1])  # all tokens of a task in a row
-    return output + (given @ down.mT @ up.mT).view(output.shape)
+    inner = given @ down.mT
+    moved = inner @ up.mT
+    if probe is not None:
+        moved = moved + (inner * scored.reshape(len(up), -1, 1)) @ probe.mT
+    return output + moved.view(output.shape)

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from conftest import LABELS, examples
 
-from iai_hf import AutoAmortizer
+from iai_hf import AutoAmortizer, TaskSpec
 from iai_hf.backbones import Backbone
 from iai_hf.data import Record
 from iai_hf.errors import ConfigError
@@ -149,6 +149,27 @@ def test_tasks_side_by_side_have_the_losses_and_gradients_that_each_has_alone(  
         size = float(expected[name].abs().max())
         assert size > 0, name
         torch.testing.assert_close(part / size, expected[name] / size, rtol=1e-2, atol=1e-3)
+
+
+def test_steps_side_by_side_are_those_that_a_state_takes(causal: Backbone, tasks: list[TextTask]) -> None:
+    amortizer = fresh(causal)
+    assert isinstance(amortizer, LoRA)
+    amortizer.fold_step_scales()
+    together = SideBySideObjective(amortizer, 0.0)
+    chunks = [chunks_of(task.records[:12], 12) for task in tasks]
+    streams = together.streams(chunks)
+    queries = [[together.row(record.input, record.output) for record in task.records[30:36]] for task in tasks]
+    assert all(0 < len(rows) <= amortizer.config.batch_size for rows in streams.rows)
+    once = dataclasses.replace(amortizer.config, passes=1)
+    amortizer.config = once
+    found = torch.cat(list(together.held_out(streams, queries, (1,)))).split(6)
+    for mine, task, losses in zip(chunks, tasks, found, strict=True):
+        tensors, _ = amortizer.refine(amortizer.initial(TaskSpec("generation")), TaskSpec("generation"), mine[0], 0)
+        rows = [together.row(record.input, record.output) for record in task.records[30:36]]
+        expected = amortizer.prompter.model.losses(rows, amortizer.condition_of(tensors))
+        before = amortizer.prompter.model.losses(rows, amortizer.condition_of(amortizer.initial(TaskSpec())))
+        moved = ((expected.sums - before.sums) / expected.tokens).abs().mean()
+        assert float((losses - expected.sums / expected.tokens).abs().mean()) < 0.02 * float(moved)
 
 
 def test_what_is_drawn_side_by_side_is_of_as_many_tasks_and_of_like_length(tasks: list[TextTask]) -> None:

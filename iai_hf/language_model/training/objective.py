@@ -101,10 +101,13 @@ class LossSum:
         self.log_step_moves = {name: torch.zeros_like(moves) for name, moves in self.moves.items()}
         self.gradients = {name: torch.zeros_like(parameter) for name, parameter in learner.named_parameters()}
 
-    def add(self, loss: torch.Tensor, own: Tensors, shared: Tensors, weight: float) -> dict[str, torch.Tensor]:
-        """Add `weight * loss`; the gradients of the loss in the task's own weights are returned."""
+    def add(
+        self, loss: torch.Tensor, own: Tensors, shared: Tensors, weight: float, probe: Tensors | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Add `weight * loss`; the gradients of the loss in the task's own weights are returned, or in the `probe`."""
         leaves = {f"start.{name}": leaf for name, leaf in own.items()}
         leaves |= {f"shared.{name}": leaf for name, leaf in shared.items()}
+        leaves |= {f"probe.{name}": leaf for name, leaf in (probe or {}).items()}
         found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
         gradients = dict(zip(leaves, found, strict=True))
         self.value = self.value + weight * loss.detach()
@@ -116,7 +119,8 @@ class LossSum:
             moved, log_moved = gradient * self.moves[name], gradient * self.log_step_moves[name]
             self.gradients[f"rates.{name}"] -= self._over_tasks(moved.flatten(1).sum(1))
             self.gradients[f"decays.{name}"] -= self._over_tasks(log_moved.flatten(1).sum(1))
-        return {name: gradients[f"start.{name}"] for name in own}
+        part = "start" if probe is None else "probe"
+        return {name: gradients[f"{part}.{name}"] for name in own}
 
     def stepped(self, before: Tensors, after: Tensors) -> None:
         """Remember a step's move."""

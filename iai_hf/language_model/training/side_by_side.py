@@ -1,7 +1,8 @@
 """The prequential objective on many tasks at once: their streams go on side by side, a step of all in one pass.
 
 The same losses, steps and gradients as `PrequentialObjective` has of each task alone, but that every batch is read
-anew: nothing is prefilled. For low-rank weights in a model that can be read packed.
+anew: nothing is prefilled. Steps of a method that prefills go by the gradient at the positions that it would read, the
+scored ones; what is learned goes by that at all positions. For low-rank weights in a model that can be read packed.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import nn
 
 from iai_hf.backbones.grid_pass import Grid, Prefixes, TaskWeights, losses, scored_logits
 from iai_hf.backbones.packing import Row
+from iai_hf.language_model.gradient import Gradient
 from iai_hf.language_model.learners import Learner, Tensors
 from iai_hf.language_model.training.objective import UNRELATED_TOKENS, LossSum
 
@@ -52,10 +54,11 @@ class SideBySideObjective(nn.Module):
         theta = self.initial(len(episodes))
         for batch in self.batches(streams.rows):
             own, shared = self._leaves(theta)
-            sums, tokens = losses(self.model, self.grid(batch), streams.prefixes, self.weights(own, shared))
-            means, rows = self._means(sums, tokens)
+            probe = self._probe(own)
+            under = self.weights(own, shared, probe)
+            means, rows = self._means(*losses(self.model, self.grid(batch), streams.prefixes, under))
             weight = rows / counts.clamp(min=1) / len(episodes)  # the batch's part of each task's stream
-            gradients = total.add((weight * means).sum(), own, shared, 1.0)
+            gradients = total.add((weight * means).sum(), own, shared, 1.0, probe)
             theta, before = self._refined(theta, gradients, weight, rows), theta
             total.stepped(before, theta)
         if self.unrelated_weight and all(episode.unrelated for episode in episodes):
@@ -113,18 +116,30 @@ class SideBySideObjective(nn.Module):
         """The rows in a grid on the model's device."""
         return Grid.of(rows, self.amortizer.prompter.model.pad_id, self.device)
 
-    def weights(self, own: Tensors, shared: Tensors) -> TaskWeights:
+    def weights(self, own: Tensors, shared: Tensors, probe: Tensors | None = None) -> TaskWeights:
         """What the model is read under, in its precision."""
         dtype, scale, groups = self.amortizer.backbone.dtype, self.amortizer.scale, self.amortizer.groups
         down: dict[str, torch.Tensor] = {}
         up: dict[str, torch.Tensor] = {}
+        probes: dict[str, torch.Tensor] = {}
+
+        def by_layer(part: torch.Tensor, names: Sequence[str]) -> Iterator[tuple[str, torch.Tensor]]:
+            return zip(names, (scale * part).to(dtype).unflatten(0, (-1, len(names))).unbind(1), strict=True)
+
         for group, names in groups.items():
             each = {**shared, **own}[f"down_{group}"].to(dtype)
             parts = each.unbind() if f"down_{group}" in shared else each.unflatten(0, (-1, len(names))).unbind(1)
             down |= zip(names, parts, strict=True)
-            ups = (scale * own[f"up_{group}"]).to(dtype).unflatten(0, (-1, len(names)))
-            up |= zip(names, ups.unbind(1), strict=True)
-        return TaskWeights(down, up)
+            up |= by_layer(own[f"up_{group}"], names)
+            if probe is not None:
+                probes |= by_layer(probe[f"up_{group}"], names)
+        return TaskWeights(down, up, None if probe is None else probes)
+
+    def _probe(self, own: Tensors) -> Tensors | None:
+        """Zeros beside a task's own weights at the scored positions, where the method prefills; else None."""
+        if type(self.amortizer).prefill is Gradient.prefill:
+            return None
+        return {name: torch.zeros_like(tensor).requires_grad_() for name, tensor in own.items()}
 
     def held_out(
         self, streams: Streams, queries: Sequence[Sequence[Row]], points: Sequence[int]
@@ -140,9 +155,11 @@ class SideBySideObjective(nn.Module):
                     sums, tokens = losses(self.model, grid, streams.prefixes, self.weights(own, shared))
                 yield sums[tokens > 0] / tokens[tokens > 0]
             if step < len(batches):
-                sums, tokens = losses(self.model, self.grid(batches[step]), streams.prefixes, self.weights(own, shared))
-                means, rows = self._means(sums, tokens)
-                gradients = dict(zip(own, torch.autograd.grad(means.sum(), list(own.values())), strict=True))
+                probe = self._probe(own)
+                under = self.weights(own, shared, probe)
+                means, rows = self._means(*losses(self.model, self.grid(batches[step]), streams.prefixes, under))
+                found = torch.autograd.grad(means.sum(), list((probe or own).values()))
+                gradients = dict(zip(own, found, strict=True))
                 theta = self._refined(theta, gradients, torch.ones_like(means), rows)
 
     def _means(self, sums: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
