@@ -88,6 +88,19 @@ class Gradient(Prompted[Config], Learned[Config]):
         """What step sizes that were not learned are multiplied by, by the tensor's name; none by default."""
         return {}
 
+    @property
+    def groups(self) -> Mapping[str, Sequence[str]]:
+        """Linear layers by their names in the model that have low-rank weights, by the group of these.
+
+        The learner's tensors are `down_GROUP` and `up_GROUP`. By default there are none.
+        """
+        return {}
+
+    @property
+    def scale(self) -> float:
+        """What low-rank weights are multiplied by."""
+        return 1.0
+
     def fold_step_scales(self) -> None:
         """Take `step_scales` into the learner's step sizes, from where they are learned on."""
         for name, scale in self.step_scales.items():

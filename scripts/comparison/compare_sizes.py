@@ -191,7 +191,7 @@ class Bench:
             row = prompter.row(text, state.task.labels if task.name in LABELLED else ())
             asked.append(Row((*itertools.chain(*shown), *row.query), row.answers))
         if task.name in LABELLED:
-            scores = prompter.scores(Condition(), [state.task.labels] * len(asked), asked)
+            scores = self.model.score(Condition(), asked)
             prediction = Prediction.from_logits(torch.stack(scores).cpu(), state.task.labels)
         else:
             prediction = Prediction(tuple(prompter.generate(Condition(), asked)))

@@ -13,7 +13,6 @@ from iai_hf.backbones.packed_pass import has_windows
 from iai_hf.backbones.packing import packs
 from iai_hf.data import Record
 from iai_hf.errors import ConfigError
-from iai_hf.language_model.lora import LoRA
 from iai_hf.language_model.training.episodes import TextEpisode, chunks_of, draw, draw_together
 from iai_hf.language_model.training.objective import PrequentialObjective
 from iai_hf.language_model.training.side_by_side import SideBySideObjective
@@ -49,7 +48,8 @@ class TextCurriculum(Curriculum):
         self.learned = amortizer.module
         self.together: SideBySideObjective | None = None
         if config.side_by_side > 1:
-            self.together = SideBySideObjective(_low_rank(amortizer), config.unrelated_weight)
+            _check_side_by_side(amortizer)
+            self.together = SideBySideObjective(amortizer, config.unrelated_weight)
         self.objective = self.together or PrequentialObjective(amortizer, config.unrelated_weight)
 
     def draw(self, number: int, device: torch.device) -> TextEpisode | tuple[TextEpisode, ...]:
@@ -102,14 +102,13 @@ class TextCurriculum(Curriculum):
         return records[count:][: self.config.longest], records[:count]
 
 
-def _low_rank(amortizer: Gradient) -> LoRA:
+def _check_side_by_side(amortizer: Gradient) -> None:
     model = amortizer.prompter.model
-    if not isinstance(amortizer, LoRA) or not model.abilities.packed or has_windows(model.model):
+    if not amortizer.groups or not model.abilities.packed or has_windows(model.model):
         raise ConfigError(
             "side_by_side is for lora and lm-state on models that are read packed and look back without a window, not "
             f"for {amortizer.method!r} on {amortizer.backbone.name}; leave it out"
         )
-    return amortizer
 
 
 def _as_chunk(records: Sequence[Record]) -> Chunk:

@@ -20,7 +20,6 @@ from iai_hf.language_model.learners import Learner, Tensors
 from iai_hf.language_model.training.objective import UNRELATED_TOKENS, LossSum
 
 if TYPE_CHECKING:
-    from iai_hf.language_model.lora import LoRA
     from iai_hf.language_model.training.episodes import TextEpisode
     from iai_hf.task import Chunk
 
@@ -39,7 +38,7 @@ class SideBySideObjective(nn.Module):
         unrelated_weight: of the divergence from the plain model on an unrelated text, behind the last step.
     """
 
-    def __init__(self, amortizer: LoRA, unrelated_weight: float) -> None:
+    def __init__(self, amortizer: Gradient, unrelated_weight: float) -> None:
         super().__init__()
         self.learner: Learner = amortizer.learner
         self.amortizer, self.unrelated_weight = amortizer, unrelated_weight
