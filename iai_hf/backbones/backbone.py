@@ -10,11 +10,13 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
-from iai_hf.backbones.batching import length_buckets, padded, pass_tokens, text_windows
-from iai_hf.backbones.low_rank import LowRank, applied, called_linear_layers
-from iai_hf.backbones.self_test import Traits, attention_windows, last_hidden_state, tells_rows_apart, traits
+from iai_hf.backbones import self_test
+from iai_hf.backbones.attention import plain_attention
+from iai_hf.backbones.batching import length_buckets, padded, pass_tokens
+from iai_hf.backbones.low_rank import LowRank, applied, called_linear_layers, layer_of
+from iai_hf.backbones.reading import Entrance, Reading, entrances, told
 from iai_hf.backbones.sentence_transformers import Pipeline
-from iai_hf.backbones.tokenizing import TextTokenizer, shared_length
+from iai_hf.backbones.tokenizing import TextTokenizer
 from iai_hf.errors import BackboneError
 from iai_hf.processes import Group
 from iai_hf.threads import Lock, cached_pass, one_at_a_time
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SAMPLE = "The quick brown fox, 12.5% of Zürich!"  # tells tokenizers apart
+PREFILL_TOKENS = 32768  # at most, whose hidden states are kept: 50 MB of MiniLM-L6
 MAX_WINDOW = 1024  # attention costs the square of a window, so longer contexts are read in several
 
 
@@ -68,6 +71,7 @@ class Backbone:
         self.device: torch.device = model.device
         self.lock = Lock()
         self.group = Group()  # the processes that texts are read together with
+        self._entrances: dict[int, Entrance | None] = {}
 
     @property
     def plain(self) -> Backbone:
@@ -89,7 +93,7 @@ class Backbone:
                 if isinstance(value, cached_property):
                     other.__dict__.pop(name, None)
         if model is not None:
-            other.model, other.lock = model, Lock()
+            other.model, other.lock, other._entrances = model, Lock(), {}
         other.pipeline, other._plain = pipeline or self.pipeline, self.plain
         other.__dict__["fingerprint"] = fingerprint
         return other
@@ -118,14 +122,14 @@ class Backbone:
         return self.pipeline.size(self.width)
 
     @cached_pass
-    def traits(self) -> Traits:
+    def traits(self) -> self_test.Traits:
         """What the model does with a few tokens.
 
         Raises:
             BackboneError: it reads no text by itself.
         """
         try:
-            return traits(self.base, sorted(set(self._sample_ids))[-2:])
+            return self_test.traits(self.base, sorted(set(self._sample_ids))[-2:])
         except Exception as error:  # whatever a model raises that wants images, sound or a decoder's input
             reason = (str(error).splitlines() or [""])[0]
             raise BackboneError(
@@ -204,7 +208,7 @@ class Backbone:
 
     def digest(self) -> str:
         """Of architecture, vocabulary, pooling and a sample of every weight, alike for float32 and bfloat16 loading."""
-        windows = attention_windows(self.model.config.get_text_config().to_dict(), self.context)
+        windows = self_test.attention_windows(self.model.config.get_text_config().to_dict(), self.context)
         return self._digest(self.pipeline.described() + (str(windows).encode() if windows else b""))
 
     def _digest(self, reading: bytes) -> str:
@@ -265,7 +269,16 @@ class Backbone:
         self, texts: Sequence[str], max_tokens: int | None = None, weights: Sequence[LowRank] = ()
     ) -> Features:
         """As `features`, with the gradient in `weights`; of processes that read together, that of each one's share."""
-        return self._features(texts, max_tokens, nullcontext(), weights)
+        with plain_attention():
+            return self._features(texts, max_tokens, nullcontext(), weights)
+
+    @one_at_a_time
+    def prefill_texts(self, texts: Sequence[str], max_tokens: int | None, first_layer: int) -> Reading:
+        """Texts read up to a layer, from where `features` goes on; whole where that can't be, or they are too many."""
+        reading = self._reading(texts, max_tokens)
+        sparing = first_layer and self.group.count == 1 and reading.tokens <= PREFILL_TOKENS
+        entrance = self._entrance(first_layer) if sparing else None
+        return reading if entrance is None else reading.prefilled(self, entrance)
 
     @one_at_a_time
     def pooled(self, texts: Sequence[str]) -> torch.Tensor:
@@ -288,6 +301,23 @@ class Backbone:
         alone.features([SAMPLE])  # what is found out about the model at the first pass calls other layers too
         return called_linear_layers(self.model, lambda: alone.features([SAMPLE]))
 
+    def _entrance(self, first: int) -> Entrance | None:
+        """At a layer, as was found when it was first asked for; None where a pass can't begin."""
+        if first in self._entrances:
+            return self._entrances[first]
+        alone = self.alone
+        reading = Reading.of(alone, (SAMPLE, f"{SAMPLE} {SAMPLE}"), None)
+
+        def read(weights: LowRank, entrance: Entrance | None) -> torch.Tensor:
+            found = reading if entrance is None else reading.prefilled(alone, entrance)
+            return alone.features(found, None, (weights,)).vectors
+
+        depth = getattr(self.model.config.get_text_config(), "num_hidden_layers", 0)
+        behind = {name: size for name, size in self.linear_layers.items() if layer_of(name) >= first}
+        ways = entrances(self.base, depth, first)
+        self._entrances[first] = self_test.first_alike(read, ways, behind, self.device, self.dtype)
+        return self._entrances[first]
+
     @cached_pass
     def _tells_rows_apart(self) -> bool:
         """Whether rows of one batch can each have weights of their own."""
@@ -298,7 +328,16 @@ class Backbone:
         def read(weights: Sequence[LowRank], indices: Sequence[int] | None = None) -> torch.Tensor:
             return alone._features(texts, None, torch.inference_mode(), weights, indices).vectors
 
-        return tells_rows_apart(read, self.linear_layers, self.device, self.dtype)
+        return self_test.tells_rows_apart(read, self.linear_layers, self.device, self.dtype)
+
+    def _reading(self, texts: Sequence[str], max_tokens: int | None) -> Reading:
+        self.group.agree(self.name, str(max_tokens), *texts)
+        return Reading.of(self, texts, max_tokens)
+
+    def groups(self, reading: Reading) -> list[list[int]]:
+        """Windows that are read together."""
+        lengths = [len(window) for window in reading.windows]
+        return length_buckets(lengths, pass_tokens(self.device), same=not self.traits.pads)
 
     def _features(
         self,
@@ -312,46 +351,23 @@ class Backbone:
         """As `features`, with the model's passes under `passing`; without `unit_length`, as `pooled`."""
         import torch
 
-        self.group.agree(self.name, str(max_tokens), *texts)
-        prompt = self.pipeline.prompt
-        ids = self.read([prompt + text for text in texts])
-        if prompt:
-            # Behind it a text may begin with another token than alone, so they are read as one and then told apart.
-            asked = self.read([prompt])[0]
-            shared = [shared_length(asked, text) for text in ids]
-            prompts = [text[:length] for text, length in zip(ids, shared, strict=True)]
-            ids = [text[length:] for text, length in zip(ids, shared, strict=True)]
-        else:
-            prompts = [list(self.feature_prompt)] * len(ids)
-        cut = 0
-        if max_tokens is not None:
-            cut = sum(len(text) > max_tokens for text in ids)
-            ids = [text[:max_tokens] for text in ids]
-        start, end = self.special_tokens
-        longest = self.window - max(map(len, prompts), default=0) - len(start) - len(end)
-        if longest < 1:
-            raise BackboneError(f"{self.name} has no room for a text behind its prompt of {len(prompts[0])} tokens")
-        owners, windows = text_windows(ids, [[*start, *ahead] for ahead in prompts], end, self.window)
-        windows = [window or [self.pad_id] for window in windows]
-        before = len(start) + (len(asked) if prompt else len(self.feature_prompt))
-        sums = torch.zeros(len(ids), self.width * len(self.pipeline.modes), dtype=torch.float32)
-        groups = length_buckets(
-            [len(window) for window in windows], pass_tokens(self.device), same=not self.traits.pads
-        )
+        reading = texts if isinstance(texts, Reading) else self._reading(texts, max_tokens)
+        owners, windows = reading.owners, reading.windows
+        sums = torch.zeros(len(reading), self.width * len(self.pipeline.modes), dtype=torch.float32)
         with passing:
-            for group in groups[self.group.index :: self.group.count]:
+            for group in self.groups(reading)[self.group.index :: self.group.count]:
                 batch, mask = padded([windows[i] for i in group], self.pad_id, self.device)
                 of_group = [owners[i] for i in group]
                 chosen = None
                 if adapter_indices is not None:
                     chosen = torch.tensor([[adapter_indices[owner]] for owner in of_group], device=self.device)
-                with applied(self.model, weights, chosen):
-                    pooled = self._pooled(batch, mask, before).cpu()
+                with told(self.name, batch), applied(self.model, weights, chosen), reading.entered(group):
+                    pooled = self._pool(batch, mask, reading.before).cpu()
                 sums.index_add_(0, torch.tensor(of_group), pooled)
         own = sums.detach()
         sums = sums + (self.group.total(own) - own)
         lengths = torch.tensor([len(window) for window in windows], dtype=torch.float32)
-        tokens = torch.zeros(len(ids), dtype=torch.float32).index_add_(
+        tokens = torch.zeros(len(reading), dtype=torch.float32).index_add_(
             0, torch.tensor(owners, dtype=torch.long), lengths
         )
         vectors = self.pipeline.finish(sums / tokens[:, None])
@@ -360,24 +376,11 @@ class Backbone:
             bad = next(text for text, norm in zip(texts, norms, strict=True) if not norm.isfinite())
             remedy = "lower learning_rate, or set depth to 0" if weights else "try float32"
             raise BackboneError(f"{self.name} gave features that are not finite, e.g. for {bad[:40]!r}; {remedy}")
-        return Features(vectors / norms if unit_length else vectors, sum(map(len, windows)), cut)
+        return Features(vectors / norms if unit_length else vectors, reading.tokens, sum(reading.cut))
 
     def read(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of texts, without special ones."""
         return self.texts.ids([text.lower() for text in texts] if self.pipeline.lowercase else texts)
-
-    def _pooled(self, batch: torch.Tensor, mask: torch.Tensor | None, before: int) -> torch.Tensor:
-        import torch
-
-        try:
-            return self._pool(batch, mask, before)
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, IndexError) as error:
-            reason = (str(error).splitlines() or [""])[0]
-            raise BackboneError(
-                f"{self.name} can't read {batch.shape[1]} tokens ({reason}); choose another backbone, or max_tokens"
-            ) from error
 
     def _pool(self, batch: torch.Tensor, mask: torch.Tensor | None, before: int) -> torch.Tensor:
         """Pooled hidden states times tokens, float32 `[windows, size]`, so that windows may be added.
@@ -385,7 +388,7 @@ class Backbone:
         Args:
             before: tokens before a window's text.
         """
-        hidden = last_hidden_state(self.model(input_ids=batch, attention_mask=mask))
+        hidden = self_test.last_hidden_state(self.model(input_ids=batch, attention_mask=mask))
         tokens = hidden.shape[1] if mask is None else mask.sum(1, keepdim=True)
         return self.pipeline.pool(hidden, mask, before) * tokens
 

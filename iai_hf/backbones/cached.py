@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from iai_hf.backbones.backbone import Backbone, Features
 from iai_hf.backbones.low_rank import LowRank
+from iai_hf.backbones.reading import Reading
 from iai_hf.errors import BackboneError, DataError
 from iai_hf.files import write_whole
 from iai_hf.threads import one_at_a_time
@@ -68,6 +69,9 @@ class CachedBackbone(Backbone):
     def uncached(self) -> Backbone:
         return self.backbone
 
+    def prefill_texts(self, texts: Sequence[str], max_tokens: int | None, first_layer: int) -> Reading:
+        return self.backbone.prefill_texts(texts, max_tokens, first_layer)
+
     @one_at_a_time
     def features(
         self,
@@ -85,6 +89,8 @@ class CachedBackbone(Backbone):
 
         if weights:
             return self.backbone.features(texts, max_tokens, weights, adapter_indices)
+        if isinstance(texts, Reading):
+            max_tokens = texts.max_tokens
         places = self._open(max_tokens)
         keys = [_key(text) for text in texts]
         unknown = {key: text for key, text in zip(keys, texts, strict=True) if key not in places}

@@ -16,20 +16,20 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from iai_hf.backbones import packed_pass, partial_pass, plain_pass, self_test
+from iai_hf.backbones.attention import plain_attention
 from iai_hf.backbones.backbone import Backbone
 from iai_hf.backbones.batching import length_buckets, pass_tokens
 from iai_hf.backbones.conditions import NO_PREFIX, Condition, Prefix, Sampling
 from iai_hf.backbones.low_rank import applied
 from iai_hf.backbones.packing import PACK_TOKENS, Packed, Row, packs
 from iai_hf.errors import BackboneError, DataError
-from iai_hf.threads import Lock, cached_pass, one_at_a_time
+from iai_hf.threads import cached_pass, one_at_a_time
 
 if TYPE_CHECKING:
     import torch
 
 log = logging.getLogger(__name__)
 FEATURE_PROMPT = "What is this about?\n"
-_KERNELS = Lock()
 
 
 class Losses(NamedTuple):
@@ -177,8 +177,6 @@ class CausalLM(Backbone):
         Raises:
             DataError: a row that does not fit the context.
         """
-        from torch.nn.attention import SDPBackend, sdpa_kernel
-
         caches = [row.hidden_cache for row in rows if row.hidden_cache is not None]
         if not caches and condition.prompt is None:
             rows = self._started(condition, rows)
@@ -192,8 +190,7 @@ class CausalLM(Backbone):
         with applied(self.model, condition.weights):
             if caches:
                 return Losses(*packed.losses(partial_pass.logits(self.model, packed, caches, condition)))
-            # The fused attention kernel's backward pass is slow on short rows: a sixth of all the time.
-            with _KERNELS, sdpa_kernel(SDPBackend.MATH):  # a switch that the whole process shares
+            with plain_attention():
                 return Losses(*packed.losses(packed_pass.logits(self.model, packed, before)))
 
     @one_at_a_time

@@ -7,7 +7,7 @@ only are trained from there on: rows are prefilled once up to their entrance, la
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -154,7 +154,8 @@ def logits(model: PreTrainedModel, packed: Packed, caches: Sequence[HiddenCache]
             keys, values = torch.cat([known_keys, keys], dim=2), torch.cat([known_values, values], dim=2)
         cached.append((keys, values))
     hidden = torch.cat([cache.hidden for cache in caches])[at]
-    with _from_layer(model, condition.first_layer, hidden):
+    layers = layers_of(model.base_model, int(model.config.num_hidden_layers))
+    with entered(layers, condition.first_layer, hidden[None], handed_on):
         found: torch.Tensor = model(
             input_ids=packed.ids[at][None],
             position_ids=queries[None],
@@ -167,16 +168,24 @@ def logits(model: PreTrainedModel, packed: Packed, caches: Sequence[HiddenCache]
 
 
 @contextmanager
-def _from_layer(model: PreTrainedModel, first: int, hidden: torch.Tensor) -> Iterator[None]:
-    """The model from layer `first` on, which gets `hidden` `[tokens, hidden]`, for the length of a `with` block.
+def entered(
+    layers: torch.nn.ModuleList, first: int, hidden: torch.Tensor, hands_on: Callable[..., Any]
+) -> Iterator[None]:
+    """Passes that begin at layer `first`, which gets `hidden` `[batch, tokens, width]`, inside the block.
 
     The layers before it hand on what they get. They stay in the list: a layer's type is looked up by its place.
+
+    Args:
+        hands_on: one of `HANDING_ON`, which gives what they get in the form in which the layers give their own.
     """
-    layers = layers_of(model.base_model, int(model.config.num_hidden_layers))
+
+    def enter(_: Any, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return ((hidden, *given[1:]), named) if given else (given, {**named, "hidden_states": hidden})
+
     own = [layer.__dict__.get("forward") for layer in layers[:first]]
-    hook = layers[first].register_forward_pre_hook(lambda _, given: (hidden[None], *given[1:]))
+    hook = layers[first].register_forward_pre_hook(enter, with_kwargs=True)
     for layer in layers[:first]:
-        layer.forward = _handed_on
+        layer.forward = hands_on
     try:
         yield
     finally:
@@ -187,5 +196,14 @@ def _from_layer(model: PreTrainedModel, first: int, hidden: torch.Tensor) -> Ite
                 layer.forward = forward
 
 
-def _handed_on(hidden: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-    return hidden
+def handed_on(hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    """As layers do that give hidden states."""
+    return hidden_states
+
+
+def handed_on_first(hidden_states: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor]:
+    """As layers do that give hidden states, and perhaps more."""
+    return (hidden_states,)
+
+
+HANDING_ON = (handed_on, handed_on_first)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from iai_hf.backbones import packed_pass, partial_pass, plain_pass
 from iai_hf.backbones.conditions import NO_PREFIX, Condition, Prefix
@@ -17,11 +18,12 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+Way = TypeVar("Way")
 log = logging.getLogger(__name__)
 LENGTH = 5  # tokens that a model's traits are found on
 QUERY = 8  # tokens of a query
 SHORT, LONGEST = 64, 1056  # tokens of the prefix; a window wider than the longest is taken as the configuration says
-FAULTS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
+FAULTS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, BackboneError)
 # Relative errors that two ways of reading may differ by: at least so much, and so many times the precision.
 HIDDEN_TOLERANCE, LOGIT_TOLERANCE = (1e-4, 8), (1e-3, 32)
 
@@ -196,18 +198,7 @@ def tells_rows_apart(
     """
     import torch
 
-    generator = torch.Generator().manual_seed(0)
-
-    def drawn(*shape: int) -> torch.Tensor:
-        return (torch.randn(shape, generator=generator) / shape[-1] ** 0.5).to(device, dtype)
-
-    weights = [
-        LowRank(
-            {name: drawn(1, inputs) for name, (inputs, _) in layers.items()},
-            {name: drawn(outputs, 1) for name, (_, outputs) in layers.items()},
-        )
-        for _ in range(2)
-    ]
+    weights = [_drawn(layers, seed, device, dtype) for seed in range(2)]
     try:
         mixed = read(weights, (0, 1, -1))
     except BackboneError:
@@ -215,6 +206,40 @@ def tells_rows_apart(
     each = torch.stack([read(weights[:1], None), read(weights[1:], None), read((), None)])
     own, others = each[range(3), range(3)], each[[1, 2, 0], range(3)]
     return bool(((mixed - own).norm(dim=1) < 0.1 * (others - own).norm(dim=1)).all())
+
+
+def first_alike(
+    read: Callable[[LowRank, Way | None], torch.Tensor],
+    ways: Sequence[Way],
+    layers: Mapping[str, tuple[int, int]],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Way | None:
+    """The first way of reading that gives the same features under random weights as the plain one, if any.
+
+    Args:
+        read: features under weights, read in a way; plainly for None.
+        layers: sizes, in and out, of those that have weights.
+    """
+    weights = _drawn(layers, 0, device, dtype)
+    plain = read(weights, None)
+    alike = (way for way in ways if _agree(partial(read, weights, way), plain, HIDDEN_TOLERANCE))
+    return next(alike, None)
+
+
+def _drawn(layers: Mapping[str, tuple[int, int]], seed: int, device: torch.device, dtype: torch.dtype) -> LowRank:
+    """Random weights of rank 1, as large as the layers' own."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return (torch.randn(shape, generator=generator) / shape[-1] ** 0.5).to(device, dtype)
+
+    return LowRank(
+        {name: drawn(1, inputs) for name, (inputs, _) in layers.items()},
+        {name: drawn(outputs, 1) for name, (_, outputs) in layers.items()},
+    )
 
 
 def attention_windows(config: Mapping[str, Any], context: int) -> dict[str, Any]:
@@ -239,12 +264,14 @@ def _plainly(model: PreTrainedModel, before: torch.Tensor, rows: list[Row]) -> t
     return torch.cat(plain_pass.logits(model, lines, ()))
 
 
-def _agree(passed: Callable[[], torch.Tensor], expected: torch.Tensor) -> bool:
-    """Whether a pass gives the expected logits."""
+def _agree(
+    passed: Callable[[], torch.Tensor], expected: torch.Tensor, tolerance: tuple[float, int] = LOGIT_TOLERANCE
+) -> bool:
+    """Whether a pass gives what is expected."""
     import torch
 
     try:
-        return alike(passed(), expected, LOGIT_TOLERANCE)
+        return alike(passed(), expected, tolerance)
     except torch.OutOfMemoryError:
         raise
     except FAULTS as fault:

@@ -36,7 +36,7 @@ from iai_hf.task import Chunk, Prediction, TaskSpec, Tensors
 if TYPE_CHECKING:
     import torch
 
-    from iai_hf.backbones import Backbone, Features
+    from iai_hf.backbones import Backbone
     from iai_hf.state import TaskState
 
 log = logging.getLogger(__name__)
@@ -173,7 +173,10 @@ class AdaptedFeatures(FrozenFeatures[Config]):
         weights: Tensors = part_of(WEIGHTS, tensors)
         evidence = Evidence(**part_of(EVIDENCE, tensors))
         targets = targets_of(part, task)
-        frozen_features, cut = self.features(part.inputs)
+        # Layers below the first one that is adapted are read once for frozen and adapted features.
+        reading = self.backbone.prefill_texts(part.inputs, self.config.max_tokens, self.fast_weights.first_layer)
+        frozen = self.backbone.features(reading)
+        frozen_features = self.projected(frozen.vectors)
         new = Retained.chunk(part.inputs, targets.tolist(), seen)
         retained = Retained.of(part_of(RETAINED, tensors)).joined(
             new, self.config.retained_bytes, self.config.half_life
@@ -188,11 +191,12 @@ class AdaptedFeatures(FrozenFeatures[Config]):
         if passing and not steps:
             rate *= min(1.0, len(part) / schedule.batch_size)  # so that it does not matter in how many parts they come
         descent = Descent(self.fast_weights, weights, steps + passing, rate)
-        shown = self._differentiable(part.inputs, descent) if passing else None
-        if shown is not None and not shown.cut:
-            features = shown.vectors.detach()
+        whole = max(reading.lengths, default=0) <= self._reread_tokens
+        shown = self._differentiable(reading if whole else part.inputs, descent) if passing else None
+        if shown is not None and whole:
+            features = shown.detach()
         else:
-            features = self._read(part.inputs, weights, self.config.max_tokens)
+            features = self._read(reading, weights, self.config.max_tokens)
         known = targets < len(floor["counts"])  # of classes that came with this chunk nobody could know
         if len(floor["counts"]) > 1 and bool(known.any()):
             with torch.no_grad():
@@ -205,7 +209,7 @@ class AdaptedFeatures(FrozenFeatures[Config]):
         floor = self.absorbed(floor, task, frozen_features, targets)
         adapted = self.absorbed(adapted, task, features, targets)
         if shown is not None:
-            descent.step(self.head.logits(self._standing(adapted), shown.vectors), targets, torch.ones(len(part)))
+            descent.step(self.head.logits(self._standing(adapted), shown), targets, torch.ones(len(part)))
         self._descend(descent, adapted, retained, steps)
         weights = descent.tensors
         adapted = self._reread(adapted, weights, retained, seen, after)
@@ -215,7 +219,7 @@ class AdaptedFeatures(FrozenFeatures[Config]):
             **as_part(WEIGHTS, weights),
             **as_part(RETAINED, retained.tensors()),
             **as_part(EVIDENCE, evidence.tensors()),
-        }, cut
+        }, frozen.cut
 
     @property
     def _schedule(self) -> Schedule:
@@ -230,10 +234,14 @@ class AdaptedFeatures(FrozenFeatures[Config]):
             return
         head, texts, targets = self._standing(adapted), retained.texts, retained.targets
         shares = retained.weights(self.config.half_life)
-        drawn = batches(len(retained), self.config.batch_size, seed=len(retained) + steps)
-        for batch in itertools.islice(drawn, steps):
-            shown = self._differentiable([texts[i] for i in batch], descent)
-            descent.step(self.head.logits(head, shown.vectors), targets[batch], shares[batch] / shares.mean())
+        drawn = list(itertools.islice(batches(len(texts), self.config.batch_size, seed=len(texts) + steps), steps))
+        place = {number: place for place, number in enumerate(sorted(set(itertools.chain(*drawn))))}
+        reading = self.fast_weights.backbone.prefill_texts(
+            [texts[number] for number in place], self._reread_tokens, self.fast_weights.first_layer
+        )
+        for batch in drawn:
+            shown = self._differentiable(reading.rows([place[number] for number in batch]), descent)
+            descent.step(self.head.logits(head, shown), targets[batch], shares[batch] / shares.mean())
 
     def _trained_on(
         self, weights: Tensors, adapted: Tensors, task: TaskSpec, retained: Retained, before: int, after: int
@@ -245,14 +253,14 @@ class AdaptedFeatures(FrozenFeatures[Config]):
         self._descend(descent, adapted, retained, steps)
         return descent.tensors
 
-    def _differentiable(self, texts: Sequence[str], descent: Descent) -> Features:
+    def _differentiable(self, texts: Sequence[str], descent: Descent) -> torch.Tensor:
         """Features of texts, as far as one is read again, differentiable in the weights."""
         import torch
 
         with torch.enable_grad():
             backbone = self.fast_weights.backbone
             found = backbone.differentiable_features(texts, self._reread_tokens, (descent.low_rank,))
-            return found._replace(vectors=self.projected(found.vectors))
+            return self.projected(found.vectors)
 
     def _standing(self, adapted: Tensors) -> Any:
         """The adapted head, prepared; no gradient goes through its making."""

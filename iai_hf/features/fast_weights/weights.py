@@ -83,6 +83,11 @@ class FastWeights:
             found.setdefault(f"{inputs}x{outputs}", []).append(name)
         return found
 
+    @property
+    def first_layer(self) -> int:
+        """The first layer that they change."""
+        return min(map(layer_of, self.sizes))
+
     def initial(self) -> Tensors:
         """Without effect: `down_SIZE` random `[layers, rank, in]`, `up_SIZE` zeros `[layers, out, rank]`, float16."""
         import torch
