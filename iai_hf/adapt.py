@@ -124,6 +124,12 @@ def adapt(
         else:
             if stream.fingerprint is not None and stream.fingerprint in state.header.read:
                 log.warning("the state has read this data already: every example will count once more")
+            elif stream.continues(state.header.read):
+                log.warning(
+                    "%s begins with rows that the state has read already, which will count once more: name a file of "
+                    "the new ones, or resume, which reads only these (where a stream is not shuffled)",
+                    stream.file,
+                )
             state = state.behind_its_stream()
     stop = None if max_examples is None else whole.ahead + max_examples
     bar = _progress(whole, cursor.position.examples, stop, progress and first_process)

@@ -62,6 +62,11 @@ class Cursor:
         self.position = replace(self.position, examples=at.examples)
         if at.source == "" and at.columns is None and self.stream.fingerprint is None:
             log.warning("the state was left in a list or generator, by a version that did not note which one")
+        elif ours.shuffle_seed is None and at.source != ours.source and self.stream.continues((at.source,)):
+            log.warning(
+                "%s has grown since the state was left: what was read is passed by, and what was appended is read",
+                self.stream.file,
+            )
         elif at.source != self.position.source:
             raise StateError(
                 f"the state was left in another dataset ({at.source[:8]}) than this one ({self.position.source[:8]}); "

@@ -84,8 +84,8 @@ def _from_file(path: Path, columns: Columns, shuffle_seed: int | None) -> Stream
         class_names(path, columns.output),
     )
     if shuffle_seed is None:
-        return _scanned(stream)
-    return _from_dataset(_as_arrow(stream, path), fingerprint, columns, shuffle_seed)
+        return replace(_scanned(stream), file=path)
+    return replace(_from_dataset(_as_arrow(stream, path), fingerprint, columns, shuffle_seed), file=path)
 
 
 def _scanned(stream: Stream) -> Stream:

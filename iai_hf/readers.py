@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,22 @@ def file_fingerprint(path: Path) -> str:
     except OSError as error:
         raise DataError(f"can't read {path}: {error.strerror}") from error
     return digest.hexdigest()[:32]
+
+
+def beginning(path: Path, known: Collection[str]) -> str | None:
+    """The fingerprint among `known` of what a file was before lines were appended to it; None if there is none."""
+    if not known or SUFFIXES.get(path.suffix.lower()) == "parquet":
+        return None
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for line in file:
+            digest.update(bare := line.rstrip(b"\r\n"))
+            ends = [digest.copy().hexdigest()[:32]]  # an editor may have left out the last line's end
+            digest.update(line[len(bare) :])
+            ends.append(digest.copy().hexdigest()[:32])
+            if found := next((end for end in ends if end in known), None):
+                return found
+    return None
 
 
 def read_file(path: Path, quotes: bool | None = None) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from iai_hf import values
@@ -16,6 +17,7 @@ from iai_hf.delimited import hint
 from iai_hf.errors import DataError
 from iai_hf.header import BEHIND
 from iai_hf.methods import those
+from iai_hf.readers import beginning
 from iai_hf.task import LABELLED, MAX_LABELS, Chunk, TaskSpec, check_sets, distinct
 
 log = logging.getLogger(__name__)
@@ -91,6 +93,7 @@ class Stream:
         outputs: the different outputs where known ahead, of lists of labels the different labels, up to one more than a
             classification may have.
         hub_id: of the dataset, where it came from the Hub.
+        file: that the records are of.
         unlabelled: whose inputs are read before all else, as rows without a label.
         rows: `rows(start)` yields `(place, row)` from record `start` on.
     """
@@ -102,6 +105,7 @@ class Stream:
     class_names: tuple[str, ...] = ()
     outputs: frozenset[str] | None = None
     hub_id: str | None = None
+    file: Path | None = None
     unlabelled: Stream | None = None
 
     def behind(self, unlabelled: Stream) -> Stream:
@@ -120,6 +124,10 @@ class Stream:
         if self.fingerprint is not None and unlabelled.fingerprint is not None:
             whole = f"{self.fingerprint}{BEHIND}{unlabelled.fingerprint}"
         return replace(self, fingerprint=whole, unlabelled=unlabelled)
+
+    def continues(self, known: Collection[str]) -> str | None:
+        """The fingerprint among `known` of what the file was before rows were appended; None if there is none."""
+        return None if self.file is None else beginning(self.file, known)
 
     @property
     def ahead(self) -> int:

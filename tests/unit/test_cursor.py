@@ -73,3 +73,47 @@ def test_labels_that_a_state_does_not_know_are_not_dropped_in_silence(amortizer:
     assert amortizer.adapt(examples(8), state, task=known, progress=False).header.examples == 24
     with pytest.raises(StateError, match="labels"):  # in another order they would have made another state
         amortizer.adapt(examples(16), state, task=known, resume=True, progress=False)
+
+
+@pytest.mark.parametrize("last_line_ends", [True, False])
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_rows_that_were_appended_to_a_file_are_read_alone(
+    amortizer: Amortizer, tmp_path: Path, caplog: pytest.LogCaptureFixture, suffix: str, last_line_ends: bool
+) -> None:
+    rows = examples(40)
+    lines = [json.dumps(row) for row in rows]
+    if suffix == ".csv":
+        lines = ["input,output", *(f"{row['input']},{row['output']}" for row in rows)]
+    old, data = len(lines) - 16, tmp_path / f"log{suffix}"
+    data.write_text("\n".join(lines[:old]) + "\n" * last_line_ends)
+    part = amortizer.adapt(data, chunk_size=8, progress=False)
+    data.write_text("\n".join(lines) + "\n")
+    whole = amortizer.adapt(data, chunk_size=8, progress=False)
+    caplog.clear()
+    grown = amortizer.adapt(data, part, chunk_size=8, resume=True, progress=False)
+    assert "has grown" in caplog.text
+    assert grown.digest == whole.digest
+    caplog.clear()
+    twice = amortizer.adapt(data, part, chunk_size=8, progress=False)
+    assert "begins with rows that the state has read already" in caplog.text
+    assert twice.header.examples == 24 + 40
+    caplog.clear()
+    other = tmp_path / f"other{suffix}"
+    other.write_text("\n".join([*lines[:1], *lines[3:]]) + "\n")
+    amortizer.adapt(other, part, chunk_size=8, progress=False)
+    assert "already" not in caplog.text
+    with pytest.raises(StateError, match="another dataset"):
+        amortizer.adapt(other, part, chunk_size=8, resume=True, progress=False)
+
+
+def test_a_shuffled_file_that_has_grown_has_another_order(
+    amortizer: Amortizer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines, data = [json.dumps(row) + "\n" for row in examples(40)], tmp_path / "log.jsonl"
+    data.write_text("".join(lines[:24]))
+    part = amortizer.adapt(data, shuffle_seed=1, progress=False)
+    data.write_text("".join(lines))
+    with pytest.raises(StateError, match="another dataset"):
+        amortizer.adapt(data, part, shuffle_seed=1, resume=True, progress=False)
+    amortizer.adapt(data, part, shuffle_seed=1, progress=False)
+    assert "begins with rows that the state has read already" in caplog.text
