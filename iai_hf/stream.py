@@ -219,6 +219,14 @@ class Stream:
         if columns.numbers is not None:
             _check_numbers(counts, columns.output)
             return TaskSpec("regression" if _measured(counts) else "classification", columns=names)
+        if separator := values.likely_separator(counts):
+            shown = next(output for output in counts if separator in output)
+            log.warning(
+                "outputs as %s are taken whole, and look like several labels with %r between: if they are, name it as "
+                "the label separator",
+                ascii(shown[:60]),
+                separator,
+            )
         outputs = self.outputs_until(stop)
         seen = [(len(counts), counts.total())]
         if outputs is not None and self.length is not None:

@@ -6,12 +6,16 @@ bare string is refused wherever several texts are expected, since reading it wou
 
 from __future__ import annotations
 
+import itertools
 import math
 import unicodedata
-from collections.abc import Mapping, Sequence, Set
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence, Set
 from typing import Any
 
 from iai_hf.errors import DataError
+
+SEPARATORS = (";", "|", ",")  # what people put between labels in one field
 
 
 def texts(values: Any, place: str = "query {}") -> tuple[str, ...]:
@@ -168,6 +172,17 @@ def is_set(value: Any) -> bool:
     if isinstance(value, (list, tuple, Set)):
         return True
     return len(getattr(value, "shape", ())) > 0 or hasattr(value, "to_pylist")
+
+
+def likely_separator(outputs: Collection[str]) -> str | None:
+    """What probably stands between labels, as in "a;b" among outputs that are "a" or have "b", too; None if nothing."""
+    for separator in SEPARATORS:
+        parts = {output: {part.strip() for part in output.split(separator)} for output in outputs}
+        joined = [found for found in parts.values() if len(found) > 1]
+        of = Counter(itertools.chain.from_iterable(parts.values()))
+        if len(joined) > 1 and 2 * sum(all(of[part] > 1 for part in found) for found in joined) > len(joined):
+            return separator
+    return None
 
 
 def label_set(value: Any, place: str, names: Sequence[str] = (), separator: str | None = None) -> tuple[str, ...]:

@@ -262,3 +262,19 @@ def test_lists_that_were_written_as_text_and_a_separator_that_separates_nothing_
     caplog.clear()
     open_stream(rows, Columns(label_separator="|")).task()
     assert not caplog.records
+
+
+def test_a_separator_that_was_forgotten_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "iai_hf")
+
+    def told(outputs: list[str], separator: str | None = None) -> str:
+        caplog.clear()
+        open_stream([{"input": "a", "output": output} for output in outputs], Columns(label_separator=separator)).task()
+        return caplog.text
+
+    several = ["food;sports", "food", "sports; politics", "politics"] * 4
+    assert "';' between" in told(several)
+    assert "look like" not in told(several, ";")
+    assert "look like" not in told(["food, drink", "sports, leisure", "politics"] * 4)
+    assert "look like" not in told(["Paris, France", "Lyon, France", "Rome, Italy", "Turin, Italy"])
+    assert "look like" not in told(["one", "two"] * 4)
