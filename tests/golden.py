@@ -39,6 +39,7 @@ class Case:
 
     Attributes:
         trained: whether its learned numbers are moved away from where they start, by noise.
+        former: whether its updates were others when its state was saved, which answers as it did all the same.
     """
 
     method: str
@@ -46,6 +47,7 @@ class Case:
     config: Mapping[str, Any] = field(default_factory=dict)
     kind: Kind = "classification"
     trained: bool = False
+    former: bool = False
 
 
 def _cases() -> dict[str, Case]:
@@ -69,7 +71,9 @@ def _cases() -> dict[str, Case]:
         if isinstance(made, Learned) and any(True for _ in made.module.parameters()):
             config = {**row.config, **({"kind": row.kind} if row.backbone == "numeric" else {})}
             rows[f"{name}-trained"] = Case(row.method, row.backbone, config, row.kind, trained=True)
-    for name in ("iterative", "iterative-explicit", "iterative-implicit"):
+    rows["iterative-multi-label"] = Case("iterative", "encoder", kind="multi-label", former=True)
+    rows["iterative-multi-label-damped"] = Case("iterative", "encoder", kind="multi-label")
+    for name in ("iterative-explicit", "iterative-implicit"):
         rows[f"{name}-multi-label"] = Case(name, "encoder", kind="multi-label")
     for name in ("in-context", "lm-state"):
         row = rows[name]

@@ -16,6 +16,8 @@ from iai_hf.amortizer import Amortizer
 
 def compare(found: dict[str, Any], name: str) -> None:
     expected = json.loads((golden.folder(name) / "expected.json").read_text())
+    if name in CASES and CASES[name].former:
+        del expected["whole"], found["whole"]
     near = DEEP_TOLERANCE if "deep" in name else TOLERANCE
     assert found.keys() == expected.keys()
     for end, answers in expected.items():
@@ -32,7 +34,7 @@ def answers_anew(case: Case, model: Amortizer) -> dict[str, Any]:
     return golden.answers(case, model, golden.part(case, model))
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if not case.former])
 def test_it_answers_as_it_did(name: str) -> None:
     compare(answers_anew(CASES[name], golden.stored(name, CASES[name])), name)
 
