@@ -13,10 +13,11 @@ import datasets
 import numpy
 import pandas
 import pytest
+import scipy.sparse
 from conftest import LABELS, examples, log_probs
 from sklearn.base import clone
 from sklearn.exceptions import DataConversionWarning, NotFittedError, SkipTestWarning
-from sklearn.metrics import get_scorer, log_loss, roc_auc_score
+from sklearn.metrics import f1_score, get_scorer, log_loss, roc_auc_score
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import check_estimator
@@ -257,3 +258,96 @@ def test_rows_sorted_by_class_are_mixed_before_they_are_read() -> None:
     ]
     assert min(scores[:2]) > 0.9
     assert scores[2] < scores[0]
+
+
+SEVERAL = [[output, *["short"] * (i % 2)] for i, output in enumerate(OUTPUTS)]
+SEVERAL[:3] = [[], [], []]
+NAMED = sorted([*LABELS, "short"])
+MATRIX = numpy.array([[int(name in own) for name in NAMED] for own in SEVERAL])
+
+
+@pytest.mark.parametrize("method", ["iterative", "iterative-implicit", "in-context"])
+def test_rows_of_several_labels_are_answered_by_a_matrix(method: str, encoder: Backbone, causal: Backbone) -> None:
+    backbone = causal if method == "in-context" else encoder
+    classifier = IAIClassifier(method, backbone=backbone, chunk_size=16, shuffle_seed=None).fit(TEXTS, SEVERAL)
+    assert (list(classifier.classes_), classifier.multilabel_) == (NAMED, True)
+    amortizer = AutoAmortizer.from_pretrained(method, backbone=backbone)
+    rows = [{"input": text, "output": own} for text, own in zip(TEXTS, SEVERAL, strict=True)]
+    state = amortizer.adapt(rows, task=TaskSpec("multi-label", tuple(NAMED)), chunk_size=16, progress=False)
+    wanted = amortizer.predict(state, TEXTS[:9])
+    assert wanted.probabilities is not None
+    numpy.testing.assert_allclose(classifier.predict_proba(TEXTS[:9]), wanted.probabilities, atol=1e-4)
+    given = classifier.predict(TEXTS[:9])
+    assert (given.shape, given.dtype) == ((9, 4), numpy.int64)
+    assert [{NAMED[i] for i in row.nonzero()[0]} for row in given] == [set(own) for own in wanted.outputs]
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda: MATRIX,
+        lambda: MATRIX.astype(bool),
+        lambda: MATRIX.tolist(),
+        lambda: scipy.sparse.csr_matrix(MATRIX),
+        lambda: pandas.DataFrame(MATRIX, columns=NAMED),
+        lambda: [set(own) for own in SEVERAL],
+    ],
+)
+def test_matrices_frames_and_sets_are_one_task(form: Callable[[], Any], classifier: IAIClassifier) -> None:
+    y = form()
+    found = classifier.fit(TEXTS, y)
+    wanted = clone(classifier).fit(TEXTS, SEVERAL)
+    named = NAMED if hasattr(y, "columns") or (isinstance(y, list) and isinstance(y[0], set)) else list(range(4))
+    assert list(found.classes_) == named
+    assert (found.predict(TEXTS) == MATRIX).mean() > 0.7
+    if named == NAMED:
+        numpy.testing.assert_allclose(found.predict_proba(TEXTS), wanted.predict_proba(TEXTS), atol=1e-5)
+    assert 0 < found.score(TEXTS, y) <= 1
+    assert f1_score(MATRIX, found.predict(TEXTS), average="micro") > 0.6
+
+
+def test_parts_of_several_labels_make_the_whole(classifier: IAIClassifier) -> None:
+    whole = clone(classifier).fit(TEXTS, SEVERAL)
+    parts = clone(classifier).partial_fit(TEXTS[:32], MATRIX[:32], NAMED).partial_fit(TEXTS[32:], SEVERAL[32:])
+    numpy.testing.assert_array_equal(whole.predict(TEXTS), parts.predict(TEXTS))
+    parts.partial_fit(["something else"] * 3, [["other"], [], ["other", "food"]])
+    assert list(parts.classes_) == sorted([*NAMED, "other"])
+    assert parts.predict(TEXTS).shape == (60, 5)
+    assert cross_val_score(classifier, TEXTS, MATRIX, cv=3).shape == (3,)
+
+
+@pytest.mark.parametrize(
+    ("y", "words"),
+    [
+        (2 * MATRIX, "expected an indicator matrix"),
+        (MATRIX - 1, "expected an indicator matrix"),
+        (MATRIX + numpy.nan, "columns"),
+        ([["food", "food"]] * 60, "twice"),
+        ([["food"], "food"] * 30, "list of labels"),
+        ([["food", 3]] * 60, "indicator matrix"),
+        ([[]] * 60, "0 class"),
+        (SEVERAL[:-1], "59"),
+        (pandas.DataFrame(MATRIX, columns=["a", "a", "b", "c"]), "called alike"),
+    ],
+)
+def test_what_is_no_set_of_labels_leaves_the_estimator_as_it_was(y: Any, words: str, classifier: IAIClassifier) -> None:
+    classifier.fit(TEXTS, SEVERAL)
+    before = classifier.predict_proba(TEXTS[:4])
+    calls = (classifier.fit, classifier.partial_fit)
+    for call in calls[:1] if words == "0 class" else calls:  # in a part there may be no label
+        with pytest.raises((DataError, ValueError), match=words):
+            call(TEXTS, y)
+    numpy.testing.assert_array_equal(classifier.predict_proba(TEXTS[:4]), before)
+
+
+def test_one_label_and_several_are_not_mixed(classifier: IAIClassifier) -> None:
+    one, several = clone(classifier).fit(TEXTS, OUTPUTS), clone(classifier).fit(TEXTS, MATRIX)
+    for made, y in ((one, SEVERAL), (several, OUTPUTS), (several, MATRIX[:, :3]), (several, SEVERAL)):
+        before = made.predict_proba(TEXTS[:4])
+        with pytest.raises(DataError):
+            made.partial_fit(TEXTS, y)
+        numpy.testing.assert_array_equal(made.predict_proba(TEXTS[:4]), before)
+    with pytest.raises(ConfigError, match="unlabelled"):
+        IAIClassifier(backbone=classifier.backbone, unlabelled=True).fit(TEXTS, MATRIX)
+    with pytest.raises(DataError, match="numeric-parametric"):
+        IAIClassifier("numeric-parametric").fit(numpy.arange(120.0).reshape(60, 2), MATRIX)
