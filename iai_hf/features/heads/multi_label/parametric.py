@@ -29,7 +29,7 @@ HYPERPARAMETERS = {
     **INITIAL,
     **{f"weight_{name}": 1.0 if name == "frequency" else 0.2 for name in LABEL_EXPERTS},
     **{f"precision_{name}": 30.0 for name in LABEL_EXPERTS},
-    "safety": 4.0,  # factor on the curvature, which is not the same everywhere
+    "safety": 2.5,  # factor on the curvature, which is not the same everywhere
     "penalty": 30.0,  # of the correction, in units of the features' total variance and of the curvature
     "warmup": 32.0,  # examples after which a correction step has half its size, and the curvature half its prior value
 }
