@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from iai_hf.ahead import ahead
 from iai_hf.config import whole_number
 from iai_hf.cursor import Cursor
 from iai_hf.data import Columns, Stream, open_stream
 from iai_hf.errors import DataError, StateError
 from iai_hf.files import STATE_FILE, claimed
+from iai_hf.header import StreamPosition
 from iai_hf.methods import check_takes_unlabelled
+from iai_hf.progress import Progress
 from iai_hf.state import TaskState, check_folder
 from iai_hf.task import LABELLED, Chunk, TaskSpec
 
@@ -33,6 +36,9 @@ class Updates(Protocol):
 
     def init_state(self, task: TaskSpec | None = None) -> TaskState:
         """The state before any example."""
+
+    def read_ahead(self, chunk: Chunk) -> None:
+        """Make what `update` with the chunk will need but for the model."""
 
     def update(self, state: TaskState, chunk: Chunk) -> TaskState:
         """The state refined by one chunk."""
@@ -58,6 +64,7 @@ def adapt(
     checkpointing_steps: int = 20,
     on_step: Callable[[TaskState, Chunk], None] | None = None,
     progress: bool = True,
+    read_ahead: bool = True,
 ) -> TaskState:
     """Stream `data` through `update` and return the last state.
 
@@ -75,10 +82,13 @@ def adapt(
         output: folder, held by this run alone, to which the state is saved every `checkpointing_steps` chunks and at
             the end; of several processes that read together (`Backbone.split_over_processes`), the first saves.
         on_step: called after each update with the new state and its chunk.
-        progress: show a progress bar on standard error.
+        progress: show rows, tokens a second and the time left: a bar on standard error, or where that is no terminal
+            a line a minute in the log.
+        read_ahead: read and tokenise rows of files, lists and datasets in a thread, while the model is at those before.
+            False does so in this thread, for a dataset whose code can't run in another. The state is the same.
 
     Raises:
-        DataError: nothing to read, malformed data, or a single class.
+        DataError: nothing to read, malformed data, a file that changed meanwhile, or a single class.
         ConfigError: rows without a label for a method that can't take them.
         StateError: `resume` without a state, or with one that was in another stream; `task` is not the state's;
             another run writes to `output`, or it holds something else, or a state that was not given.
@@ -96,49 +106,58 @@ def adapt(
         check_folder(output)
         if state is None and (output / STATE_FILE).is_file():
             raise StateError(f"{output} holds a state already; pass it as `state` to go on, or choose another folder")
-    if task is not None and not isinstance(task, TaskSpec):
-        raise DataError(f"task is {task!r}; expected e.g. TaskSpec('classification')")
-    if state is not None:  # a table is read as the state knows it, by the names of its columns
-        named = columns or (data.columns if isinstance(data, Stream) else Columns())
-        columns = replace(named, numbers=state.task.columns or None)
-    stream = open_stream(data, columns, split=split, shuffle_seed=shuffle_seed)
-    if unlabelled is not None or stream.columns.allow_missing_outputs:
-        check_takes_unlabelled(amortizer)
-    whole = stream
-    if unlabelled is not None:
-        texts = open_stream(unlabelled, Columns(stream.columns.input, None), split=split)
-        if texts.fingerprint is not None and texts.fingerprint == stream.fingerprint:
-            log.warning("the unlabelled texts are those of the data itself, which tell nothing more")
-        whole = stream.behind(texts)
-    cursor = Cursor(whole, chunk_size, shuffle_seed)
-    if state is None:
-        if resume:
-            raise StateError("there is no state to resume; start without resume")
-        state = amortizer.init_state(stream.task(task, max_examples))
-    else:
-        amortizer.check(state)
-        _check_task(task, state.task, resume)
-        stream.check_labels(state.task, max_examples)
-        if resume:
-            cursor.resume(state.header)
+    with ExitStack() as stack:
+        if output is not None:
+            stack.enter_context(claimed(output))  # before anything is read
+        if task is not None and not isinstance(task, TaskSpec):
+            raise DataError(f"task is {task!r}; expected e.g. TaskSpec('classification')")
+        if state is not None:  # a table is read as the state knows it, by the names of its columns
+            named = columns or (data.columns if isinstance(data, Stream) else Columns())
+            columns = replace(named, numbers=state.task.columns or None)
+        stream = open_stream(data, columns, split=split, shuffle_seed=shuffle_seed)
+        if unlabelled is not None or stream.columns.allow_missing_outputs:
+            check_takes_unlabelled(amortizer)
+        whole = stream
+        if unlabelled is not None:
+            texts = open_stream(unlabelled, Columns(stream.columns.input, None), split=split)
+            if texts.fingerprint is not None and texts.fingerprint == stream.fingerprint:
+                log.warning("the unlabelled texts are those of the data itself, which tell nothing more")
+            whole = stream.behind(texts)
+        cursor = Cursor(whole, chunk_size, shuffle_seed)
+        if state is None:
+            if resume:
+                raise StateError("there is no state to resume; start without resume")
+            state = amortizer.init_state(stream.task(task, max_examples))
         else:
-            if stream.fingerprint is not None and stream.fingerprint in state.header.read:
-                log.warning("the state has read this data already: every example will count once more")
-            elif stream.continues(state.header.read):
-                log.warning(
-                    "%s begins with rows that the state has read already, which will count once more: name a file of "
-                    "the new ones, or resume, which reads only these (where a stream is not shuffled)",
-                    stream.file,
-                )
-            state = state.behind_its_stream()
-    stop = None if max_examples is None else whole.ahead + max_examples
-    bar = _progress(whole, cursor.position.examples, stop, progress and first_process)
-    with nullcontext() if output is None else claimed(output), bar:
-        saved = state
+            amortizer.check(state)
+            _check_task(task, state.task, resume)
+            stream.check_labels(state.task, max_examples)
+            if resume:
+                cursor.resume(state.header)
+            else:
+                if stream.fingerprint is not None and stream.fingerprint in state.header.read:
+                    log.warning("the state has read this data already: every example will count once more")
+                elif stream.continues(state.header.read):
+                    log.warning(
+                        "%s begins with rows that the state has read already, which will count once more: name a file "
+                        "of the new ones, or resume, which reads only these (where a stream is not shuffled)",
+                        stream.file,
+                    )
+                state = state.behind_its_stream()
+        stop = None if max_examples is None else whole.ahead + max_examples
+        reading = cursor.chunks(stop)
+        if read_ahead and whole.threaded:
+            reading = _ahead(amortizer, reading)
+        length = None if whole.length is None else whole.ahead + whole.length
+        total = length if stop is None else min(stop, length or stop)
+        meter = amortizer.backbone.meter
+        saved, position = state, cursor.position
+        bar = stack.enter_context(Progress(total, position.examples, progress and first_process, lambda: meter.tokens))
+        stack.enter_context(closing(reading))
         unseen_ahead = set(task.labels if task is not None else ())
         try:
-            for chunk in cursor.chunks(stop):
-                state = amortizer.update(state, chunk).at(cursor.position, stream.hub_id)
+            for position, chunk in reading:
+                state = amortizer.update(state, chunk).at(position, stream.hub_id)
                 bar.update(chunk.rows)
                 unseen_ahead.difference_update(chunk.labels)
                 if on_step is not None:
@@ -146,12 +165,16 @@ def adapt(
                 if output is not None and state.header.steps % checkpointing_steps == 0:
                     state.save_pretrained(output)
                     saved = state
-        except KeyboardInterrupt:
-            if output is not None and state is not saved:  # what was read so far need not be read again
+        except (KeyboardInterrupt, DataError):
+            behind = state.header.stream
+            if (
+                output is not None and state is not saved and behind is not None
+            ):  # what was read so far need not be read again
                 state.save_pretrained(output)
+                log.warning("%s holds the state of the first %s rows", output, f"{behind.examples:,}")
             raise
-        group.agree("end", str(cursor.position.examples))
-        if cursor.position.examples == 0:
+        group.agree("end", str(position.examples))
+        if position.examples == 0:
             raise DataError("the dataset has no examples; expected at least one")
         if state.task.kind in LABELLED and not state.task.labels:
             raise DataError(
@@ -174,6 +197,19 @@ def adapt(
     return state
 
 
+def _ahead(
+    amortizer: Updates, chunks: Iterator[tuple[StreamPosition, Chunk]]
+) -> Generator[tuple[StreamPosition, Chunk], None, None]:
+    """The chunks, each read and made ready for the model in a thread, while the one before is used."""
+
+    def ready() -> Iterator[tuple[StreamPosition, Chunk]]:
+        for position, chunk in chunks:
+            amortizer.read_ahead(chunk)
+            yield position, chunk
+
+    return ahead(ready())
+
+
 def _check_task(given: TaskSpec | None, known: TaskSpec, resume: bool) -> None:
     """Raise StateError where the task that is given is not the state's."""
     if given is None:
@@ -188,11 +224,3 @@ def _check_task(given: TaskSpec | None, known: TaskSpec, resume: bool) -> None:
             f"the state's labels are {list(known.labels)}, not {list(given.labels)}; leave the labels out (new ones "
             "join with their first example), or start anew"
         )
-
-
-def _progress(stream: Stream, start: int, stop: int | None, show: bool) -> Any:
-    from huggingface_hub.utils import tqdm
-
-    length = None if stream.length is None else stream.ahead + stream.length
-    total = length if stop is None else min(stop, length or stop)
-    return tqdm(total=total, initial=start, unit=" examples", desc="adapt", disable=None if show else True)

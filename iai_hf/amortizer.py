@@ -116,6 +116,9 @@ class Amortizer(Answers, Edits, Watches, ABC, Generic[Config]):
         `task` already has the chunk's labels, new ones last; `examples` were seen before the chunk.
         """
 
+    def read_ahead(self, chunk: Chunk) -> None:
+        """Make what `update` with `chunk` will need but for the model, in a thread beside it; here nothing."""
+
     def absorb(
         self, tensors: Mapping[str, torch.Tensor], task: TaskSpec, inputs: Sequence[Any]
     ) -> tuple[Mapping[str, torch.Tensor], Mapping[str, int]]:

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import replace
 
 from iai_hf.data import Record, Stream
@@ -74,13 +74,13 @@ class Cursor:
                 "with the state in the place of a method, and save the outcome in another folder"
             )
 
-    def chunks(self, stop: int | None) -> Iterator[Chunk]:
-        """Chunks up to record `stop`; `position` follows."""
+    def chunks(self, stop: int | None) -> Generator[tuple[StreamPosition, Chunk], None, None]:
+        """Chunks up to record `stop`, and the position behind each; `position` follows."""
         for records in self.stream.batches(self.position.chunk_size, self.position.examples, stop):
             if self.stream.fingerprint is None:
                 self._digest(records)
             self.position = replace(self.position, examples=self.position.examples + len(records))
-            yield chunk_of(records)
+            yield self.position, chunk_of(records)
 
     def _skip(self, at: StreamPosition) -> None:
         """Read up to the position, so that the records there are known; a generator goes on from there."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -11,7 +10,8 @@ from typing import Any
 
 from iai_hf import values
 from iai_hf.errors import DataError
-from iai_hf.readers import class_names, file_fingerprint, is_file, load_hub_dataset, read_file
+from iai_hf.layout import laid_out
+from iai_hf.readers import Content, class_names, is_file, load_hub_dataset, read_file
 from iai_hf.stream import PEEK, Columns, Record, Stream, check_columns
 from iai_hf.task import MAX_LABELS, distinct
 
@@ -33,7 +33,8 @@ def open_stream(
 
     Files and sequences are read through once, so that a malformed row is found before hours of work. With
     `shuffle_seed` the order is a permutation made from the seed alone, the same on every machine, so that a position
-    in it can be resumed. It needs random access: files are laid out as Arrow in the datasets cache once.
+    in it can be resumed. It needs random access: files are laid out in the datasets cache once, and what that takes on
+    disk is told before (`iai_hf.layout`).
 
     Raises:
         DataError: nothing there to read, a malformed row, or a stream that can't be shuffled.
@@ -70,22 +71,24 @@ def open_stream(
     if shuffle_seed is not None:
         raise DataError("a stream without random access can't be shuffled; shuffle it at its source, or pass a file")
     feature = (getattr(data, "features", None) or {}).get(columns.output)
-    stream = Stream(None, None, _Rows(data), columns, _names(feature))
+    threaded = isinstance(data, (list, tuple, datasets.IterableDataset))
+    stream = Stream(None, None, _Rows(data), columns, _names(feature), threaded=threaded)
     return _scanned(stream) if isinstance(data, Sequence) else stream
 
 
 def _from_file(path: Path, columns: Columns, shuffle_seed: int | None) -> Stream:
-    fingerprint = file_fingerprint(path)
+    content = Content.of(path)
     stream = Stream(
-        fingerprint,
+        content.fingerprint,
         None,
-        lambda start: itertools.islice(read_file(path, columns.quotes), start, None),
+        lambda start: itertools.islice(content.unchanged(read_file(path, columns.quotes)), start, None),
         columns,
         class_names(path, columns.output),
+        threaded=True,
     )
     if shuffle_seed is None:
         return replace(_scanned(stream), file=path)
-    return replace(_from_dataset(_as_arrow(stream, path), fingerprint, columns, shuffle_seed), file=path)
+    return replace(_from_dataset(laid_out(stream, path), content.fingerprint, columns, shuffle_seed), file=path)
 
 
 def _scanned(stream: Stream) -> Stream:
@@ -121,7 +124,7 @@ def _from_dataset(data: Any, fingerprint: str, columns: Columns, shuffle_seed: i
                 number = position if order is None else int(order[position])
                 yield f"row {number}", {name: part[i] for name, part in parts.items()}
 
-    stream = Stream(fingerprint, length, rows, columns, names)
+    stream = Stream(fingerprint, length, rows, columns, names, threaded=not made)
     return stream if made or columns.output is None else replace(stream, outputs=_different(data, stream))
 
 
@@ -210,32 +213,3 @@ def _equal(one: Any, other: Any) -> bool:
         return bool(one == other)
     except ValueError:  # arrays, which have no one answer
         return type(one) is type(other)
-
-
-def _as_arrow(stream: Stream, path: Path) -> Any:
-    """The file's columns as a memory-mapped dataset; the cache key is the content, so it is made once."""
-    import datasets
-
-    columns = stream.columns
-
-    def rows() -> Iterator[dict[str, Any]]:
-        names = stream.task().columns if columns.numbers is not None else ()
-        for record in stream.records():
-            given = dict(zip(names, record.input, strict=True)) if names else {columns.input: record.input}
-            yield {**given, columns.output or "": record.output}
-
-    key = hashlib.sha256(f"{stream.fingerprint} {columns} {stream.class_names}".encode()).hexdigest()[:32]
-    features = None
-    if columns.numbers is None:  # else a file whose first outputs are missing would have a column of nothing
-        text = datasets.Value("string")
-        several = any(isinstance(record.output, tuple) for record in itertools.islice(stream.records(), 1))
-        features = datasets.Features(
-            {columns.input: text, columns.output or "": datasets.List(text) if several else text}
-        )
-    try:
-        return datasets.Dataset.from_generator(rows, features=features, fingerprint=key)
-    except Exception as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, DataError):
-            cause = cause.__cause__
-        raise cause or DataError(f"{path} can't be laid out for shuffling ({error})") from error

@@ -75,8 +75,8 @@ def adapt_partition(
         check_takes_unlabelled(amortizer)
     stream = open_stream(itertools.chain([first], rows), columns)
     cursor, state = Cursor(stream, chunk_size, None), amortizer.init_state(stream.task(task))
-    for chunk in cursor.chunks(None):  # a partition may have a single label: that is judged where all are merged
-        state = amortizer.update(state, chunk).at(cursor.position)
+    for position, chunk in cursor.chunks(None):  # a single label is no fault here: that is judged where all are merged
+        state = amortizer.update(state, chunk).at(position)
     yield pandas.DataFrame({"state": [state.to_bytes()], "examples": [state.header.examples]})
 
 

@@ -7,8 +7,10 @@ text "NA" (type-guessing readers turn it into a missing value).
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from iai_hf import hub
 from iai_hf.delimited import read_delimited
 from iai_hf.errors import DataError
 
+Row = tuple[str, dict[str, Any]]  # where it is, and its columns
+BLOCK = 256  # rows that are read before they are given out
 SUFFIXES = {
     ".jsonl": "jsonl",
     ".json": "jsonl",
@@ -82,6 +86,75 @@ def beginning(path: Path, known: Collection[str]) -> str | None:
             if found := next((end for end in ends if end in known), None):
                 return found
     return None
+
+
+@dataclass
+class Content:
+    """A file as it was found.
+
+    Attributes:
+        fingerprint: see `file_fingerprint`.
+        seen: what the system says of the file, which is another after each writing.
+    """
+
+    path: Path
+    fingerprint: str
+    seen: tuple[int, int, int]
+
+    @classmethod
+    def of(cls, path: Path) -> Content:
+        """That of a file now.
+
+        Raises:
+            DataError: no file that can be read, or one that is being written to.
+        """
+        check_file(path)
+        seen = _signature(path)
+        found = cls(path, file_fingerprint(path), seen)
+        if _signature(path) != seen:
+            found._check_unchanged(0)
+        return found
+
+    def unchanged(self, rows: Iterator[Row]) -> Iterator[Row]:
+        """Its rows, each of which was read while the file was as it was found.
+
+        Raises:
+            DataError: it is another by now; the message says how many of its rows were read before.
+        """
+        read = 0
+        while True:
+            try:
+                block = list(itertools.islice(rows, BLOCK))
+            except DataError:
+                self._check_unchanged(read)
+                raise
+            self._check_unchanged(read)
+            yield from block
+            read += len(block)
+            if len(block) < BLOCK:
+                return
+
+    def _check_unchanged(self, read: int) -> None:
+        before, now = self.seen, _signature(self.path)
+        if now == before:
+            return
+        if now[0] == before[0] and file_fingerprint(self.path) == self.fingerprint:
+            self.seen = now  # it was touched, or written as it had been
+            return
+        sizes = f"it had {before[0]:,} bytes and has {now[0]:,}" if now[0] != before[0] else "it has other content"
+        raise DataError(
+            f"{self.path} changed while it was read: {sizes}. The first {read:,} rows were read as they had been, none "
+            "after that; read a copy that nobody writes to"
+        )
+
+
+def _signature(path: Path) -> tuple[int, int, int]:
+    """Size, time of the last writing, and which file it is."""
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise DataError(f"can't read {path}: {error.strerror}") from error
+    return found.st_size, found.st_mtime_ns, found.st_ino
 
 
 def read_file(path: Path, quotes: bool | None = None) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -96,6 +96,7 @@ class Stream:
         file: that the records are of.
         unlabelled: whose inputs are read before all else, as rows without a label.
         rows: `rows(start)` yields `(place, row)` from record `start` on.
+        threaded: whether rows may be read in another thread, before they are asked for: reading takes none away.
     """
 
     fingerprint: str | None
@@ -107,6 +108,7 @@ class Stream:
     hub_id: str | None = None
     file: Path | None = None
     unlabelled: Stream | None = None
+    threaded: bool = False
 
     def behind(self, unlabelled: Stream) -> Stream:
         """The stream that begins with the inputs of another one, as rows without a label.
@@ -123,7 +125,8 @@ class Stream:
         whole = None
         if self.fingerprint is not None and unlabelled.fingerprint is not None:
             whole = f"{self.fingerprint}{BEHIND}{unlabelled.fingerprint}"
-        return replace(self, fingerprint=whole, unlabelled=unlabelled)
+        threaded = self.threaded and unlabelled.threaded
+        return replace(self, fingerprint=whole, unlabelled=unlabelled, threaded=threaded)
 
     def continues(self, known: Collection[str]) -> str | None:
         """The fingerprint among `known` of what the file was before rows were appended; None if there is none."""

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from iai_hf.backbones import self_test
 from iai_hf.backbones.attention import plain_attention
-from iai_hf.backbones.batching import length_buckets, padded, pass_tokens
+from iai_hf.backbones.batching import length_buckets, pass_tokens
 from iai_hf.backbones.low_rank import LowRank, applied, called_linear_layers, layer_of
-from iai_hf.backbones.reading import Entrance, Reading, entrances, told
+from iai_hf.backbones.reading import Entrance, KeptReadings, Meter, Reading, entrances, told
 from iai_hf.backbones.sentence_transformers import Pipeline
 from iai_hf.backbones.tokenizing import TextTokenizer
 from iai_hf.errors import BackboneError
 from iai_hf.processes import Group
-from iai_hf.threads import Lock, cached_pass, one_at_a_time
+from iai_hf.threads import Lock, cached_pass, computing, one_at_a_time
 
 if TYPE_CHECKING:
     import torch
@@ -72,6 +72,7 @@ class Backbone:
         self.lock = Lock()
         self.group = Group()  # the processes that texts are read together with
         self._entrances: dict[int, Entrance | None] = {}
+        self.meter, self._kept = Meter(), KeptReadings()
 
     @property
     def plain(self) -> Backbone:
@@ -94,7 +95,7 @@ class Backbone:
                     other.__dict__.pop(name, None)
         if model is not None:
             other.model, other.lock, other._entrances = model, Lock(), {}
-        other.pipeline, other._plain = pipeline or self.pipeline, self.plain
+        other.pipeline, other._plain, other._kept = pipeline or self.pipeline, self.plain, KeptReadings()
         other.__dict__["fingerprint"] = fingerprint
         return other
 
@@ -291,7 +292,7 @@ class Backbone:
     def alone(self) -> Backbone:
         """The same that reads by itself: of several processes only one would read a sample."""
         alone = copy.copy(self)
-        alone.group = Group()
+        alone.group, alone._kept = Group(), KeptReadings()
         return alone
 
     @cached_pass
@@ -332,7 +333,12 @@ class Backbone:
 
     def _reading(self, texts: Sequence[str], max_tokens: int | None) -> Reading:
         self.group.agree(self.name, str(max_tokens), *texts)
-        return Reading.of(self, texts, max_tokens)
+        return self._kept.take((max_tokens, *texts)) or Reading.of(self, texts, max_tokens)
+
+    def read_ahead(self, texts: Sequence[str], max_tokens: int | None = None) -> None:
+        """Make what `features` of the same texts will need but for the model's passes, in a thread beside them."""
+        with computing():
+            self._kept.put((max_tokens, *texts), Reading.of(self, texts, max_tokens).ready(self))
 
     def groups(self, reading: Reading) -> list[list[int]]:
         """Windows that are read together."""
@@ -352,12 +358,11 @@ class Backbone:
         import torch
 
         reading = texts if isinstance(texts, Reading) else self._reading(texts, max_tokens)
-        owners, windows = reading.owners, reading.windows
         sums = torch.zeros(len(reading), self.width * len(self.pipeline.modes), dtype=torch.float32)
         with passing:
-            for group in self.groups(reading)[self.group.index :: self.group.count]:
-                batch, mask = padded([windows[i] for i in group], self.pad_id, self.device)
-                of_group = [owners[i] for i in group]
+            for made in reading.batches(self):
+                group, batch, mask = made.to(self.device)
+                of_group = [reading.owners[i] for i in group]
                 chosen = None
                 if adapter_indices is not None:
                     chosen = torch.tensor([[adapter_indices[owner]] for owner in of_group], device=self.device)
@@ -366,16 +371,13 @@ class Backbone:
                 sums.index_add_(0, torch.tensor(of_group), pooled)
         own = sums.detach()
         sums = sums + (self.group.total(own) - own)
-        lengths = torch.tensor([len(window) for window in windows], dtype=torch.float32)
-        tokens = torch.zeros(len(reading), dtype=torch.float32).index_add_(
-            0, torch.tensor(owners, dtype=torch.long), lengths
-        )
-        vectors = self.pipeline.finish(sums / tokens[:, None])
+        vectors = self.pipeline.finish(sums / reading.tokens_of_each[:, None])
         norms = vectors.norm(dim=-1, keepdim=True)
         if not math.isfinite(float(norms.detach().sum())):
             bad = next(text for text, norm in zip(texts, norms, strict=True) if not norm.isfinite())
             remedy = "lower learning_rate, or set depth to 0" if weights else "try float32"
             raise BackboneError(f"{self.name} gave features that are not finite, e.g. for {bad[:40]!r}; {remedy}")
+        self.meter.tokens += reading.tokens
         return Features(vectors / norms if unit_length else vectors, reading.tokens, sum(reading.cut))
 
     def read(self, texts: Sequence[str]) -> list[list[int]]:

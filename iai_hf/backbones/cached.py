@@ -36,6 +36,7 @@ class CachedBackbone(Backbone):
         parts = (backbone.tokenizer, backbone.model, backbone.pipeline, backbone.source)
         super().__init__(backbone.name, backbone.revision, *parts)
         self.backbone, self.folder, self.lock = backbone, Path(folder), backbone.lock  # the model is the same
+        self.meter = backbone.meter
         self._shards: dict[int | None, list[dict[str, torch.Tensor]]] = {}
         self._places: dict[int | None, dict[bytes, tuple[int, int]]] = {}
 
@@ -71,6 +72,9 @@ class CachedBackbone(Backbone):
 
     def prefill_texts(self, texts: Sequence[str], max_tokens: int | None, first_layer: int) -> Reading:
         return self.backbone.prefill_texts(texts, max_tokens, first_layer)
+
+    def read_ahead(self, texts: Sequence[str], max_tokens: int | None = None) -> None:
+        """Nothing: which of the texts the model has to read is known when they are asked for."""
 
     @one_at_a_time
     def features(

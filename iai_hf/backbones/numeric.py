@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from iai_hf.backbones.backbone import Backbone, Features
+from iai_hf.backbones.reading import Meter
 from iai_hf.errors import BackboneError
 from iai_hf.processes import Group
 
@@ -29,7 +30,7 @@ class NumericBackbone(Backbone):
 
     def __init__(self, name: str, device: torch.device) -> None:
         self.name, self.revision, self.source, self.device = name, None, "", device
-        self.group = Group()
+        self.group, self.meter = Group(), Meter()
         self.config = self._configured(8, 1)
 
     @cached_property

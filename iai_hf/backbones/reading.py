@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, overload
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     import torch
 
     from iai_hf.backbones.sentence_transformers import Pipeline
+    from iai_hf.processes import Group
+
+MOST_KEPT = 8  # readings that wait for their use
 
 
 class _Reader(Protocol):
@@ -24,6 +28,7 @@ class _Reader(Protocol):
     name: str
     device: torch.device
     pipeline: Pipeline
+    group: Group
 
     @property
     def base(self) -> torch.nn.Module: ...
@@ -53,6 +58,18 @@ class Entrance(NamedTuple):
     hands_on: Callable[..., Any]
 
 
+class Batch(NamedTuple):
+    """Windows that are read together: their numbers, padded ids int64 `[windows, longest]`, and their mask or None."""
+
+    windows: list[int]
+    ids: torch.Tensor
+    mask: torch.Tensor | None
+
+    def to(self, device: torch.device) -> Batch:
+        """The same with its tensors on another device."""
+        return Batch(self.windows, self.ids.to(device), None if self.mask is None else self.mask.to(device))
+
+
 @dataclass(frozen=True, eq=False)
 class Reading(Sequence[str]):
     """Texts, and how they are read; those that were read up to a layer are read on from there.
@@ -67,6 +84,7 @@ class Reading(Sequence[str]):
         lengths: tokens that are read of each text, without special ones.
         entrance: where passes begin; None where they are read from the first layer on.
         hidden: what enters there of each window, `[tokens, width]`.
+        made: this process's batches, where they were made ahead.
     """
 
     texts: Sequence[str]
@@ -78,6 +96,7 @@ class Reading(Sequence[str]):
     lengths: Sequence[int]
     entrance: Entrance | None = None
     hidden: Sequence[torch.Tensor] = ()
+    made: Sequence[Batch] = ()
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -100,6 +119,7 @@ class Reading(Sequence[str]):
             cut=[self.cut[number] for number in numbers],
             lengths=[self.lengths[number] for number in numbers],
             hidden=[self.hidden[place] for _, place in at] if self.hidden else (),
+            made=(),
         )
 
     @property
@@ -114,6 +134,29 @@ class Reading(Sequence[str]):
     def tokens(self) -> int:
         """In all windows."""
         return sum(map(len, self.windows))
+
+    @property
+    def tokens_of_each(self) -> torch.Tensor:
+        """In each text's windows, float32 `[texts]`."""
+        import torch
+
+        lengths = torch.tensor([len(window) for window in self.windows], dtype=torch.float32)
+        owners = torch.tensor(self.owners, dtype=torch.long)
+        return torch.zeros(len(self), dtype=torch.float32).index_add_(0, owners, lengths)
+
+    def batches(self, backbone: _Reader) -> Iterable[Batch]:
+        """What this process passes through the model, of all processes that read together."""
+        import torch
+
+        groups = backbone.groups(self)[backbone.group.index :: backbone.group.count]
+        cpu = torch.device("cpu")
+        return self.made or (
+            Batch(group, *padded([self.windows[i] for i in group], backbone.pad_id, cpu)) for group in groups
+        )
+
+    def ready(self, backbone: _Reader) -> Reading:
+        """The same with its batches made, so that only the model's passes are left."""
+        return replace(self, made=list(self.batches(backbone)))
 
     def prefilled(self, backbone: _Reader, entrance: Entrance) -> Reading:
         """The same, read up to an entrance; one pass, no gradient."""
@@ -167,6 +210,42 @@ class Reading(Sequence[str]):
         owners, windows = text_windows(ids, [[*start, *ahead] for ahead in prompts], end, backbone.window)
         windows = [window or [backbone.pad_id] for window in windows]
         return cls(texts, max_tokens, windows, owners, len(start) + before, cut, [len(text) for text in ids])
+
+
+class KeptReadings:
+    """Readings that were made ahead of their use; each is used once, and those that nobody asks for go.
+
+    Any number of threads may put and take. A copy, in this process or another, keeps none.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._made: dict[Hashable, Reading] = {}
+
+    def put(self, key: Hashable, reading: Reading) -> None:
+        """Keep a reading until it is taken, in the place of the oldest where there are too many."""
+        with self._lock:
+            self._made[key] = reading
+            while len(self._made) > MOST_KEPT:
+                self._made.pop(next(iter(self._made)))
+
+    def take(self, key: Hashable) -> Reading | None:
+        """The one that was kept under a key, which is gone then; None where there is none."""
+        with self._lock:
+            return self._made.pop(key, None)
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+    def __reduce__(self) -> tuple[type[KeptReadings], tuple[()]]:
+        return KeptReadings, ()
+
+
+@dataclass
+class Meter:
+    """How many tokens were read for features so far, by a backbone and all its variants."""
+
+    tokens: int = 0
 
 
 def entrances(base: torch.nn.Module, depth: int, first: int) -> list[Entrance]:

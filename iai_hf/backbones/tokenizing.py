@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from iai_hf.threads import Lock
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -20,13 +22,14 @@ class TextTokenizer:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.tokenizer = tokenizer
+        self.tokenizer, self._lock = tokenizer, Lock()
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, without special tokens."""
         # No mask and no segments: for a short query their making is a measurable part of all the work.
         plain = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}
-        found = self.tokenizer(list(texts), verbose=False, split_special_tokens=True, **plain)["input_ids"]
+        with self._lock:  # a fast tokenizer holds settings that a call may change
+            found = self.tokenizer(list(texts), verbose=False, split_special_tokens=True, **plain)["input_ids"]
         return [ids if self._spelt.keys().isdisjoint(ids) else self._spell(ids) for ids in found]
 
     def piece(self, text: str) -> tuple[int, ...]:

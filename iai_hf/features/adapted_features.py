@@ -147,6 +147,10 @@ class AdaptedFeatures(FrozenFeatures[Config]):
             **as_part(EVIDENCE, Evidence.none().tensors()),
         }
 
+    def read_ahead(self, chunk: Chunk) -> None:
+        if not self.config.depth:  # else chunks are read in parts, and retained texts again
+            super().read_ahead(chunk)
+
     def refine(
         self, tensors: Tensors, task: TaskSpec, chunk: Chunk, examples: int
     ) -> tuple[Tensors, Mapping[str, int]]:

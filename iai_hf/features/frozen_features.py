@@ -128,6 +128,10 @@ class FrozenFeatures(Learned[Config]):
         found = self.backbone.features(texts, self.config.max_tokens)
         return self.projected(found.vectors), found.cut
 
+    def read_ahead(self, chunk: Chunk) -> None:
+        for texts in filter(None, (chunk.inputs, chunk.unlabelled)):
+            self.backbone.read_ahead(texts, self.config.max_tokens)
+
     def projected(self, vectors: torch.Tensor) -> torch.Tensor:
         """Features as the head sees them, of the backbone's `[texts, hidden_size]`."""
         return vectors if self._projection is None else vectors @ self._projection
