@@ -336,7 +336,7 @@ class Backbone:
         return self._kept.take((max_tokens, *texts)) or Reading.of(self, texts, max_tokens)
 
     def read_ahead(self, texts: Sequence[str], max_tokens: int | None = None) -> None:
-        """Make what `features` of the same texts will need but for the model's passes, in a thread beside them."""
+        """Make what `features` of these texts will need but the passes, in a thread beside the model."""
         with computing():
             self._kept.put((max_tokens, *texts), Reading.of(self, texts, max_tokens).ready(self))
 
@@ -362,13 +362,12 @@ class Backbone:
         with passing:
             for made in reading.batches(self):
                 group, batch, mask = made.to(self.device)
-                of_group = [reading.owners[i] for i in group]
-                chosen = None
-                if adapter_indices is not None:
-                    chosen = torch.tensor([[adapter_indices[owner]] for owner in of_group], device=self.device)
-                with told(self.name, batch), applied(self.model, weights, chosen), reading.entered(group):
+                owners = [reading.owners[i] for i in group]
+                chosen = [] if adapter_indices is None else [[adapter_indices[owner]] for owner in owners]
+                rows = torch.tensor(chosen, device=self.device) if chosen else None
+                with told(self.name, batch), applied(self.model, weights, rows), reading.entered(group):
                     pooled = self._pool(batch, mask, reading.before).cpu()
-                sums.index_add_(0, torch.tensor(of_group), pooled)
+                sums.index_add_(0, torch.tensor(owners), pooled)
         own = sums.detach()
         sums = sums + (self.group.total(own) - own)
         vectors = self.pipeline.finish(sums / reading.tokens_of_each[:, None])
