@@ -14,11 +14,8 @@ from iai_hf.learned import AUTO
 from iai_hf.threads import computing
 
 if TYPE_CHECKING:
-    import torch
-
     from iai_hf.backbones.conditions import Condition
     from iai_hf.backbones.packing import Row
-    from iai_hf.task import TaskSpec
 
 SENTENCE = "Someone asked for the capital of France, and was told that it is Paris."
 USUAL_GAIN = 4.6  # of the layers of SmolLM2, for which `learning_rate` was chosen; of Gemma 3's it is 1.0
@@ -78,17 +75,6 @@ class LMState(LoRA):
         with computing(), model.lock:
             gains = output_gains(model.model, self.groups, read)
         return {f"up_{group}": gain / USUAL_GAIN for group, gain in gains.items()}
-
-    def combine(
-        self, parts: Sequence[tuple[Mapping[str, torch.Tensor], TaskSpec]], task: TaskSpec
-    ) -> Mapping[str, torch.Tensor]:
-        """Moves from the learned start add up; demonstrations are those of the first state that has any."""
-        import torch
-
-        states = [self.learner.loaded(tensors, torch.device("cpu")) for tensors, _ in parts]
-        shown = [self.retained(tensors) for tensors, _ in parts]
-        first = next((one for one in shown if any(len(tokens) for tokens in one.values())), shown[0])
-        return {**self.learner.stored(self.learner.merged(states)), **first}
 
     def prefill(self, rows: Sequence[Row], condition: Condition) -> Sequence[Row]:
         return self.prompter.model.prefill(rows, condition)

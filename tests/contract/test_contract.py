@@ -26,7 +26,6 @@ from iai_hf.backbones import Backbone
 from iai_hf.backbones.causal_lm import CausalLM
 from iai_hf.errors import BackboneError, ConfigError, DataError, StateError
 from iai_hf.features.frozen_features import FrozenFeatures
-from iai_hf.language_model.lm_state import LMState
 from iai_hf.language_model.prompted import Prompted
 
 
@@ -373,13 +372,12 @@ def test_texts_cut_at_max_tokens_are_counted(amortizer: Amortizer) -> None:
 def test_states_of_parts_merge_into_the_state_of_the_whole(amortizer: Amortizer) -> None:
     rows = rows_of(amortizer, 48)
     parts = [adapt(amortizer, rows[i::2], chunk_size=8) for i in (0, 1)]
-    if not isinstance(amortizer, FrozenFeatures | LMState):
+    if not isinstance(amortizer, FrozenFeatures):
         with pytest.raises(ConfigError, match="can't be merged"):
             amortizer.merge(parts)
         return
     merged, whole = amortizer.merge(parts), adapt(amortizer, rows, chunk_size=8)
     assert (merged.header.examples, merged.header.steps) == (48, 6)
-    assert set(merged.tensors) == set(whole.tensors)
     # The labels turn up in another order in each part, and are brought into one.
     order = [merged.task.labels.index(label) for label in whole.task.labels]
     for name in ("counts", "sums"):

@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import examples
 
-from comparison import compare_encoders, compare_sizes, measure_parts
+from comparison import compare_encoders, compare_sizes
 from comparison.baselines import BASELINES
 from comparison.compare_report import best_rival, table
 from comparison.compare_words import means
@@ -182,30 +182,6 @@ def test_the_best_number_of_demonstrations_is_up_to_the_size() -> None:
     records = [record("4", 0.3), record("8", 0.5), record("16", 0.4)]
     best = [compare_sizes.best_in_context(records, size, ["fv_a"]) for size in ("4", "8", "16")]
     assert best == [[0.3], [0.5], [0.5]]
-
-
-def test_parts_are_measured_beside_the_whole(tasks: Path, tmp_path: Path, causal_folder: Path) -> None:
-    output = tmp_path / "results"
-    options = [
-        "--data_dir",
-        tasks,
-        "--tasks",
-        "a",
-        "b",
-        "--backbone",
-        causal_folder,
-        "--seeds",
-        "2",
-        "--weights",
-        "none",
-    ]
-    options += ["--examples", "32", "--queries", "3", "--output", output]
-    command = [sys.executable, "scripts/comparison/measure_parts.py", *map(str, options)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    records = json.loads((output / "results.json").read_text())
-    assert len(records) == 2 * 2 * len(measure_parts.ROWS)
-    assert all(row in (output / "results.md").read_text() for row in measure_parts.ROWS)
 
 
 def test_means_are_of_rows_that_were_measured_on_all_tasks() -> None:

@@ -190,59 +190,6 @@ def test_a_second_pass_over_a_chunk_is_a_second_update(causal: CausalLM) -> None
         AutoAmortizer.from_pretrained("lora", backbone=causal, config={"passes": 0})
 
 
-def parts_of(causal: CausalLM, rows: list[dict[str, str]], count: int) -> tuple[Prompted, list[TaskState]]:
-    settings = {"rank": 2, "layers": 1, "learning_rate": 0.03}
-    amortizer = AutoAmortizer.from_pretrained("lm-state", backbone=causal, config=settings)
-    assert isinstance(amortizer, Prompted)
-    return amortizer, [amortizer.adapt(rows[i::count], chunk_size=8, progress=False) for i in range(count)]
-
-
-def test_a_merged_state_has_learned_what_its_parts_were_taught(causal: CausalLM) -> None:
-    rows = examples(64)
-    amortizer, parts = parts_of(causal, rows, 4)
-    merged = amortizer.merge(parts)
-
-    def loss(state: TaskState) -> float:
-        found = amortizer.predict(state, [row["input"] for row in rows])
-        assert found.log_probs is not None
-        places = torch.tensor([state.task.labels.index(row["output"]) for row in rows])
-        return float(torch.nn.functional.nll_loss(found.log_probs, places))
-
-    untaught = loss(amortizer.init_state(merged.task))
-    assert loss(merged) < max(loss(part) for part in parts) < untaught
-    assert merged.nbytes == parts[0].nbytes
-    assert int(merged.tensors["steps"]) == sum(int(part.tensors["steps"]) for part in parts)
-    assert torch.equal(merged.tensors["demonstrations"], parts[0].tensors["demonstrations"])
-    onward = amortizer.update(merged, Chunk(("one more text",), (LABELS[0],)))
-    assert int(onward.tensors["steps"]) > int(merged.tensors["steps"])
-
-
-def test_a_tree_of_merges_is_one_merge_whatever_the_order_of_the_parts(causal: CausalLM) -> None:
-    amortizer, parts = parts_of(causal, examples(64), 4)
-    at_once = amortizer.merge(parts)
-    in_pairs = amortizer.merge([amortizer.merge(parts[:2]), amortizer.merge(parts[2:])])
-    reversed_ = amortizer.merge(parts[::-1])
-    for name in at_once.tensors:
-        if name.startswith("own."):
-            scale = float(at_once.tensors[name].float().abs().max())
-            for other in (in_pairs, reversed_):
-                torch.testing.assert_close(
-                    other.tensors[name].float() / scale, at_once.tensors[name].float() / scale, atol=5e-3, rtol=0
-                )
-
-
-def test_an_empty_part_changes_nothing_in_a_merge(causal: CausalLM) -> None:
-    amortizer, (part,) = parts_of(causal, examples(32), 1)
-    empty = amortizer.init_state(part.task)
-    for states in ([empty, part], [part, empty]):
-        merged = amortizer.merge(states)
-        assert torch.equal(merged.tensors["demonstrations"], part.tensors["demonstrations"])
-        for name, tensor in part.tensors.items():
-            torch.testing.assert_close(merged.tensors[name].float(), tensor.float(), atol=1.01, rtol=1e-3)
-            if name.startswith("own."):
-                torch.testing.assert_close(merged.tensors[name].float(), tensor.float(), atol=1e-3, rtol=1e-3)
-
-
 def test_an_untrained_lm_state_without_examples_is_the_plain_model(causal: CausalLM) -> None:
     task = TaskSpec("classification", LABELS)
     amortizer = AutoAmortizer.from_pretrained("lm-state", backbone=causal, config=ADAPTED["lm-state"])

@@ -10,7 +10,7 @@ numbers make it plain gradient descent with the rule.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -18,7 +18,6 @@ from torch import nn
 from iai_hf.language_model.learners.rules import RULES, group_shape
 
 Tensors = Mapping[str, torch.Tensor]
-MERGED_POWER = 0.4  # how far steps come, see `Learner.merged`
 NO_SCALES: Mapping[str, float] = {}
 
 
@@ -104,25 +103,6 @@ class Learner(nn.Module):
             moved = own - (part * scales.get(name, 1.0) * rates).view(group_shape(own)) * direction
             refined |= {f"own.{name}": moved, f"mean.{name}": mean, f"square.{name}": square}
         return refined
-
-    def merged(self, states: Sequence[Tensors]) -> Tensors:
-        """Tensors of one state from those of parts of a task's data, float32.
-
-        Moves from the start add up, and since n steps come about as far as n^p, their sum is multiplied by
-
-            (sum of n[k])^p / sum of n[k]^p,    p = MERGED_POWER.
-        """
-        steps = torch.tensor([float(tensors["steps"]) for tensors in states])
-        total = steps.sum().clamp(min=1)
-        times = total**MERGED_POWER / (steps**MERGED_POWER).sum().clamp(min=1)
-        found = {"steps": sum((tensors["steps"] for tensors in states), torch.tensor(0))}
-        for name, parameter in self.start.items():
-            start = parameter.detach().cpu()
-            moves = sum((tensors[f"own.{name}"] - start for tensors in states), torch.zeros_like(start))
-            found[f"own.{name}"] = start + times * moves
-            for moment in (f"mean.{name}", f"square.{name}"):
-                found[moment] = sum(part * tensors[moment] for part, tensors in zip(steps / total, states, strict=True))
-        return found
 
     def task_weights(self, tensors: Tensors) -> dict[str, torch.Tensor]:
         """The task's own weights among a state's tensors, float32, by name."""
