@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from comparison import lab
+from comparison import compare_sizes, lab
 from comparison.compare_encoders import MARKS, OURS, named
 from comparison.compare_report import COLUMNS, best_rival, table
 from comparison.compare_words import by_task, means
@@ -146,8 +146,8 @@ Stream orders at most: {told}; [standard errors, calibration, costs](scripts/res
 """
 
 
-def words(records: list[dict[str, Any]], cost: dict[str, Any]) -> str:
-    """Tasks that are answered in words."""
+def words(records: list[dict[str, Any]], cost: dict[str, Any], sizes_told: list[dict[str, Any]]) -> str:
+    """Tasks that are answered in words; ways of adapting the model by the number of examples."""
     chunks = cost["chunks_by_words_a_text"]
     twice, once = (
         ", ".join(f"{chunk[key]:.2f}" for chunk in chunks.values()) for key in ("ratio", "ratio_of_one_pass")
@@ -167,6 +167,13 @@ keys and values of "{shown}". Next-token accuracy on unrelated texts changes by
 {100 * mean(harm):+.1f}% (relative) under it. A query costs {cost["query_ratio"]:.2f} times a zero-shot one. Steps are
 taken on the answers alone, so the longer the texts, the less they add: a chunk of texts of {", ".join(chunks)} words
 costs {twice} times the model's plain forward pass over it, with `passes=1` {once} times.
+
+By the number of examples, with the number of orders in brackets ([each task, seconds](compare_sizes/results.md)):
+
+{markdown(compare_sizes.table(sizes_told, "exact match, %", compare_sizes.WORDS))}
+{markdown(compare_sizes.table(sizes_told, "accuracy, %, classification", compare_sizes.LABELLED))}
+With a few examples in words `lm-state` is the one to take. Where there are labels, `iterative` on the same model's
+features is, up to some hundreds of examples.
 """
 
 
@@ -192,7 +199,11 @@ def paper(done: dict[str, Any]) -> str:
 
 
 def results(
-    figures: dict[str, Any], records: list[dict[str, Any]], harm: dict[str, Any], answered: list[dict[str, Any]]
+    figures: dict[str, Any],
+    records: list[dict[str, Any]],
+    harm: dict[str, Any],
+    answered: list[dict[str, Any]],
+    sizes: list[dict[str, Any]],
 ) -> str:
     """The section, in Markdown."""
     rows = [["task", "labels", "examples", "`iterative`, untrained", "logistic regression", "state kB"]]
@@ -220,7 +231,7 @@ memory of 2,000 and the same {memory["state_bytes_100000"]:,} bytes of state; a 
 {query["iterative_ratio"]:.2f} times the backbone's bare forward pass. With {query["in_context_demonstrations"]}
 demonstrations, `in-context` answers {query["in_context_speedup"]:.0f} times faster than by reading the prompt again for
 each query.
-{words(answered, figures["language_model"])}"""
+{words(answered, figures["language_model"], sizes)}"""
 
 
 def put(text: str, name: str, content: str) -> str:
@@ -239,7 +250,8 @@ def main() -> None:
         return json.loads((RESULTS / name).read_text())
 
     curve = measured("compare/results.json")
-    whole = results(measured("benchmark.json"), curve, measured("harm.json"), measured("compare_words/results.json"))
+    answered, sizes = measured("compare_words/results.json"), measured("compare_sizes/results.json")
+    whole = results(measured("benchmark.json"), curve, measured("harm.json"), answered, sizes)
     parts = {
         ROOT / "README.md": {
             "results": brief(curve, measured("compare_lm/results.json"))
