@@ -21,27 +21,6 @@ PIPELINES = {
     "regression": "tabular-regression",
     "multi-label": "text-classification",
 }
-PEFT_USE = """```python
-import json
-from pathlib import Path
-
-import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-base, folder = "{base}", Path("{place}")
-tokenizer = AutoTokenizer.from_pretrained(base)
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype="float32"), folder).eval()
-first, text, last = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in {parts!r})  # each by itself
-ids, answer, ends = {before} + first + text{cut} + last, [], {ends}
-with torch.no_grad():
-    while len(answer) < {longest} and "\\n" not in tokenizer.decode(answer) and answer[-1:] not in ends:
-        answer.append(int(model(input_ids=torch.tensor([ids + answer]), use_cache=False).logits[0, -1].argmax()))
-print(tokenizer.decode(answer, skip_special_tokens=True).split("\\n")[0].strip())
-```
-
-Texts are read as the state reads them, without special tokens. Answers in words it writes out like this; of a
-classification it compares its labels' likelihoods instead, so that it answers with a label whatever is written here."""
 LIMITS = (
     "A state is made of the examples that it has read, and something of them may be had from it (see "
     "scripts/results/membership.md for how much, by method): treat it as confidential where they are. Its answers are "
@@ -176,50 +155,6 @@ def classifier_card(classifier: LinearClassifier, form: str, use: str, name: str
             use,
             "## Labels",
             labels,
-            "## Limits and risks",
-            LIMITS,
-            f"Written by iai_hf {__version__}.\n",
-        ]
-    )
-
-
-def peft_card(header: StateHeader, files: Sequence[str], start: Sequence[int], ends: Sequence[int], name: str) -> str:
-    """Card of a state as a PEFT adapter, with a snippet that runs where it is one of a language model.
-
-    Args:
-        files: that lie beside the card.
-        start: ids before a query, where `prompt_ids.json` does not say them.
-        ends: ids, each of which ends an answer.
-    """
-    from huggingface_hub import ModelCardData
-
-    on_hub, words = None if is_folder(header.backbone) else header.backbone, "input_label" in header.config
-    data = ModelCardData(base_model=on_hub, library_name="peft", tags=["peft", "iai_hf", header.method])
-    told = {
-        "head.json": "class of the model to load it on, pooling, and the labels in the order of the logits",
-        "head.safetensors": "logits = features @ weight.T + bias, on pooled features of unit length",
-        "prompt.txt": "text that belongs before every query",
-        "prompt_ids.json": "its token ids with start-of-text; a tokenizer may split the joined text otherwise",
-    }
-    beside = [f"* `{file}`: {what}" for file, what in told.items() if file in files]
-    asked = [header.config["input_label"], " a text to answer", f"\n{header.config['output_label']}"] if words else []
-    use = PEFT_USE.format(
-        base=public(header.backbone),
-        place=name,
-        before='json.loads((folder / "prompt_ids.json").read_text())' if "prompt_ids.json" in files else list(start),
-        parts=tuple(asked),
-        cut=f"[:{header.config['max_tokens']}]" if header.config.get("max_tokens") else "",
-        ends=[[number] for number in ends],
-        longest=header.config.get("max_new_tokens"),
-    )
-    return "\n\n".join(
-        [
-            f"---\n{data.to_yaml()}\n---",
-            f"# {name}",
-            f"A task state of `{header.method}` on `{public(header.backbone)}`, of {header.examples:,} examples, as a "
-            "PEFT adapter: `PeftModel.from_pretrained(model, folder)` loads it, without iai_hf.",
-            *(["\n".join(beside)] if beside else []),
-            *([use] if words else []),
             "## Limits and risks",
             LIMITS,
             f"Written by iai_hf {__version__}.\n",

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from iai_hf import readme
-from iai_hf.backbones.peft_files import ADAPTER_CONFIG
-from iai_hf.card import classifier_card, peft_card
+from iai_hf.backbones.peft_files import ADAPTER_CONFIG, HEAD
+from iai_hf.card import classifier_card
 from iai_hf.config import require
 from iai_hf.files import new_folder, write_whole
 from iai_hf.hub import CARD_FILE
+from iai_hf.peft_card import peft_card
 
 if TYPE_CHECKING:
     from iai_hf.state import TaskState
@@ -43,7 +44,9 @@ def export(self: Any, state: TaskState, directory: str | Path, form: Form = "pef
         adapts = json.loads((directory / ADAPTER_CONFIG).read_text())["peft_type"] == "LORA"
         start = self.backbone.special_tokens[0] if adapts else []  # of a prompt or a prefix it is a part
         files = [path.name for path in directory.iterdir()]
-        card = peft_card(state.header, files, start, self.backbone.text_ends, directory.resolve().name)
+        head = directory / HEAD
+        told = json.loads(head.read_text()) if head.is_file() else None
+        card = peft_card(state.header, files, start, self.backbone.text_ends, directory.resolve().name, told)
         place = directory / CARD_FILE
         here = place.read_text(encoding="utf-8") if place.is_file() else None
         write_whole(place, readme.combined(card, here, None, str(directory)).encode())

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from iai_hf.backbones.low_rank import LowRank
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+HEAD, HEAD_WEIGHTS = "head.json", "head.safetensors"  # beside an adapter of a classifier on features
 
 
 def of_base(backbone: Backbone) -> dict[str, Any]:

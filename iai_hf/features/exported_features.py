@@ -41,7 +41,8 @@ class ExportedFeatures(AdaptedFeatures[Config]):
             )
         weight, bias = self._linear_map(prepared)
         plain, added = self.backbone.plain.uncached, [*weights, prepared.low_rank]
-        write_classifier(plain, self.backbone, added, weight, bias, task.labels, directory)
+        max_tokens = self.config.max_tokens
+        write_classifier(plain, self.backbone, added, weight, bias, task.labels, max_tokens, directory)
 
     def linear_classifier(self, state: TaskState) -> LinearClassifier:
         """As `Amortizer.linear_classifier`, with the weights that answer merged and projections folded in.

@@ -2,7 +2,9 @@
 
 `PeftModel.from_pretrained` loads the adapter without this package, on a model of the class that `head.json` names; pool
 and normalise its hidden states as that says, then logits = features @ weight.T + bias. Both are in `head.safetensors`,
-and so are mean and deviation where features are standardized; `head.json` has the labels in the order of the rows.
+and so are mean and deviation where features are standardized; `head.json` has the labels in the order of the rows. A
+language model's question counts in the number of tokens that a mean is divided by, and as zeros in its sum. The card in
+the folder has lines that do all of this.
 """
 
 from __future__ import annotations
@@ -13,15 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from iai_hf.backbones.low_rank import LowRank
-from iai_hf.backbones.peft_files import lora_tensors, of_base, write_adapter
+from iai_hf.backbones.peft_files import HEAD, HEAD_WEIGHTS, lora_tensors, of_base, write_adapter
 from iai_hf.backbones.stages import Standardize
 
 if TYPE_CHECKING:
     import torch
 
     from iai_hf.backbones import Backbone
-
-HEAD_WEIGHTS, HEAD_LABELS = "head.safetensors", "head.json"
 
 
 def write_classifier(
@@ -31,6 +31,7 @@ def write_classifier(
     weight: torch.Tensor,
     bias: torch.Tensor,
     labels: Sequence[str],
+    max_tokens: int | None,
     directory: Path,
 ) -> None:
     """Write low-rank weights that add up, and a linear head.
@@ -39,6 +40,7 @@ def write_classifier(
         backbone: without any of the weights.
         features: the one that gives the features which the head takes.
         weight, bias: `[C, hidden]` and `[C]`.
+        max_tokens: that are read of a text, special ones not counted.
 
     Raises:
         StateError: the folder can't be written.
@@ -59,8 +61,10 @@ def write_classifier(
     for stage in features.pipeline.stages:
         if isinstance(stage, Standardize):
             head |= {"mean": stage.mean, "deviation": stage.deviation}
-    told = {"labels": list(labels), "features": features.reading}
-    others = {HEAD_WEIGHTS: save(head, {"format": "pt"}), HEAD_LABELS: json.dumps(told, indent=2).encode()}
+    before, behind = backbone.special_tokens
+    read = {**features.reading, "before": before, "behind": behind, "max_tokens": max_tokens}
+    told = {"labels": list(labels), "features": read}
+    others = {HEAD_WEIGHTS: save(head, {"format": "pt"}), HEAD: json.dumps(told, indent=2).encode()}
     write_adapter(config, lora_tensors(whole), directory, others)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from test_adapters import an_adapter
 from iai_hf import AutoAmortizer, TaskSpec, TaskState
 from iai_hf.amortizer import Amortizer
 from iai_hf.backbones import Backbone, load_backbone, onnx_export
+from iai_hf.backbones.sentence_transformers import Pipeline
 from iai_hf.errors import BackboneError, ConfigError, DataError, StateError
 from iai_hf.features.adapted_features import EVIDENCE
 
@@ -191,3 +194,44 @@ def test_a_folder_is_written_whole_or_not_at_all(
         amortizer.export(state, tmp_path / "out", "sentence-transformers")
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == ["file", "full", "full/README.md"]
     assert (tmp_path / "full" / "README.md").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("encoder", {"max_features": 8}),
+        ("asked", {"max_tokens": 2}),
+        ("causal", {"standardize": True, "max_tokens": 4}),
+    ],
+)
+def test_the_card_of_a_deep_states_adapter_answers_without_this_package(
+    kind: str, settings: dict[str, Any], request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    backbone: Backbone = request.getfixturevalue("causal" if kind == "causal" else "encoder")
+    if kind == "asked":
+        pipeline = Pipeline(modes=("cls", "mean"), prompt="query: A", pools_prompt=False, lowercase=True)
+        backbone = backbone.variant("0" * 32, pipeline=pipeline)
+    amortizer, state = made(backbone, **{**DEEP, **settings})
+    state = TaskState({**state.tensors, EVIDENCE + "gain": torch.tensor(50.0)}, state.header)
+    amortizer.export(state, tmp_path / "adapter")
+    query = "The REFEREE [SEP] scores a goal, and a band"
+    snippet = (tmp_path / "adapter" / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    snippet = snippet.replace('"a text to answer"', repr(query))
+    snippet = snippet.replace(f"./{Path(backbone.name).name}", backbone.name)  # a folder here means nothing elsewhere
+    blocked = f"import sys\nsys.modules['iai_hf'] = None\n{snippet}"
+    run = subprocess.run([sys.executable, "-c", blocked], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    label, _, probabilities = run.stdout.strip().split("\n")[-1].partition(" ")
+    answer = amortizer.predict(state, [query])
+    assert label == answer.outputs[0]
+    assert torch.allclose(torch.tensor(json.loads(probabilities)), log_probs(answer)[0].exp(), atol=2e-2)
+
+
+def test_a_card_has_no_lines_that_would_read_a_text_otherwise(encoder: Backbone, tmp_path: Path) -> None:
+    weighted = encoder.variant("0" * 32, pipeline=Pipeline(modes=("weightedmean",)))
+    amortizer, state = made(weighted, **DEEP)
+    state = TaskState({**state.tensors, EVIDENCE + "gain": torch.tensor(50.0)}, state.header)
+    amortizer.export(state, tmp_path / "adapter")
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    assert "head.json" in card
+    assert "```python" not in card
