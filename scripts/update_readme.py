@@ -16,8 +16,10 @@ from comparison.encoder_rivals import RIVALS as ENCODER_RIVALS
 from comparison.lab import error
 from iai_hf.compare import markdown
 from iai_hf.files import write_whole
-from paper.duels import ONE_SHOT, RIVALS, duels
-from paper.tables import families, findings
+from paper.cells import ONE_SHOT, OWN, SOLVER
+from paper.duels import RIVALS, duels, unready
+from paper.findings import findings
+from paper.tables import families
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "scripts" / "results"
@@ -180,19 +182,30 @@ features is, up to some hundreds of examples.
 def paper(done: dict[str, Any]) -> str:
     """What the reproduction found."""
     cells = done["cells"]
-    seeds = len({cell["seed"] for cell in cells})
+    own, solver = ([cell for cell in cells if (cell["group"] == SOLVER) == on] for on in (False, True))
+    flat, seeds = (sum(cell["flat"] for cell in own), len({cell["seed"] for cell in own}))
     lines = "\n".join(findings(cells))
-    won = {
-        rival: [duel.ratio < 1 for duel in duels(cells) if duel.rival == rival and duel.steps == "10"]
-        for rival in RIVALS
-    }
-    scores = ", ".join(f"{rival} {sum(part)} of {len(part)}" for rival, part in won.items() if rival not in ONE_SHOT)
+    waiting = "; ".join(unready(cells))
+
+    def scores(group: str) -> str:
+        won = {
+            rival: [duel.ratio < 1 for duel in duels(cells, group) if duel.rival == rival and duel.steps == "10"]
+            for rival in RIVALS
+            if rival not in ONE_SHOT
+        }
+        return ", ".join(f"{rival} {sum(part)} of {len(part)}" for rival, part in won.items() if part)
+
     return f"""
-{len(cells)} models, {seeds} seeds, {len(families(cells))} families of tasks
-([all tables](paper/results.md)). Cells of regime by signal that do better than a rival after 10 chunks:
-{scores}. The paper's findings, with our forms of its methods:
+**The paper's form**, a learned update or predictor without a solver ({len(own)} models with their rivals, {flat} of
+them trained until they no longer improved, {seeds} seeds, {len(families(own))} families of tasks;
+[all tables](paper/results.md)). Its findings:
 
 {lines}
+
+Cells of regime by signal that do better than a rival after 10 chunks, where the rival was trained until it no longer
+improved: {scores(OWN)}.{f" Rivals that were not: {waiting}." if waiting else ""}
+
+**What a solver adds** ({len(solver)} models), our form: {scores(SOLVER)}.
 
 ![Loss against chunks read, by family of tasks](paper/curves.png)
 """

@@ -20,18 +20,22 @@ if TYPE_CHECKING:
     from torch import nn
 
 PREFIX = "numeric/"
+PLAIN = PREFIX + "plain"
 HEADS = 4
 
 
 class NumericBackbone(Backbone):
-    """An architecture by its transformers name, e.g. `numeric/llama`, `numeric/bert`, `numeric/modernbert`."""
+    """An architecture by its transformers name, e.g. `numeric/llama`, `numeric/bert`, `numeric/modernbert`.
+
+    Or `numeric/plain`: our own, without what a set has no use for, which takes a third of the time.
+    """
 
     reads = "numbers"
 
     def __init__(self, name: str, device: torch.device) -> None:
         self.name, self.revision, self.source, self.device = name, None, "", device
         self.group, self.meter = Group(), Meter()
-        self.config = self._configured(8, 1)
+        self.config = None if name == PLAIN else self._configured(8, 1)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -48,8 +52,11 @@ class NumericBackbone(Backbone):
         Raises:
             BackboneError: the architecture does not take embeddings.
         """
+        from iai_hf.backbones.plain_transformer import PlainTransformer
         from iai_hf.backbones.set_transformer import SetTransformer
 
+        if self.name == PLAIN:
+            return PlainTransformer(hidden, layers, HEADS)
         return SetTransformer(self._configured(hidden, layers))
 
     def features(self, *_: Any, **__: Any) -> Features:
@@ -80,7 +87,7 @@ class NumericBackbone(Backbone):
         except (ValueError, KeyError, TypeError) as error:
             raise BackboneError(
                 f"{self.name!r} names no architecture of transformers ({str(error).splitlines()[0][:120]}); expected "
-                "e.g. numeric/llama or numeric/bert"
+                "e.g. numeric/plain, numeric/llama or numeric/bert"
             ) from error
         finally:
             quiet.setLevel(level)

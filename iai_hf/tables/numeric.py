@@ -12,7 +12,7 @@ from typing_extensions import TypeVar
 
 from iai_hf.backbones import load_backbone
 from iai_hf.backbones.numeric import NumericBackbone
-from iai_hf.config import APART, read_config, require
+from iai_hf.config import ABSENT, APART, read_config, require
 from iai_hf.errors import ConfigError, DataError
 from iai_hf.learned import Learned
 from iai_hf.tables.solvers.network import NetworkSizes
@@ -39,6 +39,7 @@ class NumericConfig:
         hidden, layers: of the network.
         seed: of a network's first weights.
         horizon: steps that the network is trained for; it may go on for any number.
+        counting: the network is told the size of a chunk too, and sees inputs through the predictor's features.
         standardise: bring the inputs, and the target of a regression, to the scale of the first chunk.
         weights: folder of learned weights; None for the solver at its initial value.
     """
@@ -51,6 +52,7 @@ class NumericConfig:
     layers: int = 2
     seed: int = 0
     horizon: int = 10
+    counting: bool = field(default=False, metadata={ABSENT: False})
     standardise: bool = True
     weights: str | None = field(default=None, metadata=APART)
 
@@ -233,7 +235,13 @@ class Numeric(Learned[Config]):
         sizes = None
         if config.inputs:
             sizes = NetworkSizes(
-                self.backbone, config.inputs, config.outputs, config.hidden, config.layers, config.horizon
+                self.backbone,
+                config.inputs,
+                config.outputs,
+                config.hidden,
+                config.layers,
+                config.horizon,
+                config.counting,
             )
         learned = config.inputs if self.regime == "explicit" else 0
         with alone(), torch.random.fork_rng(devices=[]):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
-from iai_hf.config import require
+from iai_hf.config import ABSENT, require
 from iai_hf.tables.numeric import Numeric, NumericConfig
 from iai_hf.tables.solvers.network import NetworkSizes
 from iai_hf.tables.solvers.optimizers import GradientOptimizer, Reptile, Rule
@@ -20,15 +20,18 @@ class OptimizerConfig(NumericConfig):
     Attributes:
         rate: length of a step; SGD's (and MAML's, Reptile's) in units of 1 / features.
         inner_steps: steps on each chunk.
+        rate_exponent: step t is as long as rate / t^rate_exponent; 0 for a constant rate.
     """
 
     rate: float = 1.0
     inner_steps: int = 1
+    rate_exponent: float = field(default=0.0, metadata={ABSENT: 0.0})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.rate > 0, f"rate is {self.rate}; expected more than 0")
         require(self.inner_steps > 0, f"inner_steps is {self.inner_steps}; expected 1 or more")
+        require(self.rate_exponent >= 0, f"rate_exponent is {self.rate_exponent}; expected 0 or more, e.g. 0.5")
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,10 @@ class _Optimizer(Numeric[OptimizerConfig]):
 
     def make_solver(self, predictor: Predictor, sizes: NetworkSizes | None) -> Solver:
         """From zero."""
-        return GradientOptimizer(predictor, self.rule, self.config.rate, self.config.inner_steps)
+        config = self.config
+        return GradientOptimizer(
+            predictor, self.rule, config.rate, config.inner_steps, rate_exponent=config.rate_exponent
+        )
 
 
 class SGD(_Optimizer):
@@ -77,7 +83,8 @@ class _Started(_Optimizer):
     def make_solver(self, predictor: Predictor, sizes: NetworkSizes | None) -> Solver:
         """From the start."""
         start = (predictor.size(sizes.inputs), sizes.outputs) if sizes else None
-        return self.kind_of(predictor, self.rule, self.config.rate, self.config.inner_steps, start)
+        config = self.config
+        return self.kind_of(predictor, self.rule, config.rate, config.inner_steps, start, config.rate_exponent)
 
 
 class MAML(_Started):

@@ -25,6 +25,11 @@ class Progress:
     best_step: int = 0
     history: tuple[dict[str, Any], ...] = ()
 
+    @property
+    def seconds(self) -> float:
+        """That it took until the last evaluation."""
+        return float(self.history[-1]["seconds"]) if self.history else 0.0
+
 
 def save_checkpoint(
     folder: Path,
@@ -44,6 +49,29 @@ def save_checkpoint(
     metadata = {"run": run, "progress": json.dumps(asdict(progress))}
     contiguous = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
     write_whole(folder / CHECKPOINT_FILE, save(contiguous, metadata))
+
+
+def read_progress(folder: Path) -> Progress:
+    """Where a run is that has a checkpoint in the folder; without one at its beginning.
+
+    Raises:
+        StateError: a damaged checkpoint.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = folder / CHECKPOINT_FILE
+    if not path.is_file():
+        return Progress()
+    try:
+        with safe_open(path, "pt") as file:
+            return _progress(file.metadata() or {})
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise StateError(f"{path} is no readable checkpoint ({error}); start the run anew") from error
+
+
+def _progress(metadata: dict[str, str]) -> Progress:
+    values = json.loads(metadata["progress"])
+    return Progress(**{**values, "history": tuple(values["history"])})
 
 
 def load_checkpoint(
@@ -76,7 +104,6 @@ def load_checkpoint(
             number, _, key = name.partition(".")
             state.setdefault(int(number), {})[key] = tensor
         optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-        values = json.loads(metadata["progress"])
-        return parts["best"], Progress(**{**values, "history": tuple(values["history"])})
+        return parts["best"], _progress(metadata)
     except (OSError, SafetensorError, KeyError, ValueError, RuntimeError, TypeError) as error:
         raise StateError(f"{path} is no readable checkpoint ({error}); start the run anew") from error

@@ -31,8 +31,13 @@ class TrainingConfig:
         tasks_per_episode: on numbers: tasks that are read side by side; on features an episode is one task.
         side_by_side: on texts: tasks whose streams go on side by side, a step of all in one pass, as a GPU wants it;
             with 1 each is read as it is when the method is used.
-        learning_rate: peak, with cosine decay.
+        learning_rate: peak, with cosine decay; with `until_flat`, as nobody knows when the run ends, it rises in two
+            hundred steps, and falls with their root from the thousandth on.
         warmup: share of the run in which the learning rate rises.
+        until_flat: stop where the validation loss fell by less than this share over the last fifth of the steps (not
+            before twenty evaluations); 0 takes all `train_steps`.
+        staggered: on numbers: streams at different steps side by side, one step of each in a step of the optimiser,
+            where the gradient stops between steps.
         unroll: updates that the gradient goes through before it is stopped.
         losses_per_episode: steps of a stream after which the loss is taken.
         queries: per loss.
@@ -66,6 +71,8 @@ class TrainingConfig:
     side_by_side: int = 1
     learning_rate: float = 0.02
     warmup: float = 0.0
+    until_flat: float = 0.0
+    staggered: bool = False
     unroll: int = 1
     losses_per_episode: int = 3
     queries: int = 128
@@ -109,6 +116,11 @@ class TrainingConfig:
         require(self.learns in ("head", "adapter"), f"learns is {self.learns!r}; expected head or adapter")
         require(self.moved_weight >= 0, f"moved_weight is {self.moved_weight}; expected 0 or more")
         require(0 <= self.warmup < 1, f"warmup is {self.warmup}; expected 0 to below 1")
+        require(0 <= self.until_flat < 1, f"until_flat is {self.until_flat}; expected 0 to below 1, e.g. 0.005")
+        require(
+            not self.staggered or self.episodes_per_step == 1,
+            f"episodes_per_step is {self.episodes_per_step}; staggered expects 1, with more tasks_per_episode",
+        )
         require(0 <= self.averaging < 1, f"averaging is {self.averaging}; expected 0 to below 1")
         for name in ("subset", "merge", "imbalance", "hidden_names", "permuted_names", "swap"):
             value = getattr(self, name)

@@ -51,11 +51,13 @@ class Curriculum(ABC):
 
     Attributes:
         learned: what is learned: its weights are kept in checkpoints, and the best of them at the end.
-        objective: `objective(episode)` is the loss to go down; its parameters are those of `learned`.
+        objective: `objective(episode)` is the loss to go down; its parameters are among those of `learned`.
+        capturable: the objective launches the same work on every episode of the same shapes, and waits for none of it.
     """
 
     learned: nn.Module
     objective: nn.Module
+    capturable: bool = False
 
     def begin(self) -> None:
         """Before the first step: learn what can be had in closed form; by default nothing."""

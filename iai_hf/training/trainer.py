@@ -7,15 +7,18 @@ import json
 import logging
 import math
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from iai_hf.errors import ConfigError
+from iai_hf.training.captured import CapturedStep
 from iai_hf.training.checkpoint import CHECKPOINT_FILE, Progress, load_checkpoint, save_checkpoint
 from iai_hf.training.config import TrainingConfig
 from iai_hf.training.curriculum import Curriculum
+from iai_hf.training.schedule import decaying, ended, unending
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from iai_hf.amortizer import Amortizer
 
 log = logging.getLogger(__name__)
+CHECKED = 50  # steps that a GPU may go on before it is asked for the loss
 
 
 def train(
@@ -39,7 +43,8 @@ def train(
     """Meta-train what the curriculum has to learn, and leave it with the weights that did best on validation tasks.
 
     With `seconds`, the run ends behind so many, with an evaluation, those before a resumption counted, and its
-    learning rate goes down in their course; `train_steps` is then the most that there can be.
+    learning rate goes down in their course, but with `until_flat`, where a run whose time was over goes on exactly with
+    more of it; `train_steps` is then the most that there can be.
 
     `output` gets `checkpoint.safetensors` at every evaluation, whole or not at all. Without validation tasks the last
     weights are kept.
@@ -54,9 +59,14 @@ def train(
     resume = resume and (output / CHECKPOINT_FILE).is_file()
     if not resume:
         curriculum.begin()
+    learned.to(accelerator.device)
     initial = {name: parameter.detach().clone() for name, parameter in learned.named_parameters()}
     objective = curriculum.objective
-    optimizer = torch.optim.Adam(objective.parameters(), lr=config.learning_rate)
+    single = accelerator.num_processes == config.episodes_per_step == 1 and not config.regularisation
+    captures = accelerator.device.type == "cuda" and single and curriculum.capturable
+    # A captured step reads the rate where it lies on the GPU.
+    rate: Any = torch.tensor(config.learning_rate, device=accelerator.device) if captures else config.learning_rate
+    optimizer = torch.optim.Adam(objective.parameters(), lr=rate, capturable=captures)
     run = json.dumps([dataclasses.asdict(config), amortizer.backbone.fingerprint], sort_keys=True)
     best, progress = _weights(learned), Progress()
     if resume:
@@ -65,7 +75,7 @@ def train(
     # Not for DistributedDataParallel: processes may have unequal shares of the episodes, or none.
     module = accelerator.prepare_model(objective, evaluation_mode=True)
     optimizer = accelerator.prepare_optimizer(optimizer)
-    began = time.perf_counter() - (progress.history[-1]["seconds"] if progress.history else 0.0)
+    began = time.perf_counter() - progress.seconds
     bar = tqdm(
         total=config.train_steps,
         initial=progress.step,
@@ -73,31 +83,49 @@ def train(
         unit=" steps",
         disable=None if progress_bar and accelerator.is_main_process else True,
     )
+
+    def descend(episode: Any) -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = module(episode)
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(module.parameters(), 1.0)
+        optimizer.step()
+        return loss.detach()
+
+    captured = CapturedStep(descend) if captures else None
     if progress.step == 0:
         progress = _evaluated(progress, curriculum, 0, began)
-    with bar:
-        for step in range(progress.step + 1, config.train_steps + 1):
+    with bar, torch.cuda.stream(torch.cuda.Stream()) if captures else nullcontext():
+        over = ended(progress.history, config.until_flat, seconds)
+        while progress.step < config.train_steps and not over:
+            step = progress.step + 1
             part = (step - 1) / config.train_steps
             if seconds is not None:
                 part = max(part, _agreed((time.perf_counter() - began) / seconds, accelerator))
-            rate = config.learning_rate * _schedule(part, config.warmup)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            optimizer.zero_grad()
-            share = range(accelerator.process_index, config.episodes_per_step, accelerator.num_processes)
-            total = torch.zeros(())
-            for place in share:
-                episode = curriculum.draw((step - 1) * config.episodes_per_step + place, accelerator.device)
-                loss = _loss(module, curriculum, episode, step) / config.episodes_per_step
-                accelerator.backward(loss)
-                total += loss.detach().cpu()
-            total = _summed(module, total, accelerator)
-            _pull(learned, initial, config.regularisation)
-            accelerator.clip_grad_norm_(module.parameters(), 1.0)
-            optimizer.step()
+            share_of_peak = unending(step) if config.until_flat else decaying(part, config.warmup)
+            rate = config.learning_rate * share_of_peak
+            _set_rate(optimizer, rate)
+            if captured:
+                total = captured(curriculum.draw(step - 1, accelerator.device))
+            else:
+                optimizer.zero_grad()
+                share = range(accelerator.process_index, config.episodes_per_step, accelerator.num_processes)
+                total = torch.zeros(())
+                for place in share:
+                    episode = curriculum.draw((step - 1) * config.episodes_per_step + place, accelerator.device)
+                    loss = _loss(module, curriculum, episode, step) / config.episodes_per_step
+                    accelerator.backward(loss)
+                    total += loss.detach().cpu()
+                total = _summed(module, total, accelerator)
+                _pull(learned, initial, config.regularisation)
+                accelerator.clip_grad_norm_(module.parameters(), 1.0)
+                optimizer.step()
             curriculum.stepped(step)
             bar.update()
-            accelerator.log({"loss": float(total), "learning_rate": rate}, step=step)
+            if captured and step % CHECKED == 0:
+                _check(float(total), step)
+            if not captured or step % CHECKED == 0:
+                accelerator.log({"loss": float(total), "learning_rate": rate}, step=step)
             progress = dataclasses.replace(progress, step=step)
             last = step == config.train_steps or part >= 1
             if step % config.evaluate_every == 0 or last:
@@ -108,17 +136,11 @@ def train(
                 if accelerator.is_main_process:
                     save_checkpoint(output, learned, optimizer.optimizer, best, progress, run)
                 accelerator.wait_for_everyone()
-            if last:
-                break
+                over = last or ended(progress.history, config.until_flat)
     learned.load_state_dict(best)
     learned.requires_grad_(False).eval().cpu()  # where states are
     amortizer.__dict__.pop("fingerprint", None)  # it is a digest of the weights
     return progress
-
-
-def _schedule(part: float, warmup: float) -> float:
-    """Share of the peak learning rate where `part` of the run is over: up in a line, down as a cosine."""
-    return min(part / warmup if warmup else 1.0, 1.0) * 0.5 * (1 + math.cos(math.pi * min(part, 1.0)))
 
 
 def _agreed(value: float, accelerator: Accelerator) -> float:
@@ -126,6 +148,14 @@ def _agreed(value: float, accelerator: Accelerator) -> float:
     if accelerator.num_processes == 1:
         return value
     return float(accelerator.gather(torch.tensor([value], device=accelerator.device)).max())
+
+
+def _set_rate(optimizer: Any, rate: float) -> None:
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def _summed(module: torch.nn.Module, loss: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:
@@ -175,6 +205,15 @@ def _loss(module: torch.nn.Module, curriculum: Curriculum, episode: Any, step: i
             "learning_rate, or leave the task out"
         )
     return loss
+
+
+def _check(loss: float, step: int) -> None:
+    """Raise ConfigError where one of the captured steps before this one ended in no number."""
+    if not math.isfinite(loss):
+        raise ConfigError(
+            f"the loss is {loss} in step {step}, or one of the {CHECKED} before it; the last checkpoint stands: lower "
+            "learning_rate"
+        )
 
 
 def _pull(module: torch.nn.Module, initial: dict[str, torch.Tensor], strength: float) -> None:

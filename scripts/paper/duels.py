@@ -1,4 +1,4 @@
-"""Cells of the reproduction's grid against their rivals on the same data: which win, and which do not."""
+"""Cells of the reproduction against their rivals on the same data: which win, and which do not."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import NamedTuple
 
 from comparison.lab import pick
 from iai_hf.compare import markdown
+from paper.cells import ONE_SHOT
 from paper.tables import Cell, families, losses, rows_of
 
-OWN, ONE_SHOT = "one-shot form of its regime", ("hypernetwork", "prior-fitted")
-RIVALS = (OWN, *ONE_SHOT, "maml", "reptile", "learned-optimizer", "adam", "sgd")
+SAME_REGIME = "one-shot form of its regime"
+RIVALS = (SAME_REGIME, *ONE_SHOT, "maml", "reptile", "learned-optimizer", "adam", "sgd")
 DUELS = ("10", "50")  # chunks
 
 
@@ -25,24 +26,35 @@ class Duel(NamedTuple):
     ratio: float
 
 
-def duels(cells: Sequence[Cell]) -> list[Duel]:
-    """Of all cells with all rivals, after 10 and 50 chunks."""
+def duels(cells: Sequence[Cell], group: str) -> list[Duel]:
+    """Of all cells of a group with all rivals that were trained until they were flat, after 10 and 50 chunks."""
     found = []
-    grid = pick(cells, group="grid")
-    for family in families(grid):
-        for name, row in rows_of(grid, family).items():
+    mine = pick(cells, group=group)
+    for family in families(mine):
+        for name, row in rows_of(mine, family).items():
             for rival in RIVALS:
-                method = _one_shot(name) if rival == OWN else rival
-                others = pick(cells, family=family, method=method)
-                for steps in DUELS if others else ():
-                    ratio = mean(losses(row, steps)) / mean(losses(others, steps))
+                others = _rivals(cells, family, _one_shot(name) if rival == SAME_REGIME else rival, row)
+                if not others or not all(other["flat"] for other in others):
+                    continue
+                seeds = {other["seed"] for other in others}
+                same = [cell for cell in row if cell["seed"] in seeds]
+                for steps in DUELS if same else ():
+                    ratio = mean(losses(same, steps)) / mean(losses(others, steps))
                     found.append(Duel(family, name, rival, steps, ratio))
     return found
 
 
-def versus_table(cells: Sequence[Cell]) -> str:
-    """Of the nine cells of regime by signal, how many beat each rival on the same data."""
-    every = duels(cells)
+def unready(cells: Sequence[Cell]) -> list[str]:
+    """Rivals that count nowhere yet, as their held-out loss still fell when their time was over."""
+    rivals = [cell for cell in cells if cell["group"] in ("one-shot", "optimizer")]
+    found = {(cell["method"], cell["family"]): None for cell in rivals if not cell["flat"]}
+    methods = dict.fromkeys(method for method, _ in found)
+    return [f"{method} ({'; '.join(family for other, family in found if other == method)})" for method in methods]
+
+
+def versus_table(cells: Sequence[Cell], group: str) -> str:
+    """Of the cells of regime by signal, how many beat each rival on the same data."""
+    every = duels(cells, group)
     lines = [["cells better than the rival, after 10 / 50 chunks", *RIVALS]]
     for family in [*dict.fromkeys(duel.family for duel in every), "all"]:
         line = [family]
@@ -54,11 +66,17 @@ def versus_table(cells: Sequence[Cell]) -> str:
     return markdown(lines)
 
 
-def lost_table(cells: Sequence[Cell]) -> str:
+def lost_table(cells: Sequence[Cell], group: str) -> str:
     """The duels that are not won, but for those against one-shot methods of another regime."""
-    lost = [duel for duel in duels(cells) if duel.ratio >= 1 and duel.rival not in ONE_SHOT]
+    lost = [duel for duel in duels(cells, group) if duel.ratio >= 1 and duel.rival not in ONE_SHOT]
     rows = [[duel.family, duel.row, duel.rival, duel.steps, f"{duel.ratio:.3f}"] for duel in lost]
     return markdown([["not better", "", "rival", "chunks", "loss / rival's"], *rows])
+
+
+def _rivals(cells: Sequence[Cell], family: str, method: str, row: Sequence[Cell]) -> list[Cell]:
+    """Of the same seeds, whose test data are the same."""
+    seeds = {cell["seed"] for cell in row}
+    return [cell for cell in pick(cells, family=family, method=method) if cell["seed"] in seeds]
 
 
 def _one_shot(name: str) -> str:

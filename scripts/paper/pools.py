@@ -40,12 +40,9 @@ class PoolFamily(Family):
         assert self.source is not None
         train, test = self.source[2:] if shifted else self.source[:2]
         classes = train.y.unique()
-        streams, asked = [], []
-        for _ in range(tasks):
-            chosen = classes[torch.randperm(len(classes), generator=generator)[: self.outputs]]
-            streams.append(_drawn(train, chosen, examples, generator, self.outputs))
-            asked.append(_drawn(test, chosen, queries, generator, self.outputs))
-        return TableEpisode(_stacked(streams), _stacked(asked), None)
+        ranks = torch.rand(tasks, len(classes), generator=generator).argsort(1)
+        chosen = classes[ranks[:, : self.outputs]]
+        return TableEpisode(_drawn(train, chosen, examples, generator), _drawn(test, chosen, queries, generator), None)
 
 
 def reduced(pools: list[Pool], size: int) -> list[Pool]:
@@ -65,11 +62,13 @@ def halves(pool: Pool, seed: int = 0) -> tuple[Pool, Pool]:
     return Pool(pool.x[order[:cut]], pool.y[order[:cut]]), Pool(pool.x[order[cut:]], pool.y[order[cut:]])
 
 
-def _drawn(pool: Pool, chosen: torch.Tensor, count: int, generator: torch.Generator, outputs: int) -> Batch:
-    within = (pool.y[:, None] == chosen).nonzero()  # example, class number within the task
-    picks = within[torch.randint(len(within), (count,), generator=generator)]
-    return Batch(pool.x[picks[:, 0]], torch.nn.functional.one_hot(picks[:, 1], outputs).float())
-
-
-def _stacked(batches: list[Batch]) -> Batch:
-    return Batch(*(torch.stack(parts) for parts in zip(*batches, strict=True)))
+def _drawn(pool: Pool, chosen: torch.Tensor, count: int, generator: torch.Generator) -> Batch:
+    """`count` examples of a task's classes `[tasks, classes]`, any of them as likely, with their numbers there."""
+    order, counts = pool.y.argsort(), pool.y.bincount()
+    ends = counts[chosen].cumsum(1)
+    picks = (torch.rand(len(chosen), count, generator=generator) * ends[:, -1:]).long().clamp(max=ends[:, -1:] - 1)
+    number = (picks[..., None] >= ends[:, None]).sum(-1)  # of the class within the task
+    within = picks - (ends - counts[chosen]).gather(1, number)
+    first = (counts.cumsum(0) - counts)[chosen].gather(1, number)
+    x = pool.x[order[first + within]]
+    return Batch(x, torch.nn.functional.one_hot(number, chosen.shape[1]).float())

@@ -19,33 +19,54 @@ from comparison import lab
 from iai_hf.files import write_whole
 from iai_hf.plots import png
 from paper import duels, tables
+from paper.cells import FLAT, OWN, REGIMES, SOLVER
+from paper.findings import findings
 
+COLOURS = (*REGIMES, "hypernetwork", "prior-fitted", "maml", "learned-optimizer", "adam")
 BASELINES = ("hypernetwork", "prior-fitted", "maml", "learned-optimizer", "adam")
 
 
 def write(results: dict[str, Any], output: Path) -> None:
     """results.md and curves.png."""
     cells = results["cells"]
-    minutes = sum(cell["seconds"] for cell in cells) / 60
+    own = [cell for cell in cells if cell["group"] != SOLVER]
+    hours = sum(cell["seconds"] for cell in cells) / 3600
+    not_flat = sum(not cell["flat"] for cell in own)
+    rivals = "; ".join(duels.unready(cells))
     parts = [
-        f"Preset {results['preset']}: {len(cells)} models, {minutes:.0f} minutes of a core, "
+        f"Preset {results['preset']}: {len(cells)} models, {hours:.1f} hours of {results.get('machine', 'a core')}, "
         f"chunks of {results['chunk']} examples. Means ± standard errors over seeds, each another model and other test "
-        "tasks.",
+        "tasks. The paper's own numbers could not be had, so nothing here is claimed to match them.",
+        f"`flat`: models whose held-out loss fell by less than {100 * FLAT:.1f}% over the last fifth of their "
+        f"training; {not_flat} of {len(own)} models of the first part were cut off by their budget of time before.",
         *(f"{name} is left out: {why}" for name, why in results.get("left_out", {}).items()),
+        "# The paper's form",
+        "A learned update, or predictor, without a solver, trained on the greedy objective.",
         "## Findings of the paper",
-        "\n".join(tables.findings(cells)),
+        "\n".join(findings(cells)),
         "## Excess risk",
+        "Above that of the exact answer on the same data, also of the forms on a solver.",
         tables.excess_table(cells),
         "## Where more steps stop paying",
         f"Chunks after which the loss is within {100 * tables.PAYS:.0f}% of that after 50; `rises`: it once rises.",
-        tables.pays_table(cells),
+        tables.pays_table(cells, OWN),
         "## Against one-shot methods and optimizers, on equal data",
-        duels.versus_table(cells),
-        duels.lost_table(cells),
-        "## Generation",
-        tables.generation_table(cells),
+        f"Rivals count where all their seeds are flat; those that do not: {rivals or 'none'}.",
+        duels.versus_table(cells, OWN),
+        duels.lost_table(cells, OWN),
         "## What is carried, history, architecture",
         tables.ratio_table(cells),
+        "# What a solver adds",
+        "Our form: a solver that can't collapse, and a network that corrects it.",
+        "## Past the steps of training",
+        tables.horizon_table(cells),
+        tables.pays_table(cells, SOLVER),
+        "## The solver's form against the same rivals",
+        duels.versus_table(cells, SOLVER),
+        duels.lost_table(cells, SOLVER),
+        "# Both",
+        "## Generation",
+        tables.generation_table(cells),
         "## Size of the task's data",
         tables.size_table(cells),
         "## A stream whose task changes",
@@ -61,7 +82,7 @@ def write(results: dict[str, Any], output: Path) -> None:
 
 
 def curves(cells: list[tables.Cell]) -> bytes:
-    """Loss against chunks, one panel a family: the best signal of each regime, baselines, the exact answer."""
+    """Loss against chunks, one panel a family: each regime's best signal in both forms, rivals, the exact answer."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator
@@ -77,15 +98,28 @@ def curves(cells: list[tables.Cell]) -> bytes:
         axes = figure.add_subplot(rows, columns, place + 1)
         found = tables.rows_of(cells, family)
         chosen = {}
-        for regime in tables.REGIMES:
-            mine = [row for name, row in found.items() if name.startswith(regime) and row[0]["group"] == "grid"]
-            if mine:
-                chosen[f"{regime}, best signal"] = min(mine, key=lambda row: mean(tables.losses(row, "10")))
+        for group, title in ((OWN, "best signal"), (SOLVER, "on a solver")):
+            for regime in REGIMES:
+                mine = [
+                    row
+                    for row in found.values()
+                    if row[0]["method"] == f"numeric-{regime}" and row[0]["group"] == group
+                ]
+                if mine:
+                    chosen[f"{regime}, {title}"] = min(mine, key=lambda row: mean(tables.losses(row, "10")))
         chosen |= {name: found[name] for name in BASELINES if name in found}
-        for number, (name, row) in enumerate(chosen.items()):
+        for name, row in chosen.items():
             values = [mean(tables.losses(row, steps)) for steps in tables.STEPS]
-            style = "-o" if name.endswith("best signal") else "--"
-            (lines[name],) = axes.plot(list(map(int, tables.STEPS)), values, style, ms=3, color=colours(number))
+            style = "-o" if name.endswith("best signal") else "-" if name.endswith("on a solver") else "--"
+            width = 0.8 if name.endswith("on a solver") else 1.5
+            (lines[name],) = axes.plot(
+                list(map(int, tables.STEPS)),
+                values,
+                style,
+                ms=3,
+                lw=width,
+                color=colours(COLOURS.index(name.partition(",")[0])),
+            )
         exact = [cell["in distribution"]["exact"] for cell in next(iter(found.values()))]
         if exact[0]:
             values = [mean(each[steps]["loss"] for each in exact) for steps in tables.STEPS]

@@ -1,4 +1,4 @@
-"""From the reproduction's results to tables in the paper's form, and its findings with their figures."""
+"""From the reproduction's results to tables in the paper's form."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from typing import Any
 from comparison.lab import error, pick, shown
 from iai_hf.compare import markdown
 from iai_hf.signals import SIGNALS
+from paper.cells import OWN, REGIMES, SOLVER
 
 STEPS = ("1", "2", "5", "10", "50")
-REGIMES = ("parametric", "explicit", "implicit")
-LOW = 10  # inputs up to which a task counts as of low dimension
-HIGH = ("linear regression, 30", "digits", "MNIST", "frozen features", "FashionMNIST")
+MARKS = {OWN: "", SOLVER: ", on a solver"}
 PAYS = 0.02  # more steps pay while the loss is still this far, relative, above that after 50
 Cell = dict[str, Any]
 
@@ -38,7 +37,7 @@ def rows_of(cells: Sequence[Cell], family: str) -> dict[str, list[Cell]]:
     """Rows of a family's table: the regimes by signal, then the baselines."""
     mine = pick(cells, family=family)
     found = {}
-    for group, mark in (("grid", ""), ("free", ", without a solver")):
+    for group, mark in MARKS.items():
         for regime in REGIMES:
             for signal in SIGNALS:
                 row = pick(mine, group=group, method=f"numeric-{regime}", signal=signal)
@@ -68,34 +67,46 @@ def ratios(cells: Sequence[Cell], plain: Sequence[Cell], **changes: str) -> list
 
 
 def main_table(cells: Sequence[Cell], family: str) -> str:
-    """Errors after 1 to 50 chunks in distribution, after 10 and 50 out of it; the exact answer below."""
+    """Losses after 1 to 50 chunks in distribution, after 10 and 50 out of it; of classes accuracy beside it.
+
+    The exact answer stands below.
+    """
     rows = rows_of(cells, family)
     classes = any("error" in cell["in distribution"]["steps"]["1"] for row in rows.values() for cell in row)
-    key, scale, digits = ("error", 100.0, 1) if classes else ("loss", 2.0, 3)
-    unit = "errors, %" if classes else "squared error"
+    unit = "nats / accuracy, %" if classes else "squared error"
     places = [("in distribution", steps) for steps in STEPS] + [("shifted", "10"), ("shifted", "50")]
-    head = [f"{family}: {unit}", "seeds", *STEPS, "shifted, 10", "shifted, 50"]
-    lines = [head]
+    lines = [[f"{family}: {unit}", "flat", *STEPS, "shifted, 10", "shifted, 50"]]
+
+    def told(found: Sequence[dict[str, float]]) -> str:
+        if not classes:
+            return shown([each["loss"] for each in found], 2.0)
+        right = shown([1 - each["error"] for each in found], 100.0, 1)
+        return f"{shown([each['loss'] for each in found])} / {right}"
+
     for name, row in rows.items():
-        values = [[cell[where]["steps"][steps][key] for cell in row] for where, steps in places]
-        lines.append([name, str(len(row)), *(shown(each, scale, digits) for each in values)])
+        cells_of = [told([cell[where]["steps"][steps] for cell in row]) for where, steps in places]
+        lines.append([name, flats(row), *cells_of])
     first = next(iter(rows.values()))
     if first[0]["in distribution"]["exact"]:
-        values = [[cell[where]["exact"][steps][key] for cell in first] for where, steps in places]
-        lines.append(["exact answer", str(len(first)), *(shown(each, scale, digits) for each in values)])
+        lines.append(["exact answer", "", *(told([c[where]["exact"][s] for c in first]) for where, s in places)])
     return markdown(lines)
+
+
+def flats(row: Sequence[Cell]) -> str:
+    """How many seeds of a row were trained until their held-out loss no longer fell."""
+    return f"{sum(cell['flat'] for cell in row)} of {len(row)}"
 
 
 def excess_table(cells: Sequence[Cell]) -> str:
     """Risk above the Bayes-optimal one on the same data, linear regression."""
-    lines = [["excess risk, %", "seeds", "dimensions", "10 chunks", "50 chunks"]]
+    lines = [["excess risk, %", "flat", "dimensions", "1 chunk", "10 chunks", "50 chunks"]]
     for family, name, row in table_rows([cell for cell in cells if cell["family"].startswith("linear regression")]):
         part = [
             [loss / exact - 1 for loss, exact in zip(losses(row, steps), exact_losses(row, steps), strict=True)]
-            for steps in ("10", "50")
+            for steps in ("1", "10", "50")
         ]
         dimensions = family.rpartition(" ")[2]
-        lines.append([name, str(len(row)), dimensions, *(shown(values, 100, 1) for values in part)])
+        lines.append([name, flats(row), dimensions, *(shown(values, 100, 1) for values in part)])
     return markdown(lines)
 
 
@@ -116,9 +127,9 @@ def rises(row: Sequence[Cell], where: str) -> bool:
     return False
 
 
-def pays_table(cells: Sequence[Cell]) -> str:
+def pays_table(cells: Sequence[Cell], group: str) -> str:
     """Where more steps stop paying, in and out of distribution."""
-    grid = pick(cells, group="grid")
+    grid = pick(cells, group=group)
     lines = [["more chunks pay until (in / out of distribution)", *families(grid)]]
     for regime in REGIMES:
         for signal in SIGNALS:
@@ -131,20 +142,42 @@ def pays_table(cells: Sequence[Cell]) -> str:
     return markdown(lines)
 
 
+def horizon_table(cells: Sequence[Cell]) -> str:
+    """What becomes of the loss behind the last step of training: after 50 chunks, relative to that after 10."""
+    lines = [["loss after 50 chunks / after 10", "", *families(pick(cells, group=OWN))]]
+    for group, title in ((OWN, "the paper's form"), (SOLVER, "on a solver")):
+        for where in ("in distribution", "shifted"):
+            line = [title, where]
+            for family in families(pick(cells, group=OWN)):
+                found = [
+                    losses([cell], "50", where)[0] / losses([cell], "10", where)[0]
+                    for cell in pick(cells, group=group, family=family)
+                ]
+                line.append(f"{mean(found):.2f}, at most {max(found):.2f}" if found else "")
+            lines.append(line)
+    return markdown(lines)
+
+
 def ratio_table(cells: Sequence[Cell]) -> str:
     """Loss after 10 chunks of variants, relative to the plain form on the same seed."""
-    grid, free = pick(cells, group="grid"), pick(cells, group="free")
+    plain = pick(cells, group=OWN)
     variants = [
-        (f"implicit state: {carried} instead of logits", pick(cells, group="carried", carried=carried), free)
+        (f"implicit state: {carried} instead of logits", pick(cells, group="carried", carried=carried))
         for carried in ("probabilities", "latents")
     ]
-    variants.append(("window of 4 states instead of 1", pick(cells, group="window"), free))
-    variants.append(("BERT instead of Llama (on a solver)", pick(cells, group="architecture"), grid))
-    names = list(dict.fromkeys(cell["family"] for _, row, _ in variants for cell in row))
-    lines = [["loss relative to the plain form, after 10 chunks", *names]]
-    lines += [
-        [title, *(shown(ratios(pick(row, family=name), plain)) for name in names)] for title, row, plain in variants
+    variants.append(("window of 4 states instead of 1", pick(cells, group="window")))
+    variants += [
+        (f"{name} instead of our Transformer", pick(cells, group="architecture", backbone=f"numeric/{name.lower()}"))
+        for name in ("Llama", "BERT")
     ]
+    names = list(dict.fromkeys(cell["family"] for _, row in variants for cell in row))
+    lines = [["loss relative to the plain form, after 10 chunks", *names]]
+    for title, row in variants:
+        found = {name: pick(row, family=name) for name in names}
+        told = [
+            f"{shown(ratios(found[name], plain))} ({flats(found[name])} flat)" if found[name] else "" for name in names
+        ]
+        lines.append([title, *told])
     return markdown(lines)
 
 
@@ -207,8 +240,8 @@ def training_table(cells: Sequence[Cell]) -> str:
         return ""
     steps_of = list(rows[0]["training"])
     lines = [["training, relative to one step: time / memory, by steps", "ms, one step", "MB, one step", *steps_of[1:]]]
-    for name in dict.fromkeys((cell["method"], cell["signal"]) for cell in rows):
-        row = [cell["training"] for cell in pick(rows, method=name[0], signal=name[1])]
+    for name in dict.fromkeys((cell["method"], cell["signal"], cell["group"]) for cell in rows):
+        row = [cell["training"] for cell in pick(rows, method=name[0], signal=name[1], group=name[2])]
         costs = {
             (steps, part): mean(each[steps][part] for each in row)
             for steps in steps_of
@@ -219,7 +252,7 @@ def training_table(cells: Sequence[Cell]) -> str:
             for steps in steps_of[1:]
         ]
         first = [f"{1000 * costs['1', 'seconds']:.0f}", f"{costs['1', 'bytes'] / 1e6:.1f}"]
-        lines.append([f"{name[0].removeprefix('numeric-')}, {name[1]}", *first, *relative])
+        lines.append([f"{name[0].removeprefix('numeric-')}, {name[1]}{MARKS[name[2]]}", *first, *relative])
     return markdown(lines)
 
 
@@ -230,6 +263,7 @@ def cost_table(cells: Sequence[Cell]) -> str:
             "cost, means over families",
             "parameters",
             "training, s",
+            "its steps",
             "ms a chunk, first 10",
             "last 40",
             "ms an answer after 10",
@@ -238,12 +272,10 @@ def cost_table(cells: Sequence[Cell]) -> str:
             "after 50",
         ]
     ]
-    chosen = [cell for cell in cells if cell["group"] in ("grid", "one-shot", "optimizer")]
-    names = dict.fromkeys(
-        (cell["method"], cell["signal"] if cell["group"] == "grid" else "") for cell in chosen if cell["seed"] == 0
-    )
-    for method, signal in names:
-        row = pick(chosen, method=method, **({"signal": signal} if signal else {}))
+    chosen = [cell for cell in cells if cell["group"] in (OWN, SOLVER, "one-shot", "optimizer")]
+    names = dict.fromkeys((cell["group"], cell["method"], cell["signal"]) for cell in chosen)
+    for group, method, signal in names:
+        row = pick(chosen, group=group, method=method, signal=signal)
         steps = [cell["in distribution"]["steps"] for cell in row]
         first = [1000 * sum(each[k]["update_seconds"] for k in STEPS[:4]) / 10 for each in steps]
         last = [1000 * each["50"]["update_seconds"] / 40 for each in steps]
@@ -251,86 +283,11 @@ def cost_table(cells: Sequence[Cell]) -> str:
         states = [[each[k]["state_bytes"] / 1000 for each in steps] for k in ("10", "50")]
         lines.append(
             [
-                method.removeprefix("numeric-") + (f", {signal}" if signal else ""),
+                f"{method.removeprefix('numeric-')}, {signal}{MARKS[group]}" if group in MARKS else method,
                 f"{mean(cell['parameters'] for cell in row):,.0f}",
                 f"{mean(cell['train_seconds'] for cell in row):.1f}",
+                f"{mean(cell.get('steps', 0) for cell in row):,.0f}",
                 *(f"{mean(values):.1f}" for values in (first, last, *answers, *states)),
             ]
         )
     return markdown(lines)
-
-
-def findings(cells: Sequence[Cell]) -> list[str]:
-    """A line for each finding of the paper: confirmed or not, with the figure."""
-    grid, free = pick(cells, group="grid"), pick(cells, group="free")
-    groups = [row for part in (grid, free) for _, _, row in table_rows(part)]
-    better = [
-        [mean(losses(row, late, where)) < mean(losses(row, early, where)) for row in groups]
-        for early, late in (("1", "10"), ("10", "50"))
-        for where in ("in distribution", "shifted")
-    ]
-    share = [100 * mean(map(float, each)) for each in better]
-    lines = [
-        _line(
-            1,
-            "more steps help in all regimes, in and out of distribution",
-            min(share[:2]) > 90,
-            f"loss after 10 chunks below that after 1 in {share[0]:.0f}% of the cells ({share[1]:.0f}% shifted), "
-            f"after 50 below that after 10 in {share[2]:.0f}% ({share[3]:.0f}% shifted)",
-        )
-    ]
-    wins = {True: [0, 0], False: [0, 0]}
-    both = [0, 0]
-    for part in (grid, free):
-        for family in families(part):
-            for regime in REGIMES:
-                row = {s: pick(part, family=family, method=f"numeric-{regime}", signal=s) for s in SIGNALS}
-                if not all(row.values()):
-                    continue
-                found = {s: mean(losses(row[s], "10")) for s in SIGNALS}
-                place = wins[family not in HIGH]
-                place[0] += found["data"] < found["gradient"]
-                place[1] += 1
-                both[0] += found["both"] <= min(found.values()) * 1.01
-                both[1] += 1
-    if both[1]:
-        low, high = wins[True], wins[False]
-        data_low, data_high = (part[0] / max(part[1], 1) for part in (low, high))
-        lines.append(
-            _line(
-                2,
-                "data beat gradients in low dimension, gradients help in high; both is often best",
-                data_low > 0.5 and data_high < data_low and both[0] > both[1] / 2,
-                f"data better than gradient in {low[0]} of {low[1]} low-dimensional and {high[0]} of {high[1]} "
-                f"high-dimensional cells; both best, or within 1% of it, in {both[0]} of {both[1]}",
-            )
-        )
-    against_explicit = [
-        ratio
-        for part in (grid, free)
-        for ratio in ratios(pick(part, method="numeric-parametric"), part, method="numeric-explicit")
-    ]
-    if against_explicit:
-        share_better = mean(float(ratio < 1) for ratio in against_explicit)
-        lines.append(
-            _line(
-                3,
-                "parametric beats explicit",
-                share_better > 0.5 and mean(against_explicit) < 1,
-                f"lower loss after 10 chunks in {100 * share_better:.0f}% of {len(against_explicit)} pairs, mean ratio "
-                f"{mean(against_explicit):.3f}",
-            )
-        )
-    for number, title, group, good in (
-        (4, "logits are the best implicit state", "carried", lambda ratio: ratio > 1),
-        (5, "a longer history barely helps", "window", lambda ratio: ratio > 0.97),
-    ):
-        pairs = ratios(pick(cells, group=group), free)
-        if pairs:
-            figure = f"loss relative to the plain form {shown(pairs)} over {len(pairs)} pairs"
-            lines.append(_line(number, title, good(mean(pairs)), figure))
-    return lines
-
-
-def _line(number: int, claim: str, confirmed: bool, figure: str) -> str:
-    return f"{number}. {claim}: **{'confirmed' if confirmed else 'not confirmed'}** ({figure})."

@@ -27,11 +27,12 @@ SYNTHETIC: dict[str, Family] = {
     family.name: family
     for family in (
         LinearRegression("linear regression, 2", False, 2, 1),
+        LinearRegression("linear regression, 5", False, 5, 1),
         LinearRegression("linear regression, 10", False, 10, 1),
         LinearRegression("linear regression, 30", False, 30, 1),
         LinearClassification("linear classification", True, 5, 3),
         NonlinearClassification("non-linear classification", True, 2, 3, width=64),
-        CausalOrder("topological order", False, 5, 1, signals=("data",)),
+        CausalOrder("topological order", False, 5, 1, signals=("data",), queries=5),
         Flow("Gaussian mixtures", False, 3, 2, width=128),
         Alphabet("alphabet", False, 3, 2, width=128),
     )

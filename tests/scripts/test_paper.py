@@ -1,15 +1,22 @@
-"""The reproduction's smallest preset: it runs, resumes without running anything again, and writes its report."""
+"""The reproduction's smallest preset: both parts run, resume without running anything again, and write their report."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import pytest
 import torch
 
 from iai_hf import AutoAmortizer, Chunk, TaskSpec
+from paper import tables
+from paper.cells import OWN, PRESETS, SOLVER, Cell, own_cells, solver_cells
+from paper.duels import duels, unready
+from paper.reproduce import Job, run, settled
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
@@ -21,9 +28,14 @@ def test_the_smoke_preset_runs_and_resumes(tmp_path: Path) -> None:
     content = (tmp_path / "results.json").read_text()
     cells = json.loads(content)["cells"]
     assert {cell["method"] for cell in cells} >= {"numeric-explicit", "maml", "hypernetwork", "prior-fitted"}
+    assert {cell["group"] for cell in cells} >= {"own", "solver", "window", "carried", "one-shot", "optimizer"}
     report = (tmp_path / "results.md").read_text()
     assert "1. more steps help" in report
     assert "exact answer" in report
+    assert report.index("# The paper's form") < report.index("# What a solver adds")
+    assert "nothing here is claimed to match" in report
+    classes = [line for line in report.splitlines() if line.startswith("| parametric, data |")]
+    assert any("0 of 1" in line for line in classes), "eight steps make nothing flat"
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     kept = {**json.loads(content), "cells": cells[:-2]}
     (tmp_path / "results.json").write_text(json.dumps(kept))
@@ -33,6 +45,61 @@ def test_the_smoke_preset_runs_and_resumes(tmp_path: Path) -> None:
     other = subprocess.run([*command[:3], "cpu", *command[4:]], capture_output=True, text=True, timeout=100)
     assert other.returncode == 2
     assert "preset 'smoke'" in other.stderr
+
+
+@pytest.mark.parametrize("method", ["numeric-parametric", "prior-fitted"])
+def test_a_cell_that_was_cut_off_goes_on_exactly(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = Cell(OWN if method == "numeric-parametric" else "one-shot", "linear regression, 5", method, 0)
+
+    def ran(place: str, seconds: float) -> tables.Cell:
+        found = run(Job(cell, PRESETS["smoke"], tmp_path / place, full=False, seconds=seconds, end=float("inf")))
+        assert found is not None
+        return found
+
+    straight = ran("straight", 60.0)
+    with monkeypatch.context() as patch:
+        ticks = itertools.count()
+        patch.setattr(time, "perf_counter", lambda: float(next(ticks)))
+        cut = ran("broken", 8.0)
+    whole = ran("broken", 60.0)
+    assert cut["steps"] in range(1, 8)
+    assert whole["steps"] == straight["steps"] == 8
+    assert not settled(cut, 60.0)
+    assert settled(whole, 60.0)
+    errors = [[found["loss"] for found in record["shifted"]["steps"].values()] for record in (straight, whole)]
+    assert errors[0] == errors[1]
+
+
+def test_a_run_whose_hours_are_over_begins_no_cell(tmp_path: Path) -> None:
+    cell = Cell(OWN, "linear regression, 5", "numeric-parametric", 0)
+    assert run(Job(cell, PRESETS["smoke"], tmp_path, full=False, seconds=60.0, end=0.0)) is None
+
+
+def test_what_most_rests_on_comes_first() -> None:
+    preset = PRESETS["cpu"]
+    cells = own_cells(preset)
+    assert len(set(cells)) == len(cells)
+    first = cells[:45]
+    assert {cell.family for cell in first} == {f"linear regression, {size}" for size in (2, 5, 10)}
+    assert {cell.signal for cell in first} == {"data", "both"}
+    places = {cell: place for place, cell in enumerate(cells)}
+    rival = places[Cell("one-shot", "linear regression, 10", "prior-fitted", 0)]
+    assert rival < places[Cell(OWN, "digits", "numeric-parametric", 0, "data")]
+    assert {cell.family for cell in cells} == {cell.family for cell in solver_cells(preset)} == set(preset.families)
+
+
+def test_a_rival_that_still_improved_wins_and_loses_nothing() -> None:
+    def record(group: str, method: str, loss: float, flat: bool = True) -> tables.Cell:
+        part = {"steps": {steps: {"loss": loss} for steps in tables.STEPS}}
+        cell = Cell(group, "linear regression, 5", method, 0)
+        return {**vars(cell), "flat": flat, "in distribution": part, "shifted": part}
+
+    cells = [record(OWN, "numeric-parametric", 1.0), record("optimizer", "maml", 2.0)]
+    assert {(duel.rival, duel.ratio) for duel in duels(cells, OWN)} == {("maml", 0.5)}
+    cells[1] = record("optimizer", "maml", 2.0, flat=False)
+    assert not duels(cells, OWN)
+    assert unready(cells) == ["maml (linear regression, 5)"]
+    assert not duels(cells, SOLVER)
 
 
 def test_a_network_on_numbers_is_trained_by_the_same_script(tmp_path: Path) -> None:

@@ -77,4 +77,9 @@ def test_pools_keep_queries_out_of_streams(tmp_path: Path) -> None:
     drawn = family("digits", tmp_path).sample(torch.Generator().manual_seed(0), 4, 100, 50)
     assert drawn.queries.y.sum(1).gt(0).all()
     for task in range(4):
+        for number in range(5):  # a class has one appearance in a task, in its stream and in its queries
+            read, asked = (part.x[task, part.y[task, :, number] == 1] for part in (drawn.stream, drawn.queries))
+            others = drawn.stream.x[task, drawn.stream.y[task, :, number] == 0]
+            near, far = (torch.cdist(asked, part).min(1).values.mean() for part in (read, others))
+            assert near < far
         assert torch.cdist(drawn.queries.x[task], drawn.stream.x[task]).min() > 0

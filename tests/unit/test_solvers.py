@@ -246,7 +246,7 @@ def test_reptile_pulls_its_start_towards_the_solutions() -> None:
     torch.testing.assert_close(solver.start.grad, solver.start - tensors["theta"].mean(0))
 
 
-@pytest.mark.parametrize("kind", ["llama", "bert", "modernbert"])
+@pytest.mark.parametrize("kind", ["plain", "llama", "bert", "modernbert"])
 def test_any_architecture_is_a_function_of_a_set(kind: str) -> None:
     torch.manual_seed(0)
     model = NumericBackbone(f"numeric/{kind}", torch.device("cpu")).build(16, 2)

@@ -23,6 +23,7 @@ from iai_hf.tables.solvers.predictor import Predictor
 from iai_hf.tables.solvers.prior import Prior
 from iai_hf.tables.solvers.retained import Retained
 from iai_hf.tables.solvers.solver import Batch
+from iai_hf.task import Tensors
 
 ImplicitState = Literal["logits", "probabilities", "latents"]
 
@@ -77,6 +78,7 @@ class Implicit(Retained):
     ) -> None:
         super().__init__(budget, None if free else batches)
         self.predictor, self.signal, self.free, self.carried = predictor, signal, free, carried
+        self.capturable, self.lengths_vary = free, not free
         size, outputs = (predictor.size(sizes.inputs), sizes.outputs) if sizes and not free else (0, 0)
         self.prior = Prior(size, outputs)
         self.prior_precision = Hyperparameter(1.0)  # in units of an example
@@ -88,7 +90,8 @@ class Implicit(Retained):
             state = sizes.hidden if carried == "latents" else sizes.outputs
             signals = (takes_data(signal) + takes_gradient(signal)) * sizes.outputs
             known = state if free else 2 * state
-            self.network = UpdateNetwork(sizes, sizes.inputs + signals, sizes.inputs + known, state, 0, counts=free)
+            seen = predictor.size(sizes.inputs) if sizes.counting else sizes.inputs
+            self.network = UpdateNetwork(sizes, seen + signals, seen + known, state, 0, counts=free)
             if carried == "latents":
                 nn.init.normal_(self.network.propose.weight, std=0.02)  # it is the decoder that starts at zero
                 self.decode = nn.Linear(sizes.hidden, sizes.outputs, dtype=torch.float32)
@@ -127,10 +130,29 @@ class Implicit(Retained):
             if not self.free:
                 solution = self._solved(own, chunk.y, solution)
             if self.network is not None:
-                observed = torch.cat([chunk.x, signal], -1)
-                points = self._refined(self.network, points, observed, solution, step)
+                steps = torch.full((x.shape[0],), float(step), device=x.device, dtype=torch.float32)
+                points = self._refined(self.network, points, own, signal, solution, steps)
             found.append(self._outputs(points.part(0, queries), solution))
         return found
+
+    @property
+    def steps_apart(self) -> bool:
+        """Where the state is the queries' own: the network alone, which sees no state of the observations."""
+        return self.free and not takes_gradient(self.signal)
+
+    def begin_stream(self, x: torch.Tensor, outputs: int) -> Tensors:
+        """The queries' states."""
+        state = self._points(x, outputs).state
+        return {"state": state, "steps": torch.zeros(x.shape[0], device=x.device, dtype=torch.float32)}
+
+    def advance(self, tensors: Tensors, batch: Batch, x: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+        """The queries' states refined once."""
+        assert self.network is not None
+        own, points = self._points(batch.x, batch.y.shape[-1]), self._points(x, batch.y.shape[-1])
+        points = points._replace(state=tensors["state"])
+        solution = self._start(points)
+        points = self._refined(self.network, points, own, batch.y, solution, tensors["steps"])
+        return {"state": points.state, "steps": tensors["steps"] + 1}, self._outputs(points, solution)
 
     def _points(self, x: torch.Tensor, outputs: int) -> _Points:
         features = self.predictor.features(x)
@@ -160,17 +182,23 @@ class Implicit(Retained):
         return _Solution(solution.theta + change, solution.precision + curvature)
 
     def _refined(
-        self, network: UpdateNetwork, points: _Points, observed: torch.Tensor, solution: _Solution, step: int
+        self,
+        network: UpdateNetwork,
+        points: _Points,
+        own: _Points,
+        signal: torch.Tensor,
+        solution: _Solution,
+        steps: torch.Tensor,
     ) -> _Points:
-        """The points with the network's step."""
+        """The points with the network's step on a batch: its `own` inputs, and what they tell."""
         known = [self._known(points.state)]
         if not self.free:
             known.append(self._known(points.offset + points.whitened @ solution.theta))
-        steps = torch.full((points.x.shape[0],), float(step), device=points.x.device, dtype=torch.float32)
-        summary = network(observed, torch.cat([points.x, *known], -1), steps)
+        seen, asked = (part.whitened if network.counting else part.x for part in (own, points))
+        summary = network(torch.cat([seen, signal], -1), torch.cat([asked, *known], -1), steps, signal.shape[1])
         if self.free:
             return points._replace(state=points.state + network.propose(summary))
-        summary = averaged(points.summary, summary, step)
+        summary = averaged(points.summary, summary, steps)
         state = self.correction(network.propose(summary), self._variance(points.whitened, solution.precision))
         return points._replace(summary=summary, state=state)
 

@@ -15,7 +15,12 @@ class OneShot(Retained):
 
     def __init__(self, step: Solver, budget: int = 4096) -> None:
         super().__init__(budget, batches=1)
-        self.step, self.predictor = step, step.predictor
+        self.step, self.predictor, self.capturable = step, step.predictor, step.capturable
+
+    @property
+    def steps_apart(self) -> bool:
+        """There are no steps."""
+        return False
 
     def read(self, chunks: Sequence[Batch], x: torch.Tensor) -> torch.Tensor:
         """One step on all that is retained."""

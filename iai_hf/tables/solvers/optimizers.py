@@ -33,7 +33,11 @@ class GradientOptimizer(Solver):
         rate: of a step at first; a parameter, so it may be meta-learned. Of SGD in units of 1 / features, where 1 can't
             overshoot on features of order one.
         start: `(features, outputs)` of a learned start (MAML, Reptile); None starts at zero.
+        rate_exponent: step t is as long as rate / t^rate_exponent.
     """
+
+    kept: torch.Tensor
+    lengths_vary = False
 
     def __init__(
         self,
@@ -42,11 +46,14 @@ class GradientOptimizer(Solver):
         rate: float = 0.1,
         inner_steps: int = 1,
         start: tuple[int, int] | None = None,
+        rate_exponent: float = 0.0,
     ) -> None:
         super().__init__()
-        self.predictor, self.rule, self.inner_steps = predictor, rule, inner_steps
+        self.predictor, self.rule, self.inner_steps, self.rate_exponent = predictor, rule, inner_steps, rate_exponent
         self.rate = Hyperparameter(rate)
         saved_as(self, {"rate": "log_rate"})
+        shares = torch.tensor(LEARNED_KEPT if rule == "learned" else (KEPT,), dtype=torch.float32)
+        self.register_buffer("kept", shares[:, None, None], persistent=False)
         self.start = nn.Parameter(torch.zeros(*start, dtype=torch.float32)) if start else None
         self.step: nn.Sequential | None = None
         if rule == "learned":
@@ -89,17 +96,15 @@ class GradientOptimizer(Solver):
         return self.predictor.features(x) @ tensors["theta"]
 
     def _stepped(self, tensors: Tensors, gradient: torch.Tensor) -> Tensors:
-        rate, steps = self.rate(), tensors["steps"] + 1
+        steps = tensors["steps"] + 1
+        rate = self.rate() * steps[:, None, None] ** -self.rate_exponent if self.rate_exponent else self.rate()
         moved = {**tensors, "steps": steps}
         if self.rule == "sgd":
             return moved | {"theta": tensors["theta"] - rate / gradient.shape[1] * gradient}
         late = steps[:, None, None]
         square, unbiased_square = running_mean(tensors["squares"], gradient.square(), SQUARE_KEPT, late)
         scale = (unbiased_square + 1e-12).sqrt()
-        kept = torch.tensor(
-            LEARNED_KEPT if self.rule == "learned" else (KEPT,), device=gradient.device, dtype=torch.float32
-        )[:, None, None]
-        momenta, unbiased = running_mean(tensors["momenta"], gradient[:, None], kept, late[:, None])
+        momenta, unbiased = running_mean(tensors["momenta"], gradient[:, None], self.kept, late[:, None])
         if self.step is None:
             change = -rate * unbiased[:, 0] / scale
         else:

@@ -59,7 +59,7 @@ class Parametric(Solver):
     ) -> None:
         super().__init__()
         self.predictor, self.signal, self.free, self.window = predictor, signal, free, window
-        self.half_life = half_life
+        self.half_life, self.capturable = half_life, free
         size, outputs = (predictor.size(sizes.inputs), sizes.outputs) if sizes and not free else (0, 0)
         self.prior = Prior(size, outputs)
         self.prior_precision = Hyperparameter(1.0)  # in units of an example
@@ -70,7 +70,8 @@ class Parametric(Solver):
         if sizes is not None:
             self.tokens = ThetaTokens(predictor.size(sizes.inputs), sizes.outputs)
             channels = window + 2 * takes_gradient(signal)
-            observed = sizes.inputs + sizes.outputs if takes_data(signal) else 0
+            seen = predictor.size(sizes.inputs) if sizes.counting else sizes.inputs
+            observed = seen + sizes.outputs if takes_data(signal) else 0
             self.network = UpdateNetwork(
                 sizes, observed, channels * self.tokens.size, self.tokens.size, self.tokens.count, counts=free
             )
@@ -122,7 +123,7 @@ class Parametric(Solver):
             change, memory = self._solver_step(tensors, chunk, kept)
             theta, refined = theta + change, refined | memory
         if self.network is not None:
-            summary = self._summary(self.network, tensors, batch, theta, chunk.gradient)
+            summary = self._summary(self.network, tensors, batch, theta, chunk)
             if self.free:
                 theta = theta + self.tokens.join(self.network.propose(summary))
             else:
@@ -167,13 +168,15 @@ class Parametric(Solver):
         return self.prior_precision() * torch.cholesky_inverse(factor).diagonal(dim1=-2, dim2=-1)
 
     def _summary(
-        self, network: UpdateNetwork, tensors: Tensors, batch: Batch, theta: torch.Tensor, gradient: torch.Tensor
+        self, network: UpdateNetwork, tensors: Tensors, batch: Batch, theta: torch.Tensor, chunk: _Chunk
     ) -> torch.Tensor:
+        gradient = chunk.gradient
         known = [theta]
         if self.window > 1:
             known += tensors["history"].unbind(1)
         if takes_gradient(self.signal):
             known += [gradient, gradient / (gradient.square().mean((1, 2), keepdim=True).sqrt() + 1e-6)]
         refined = torch.cat([self.tokens.split(part) for part in known], -1)
-        observed = torch.cat([batch.x, batch.y], -1) if takes_data(self.signal) else None
-        return network(observed, refined, tensors["steps"])
+        seen = chunk.whitened if network.counting else batch.x
+        observed = torch.cat([seen, batch.y], -1) if takes_data(self.signal) else None
+        return network(observed, refined, tensors["steps"], batch.x.shape[1])

@@ -42,8 +42,8 @@ class Predictor(nn.Module):
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """phi: `[..., inputs]` to `[..., features]`, each of order one."""
         if self.width:
-            weight, bias = _random_map(x.shape[-1], self.width)
-            found = (x @ weight.to(x) + bias.to(x)).relu() * 2**0.5
+            weight, bias = _random_map(x.shape[-1], self.width, x.device)
+            found = (x @ weight + bias).relu() * 2**0.5
         else:
             found = x
         found = torch.cat([torch.ones_like(found[..., :1]), found], -1)
@@ -75,7 +75,7 @@ class Predictor(nn.Module):
 
 
 @lru_cache(maxsize=8)
-def _random_map(inputs: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _random_map(inputs: int, width: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(FIXED_SEED)
     weight = torch.randn(inputs, width, generator=generator, dtype=torch.float32) / inputs**0.5
-    return weight, torch.randn(width, generator=generator, dtype=torch.float32)
+    return weight.to(device), torch.randn(width, generator=generator, dtype=torch.float32).to(device)

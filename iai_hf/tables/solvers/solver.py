@@ -27,9 +27,13 @@ class Solver(nn.Module, ABC):
 
     Attributes:
         predictor: the form of the answer, and the loss.
+        lengths_vary: training takes streams of all lengths; otherwise long ones alone, each of whose steps counts.
+        capturable: a step has no linear system to solve, for whose success it would wait.
     """
 
     predictor: Predictor
+    lengths_vary: bool = True
+    capturable: bool = True
 
     def begin(self, stream: Batch, queries: Batch) -> None:
         """Before training, learn from some whole tasks what they say in closed form; by default nothing."""
@@ -73,6 +77,20 @@ class Solver(nn.Module, ABC):
             tensors = self.refine(stopped(tensors) if greedy else tensors, chunk)
             found.append(self.answer(tensors, x))
         return found
+
+    @property
+    def steps_apart(self) -> bool:
+        """Whether one step can be trained on its own, from the state that the steps before it left behind."""
+        return True
+
+    def begin_stream(self, x: torch.Tensor, outputs: int) -> Tensors:
+        """The state in front of a stream whose queries are `x`; by default `initial`."""
+        return self.initial(x.shape[0], x.shape[-1], outputs)
+
+    def advance(self, tensors: Tensors, batch: Batch, x: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+        """One step of such a stream: the state behind it, and the outputs for the queries."""
+        tensors = self.refine(tensors, batch)
+        return tensors, self.answer(tensors, x)
 
     def training_chunks(self, chunks: Sequence[Batch], generator: torch.Generator) -> Sequence[Batch]:
         """The steps to train on, of an episode's chunks; by default these."""

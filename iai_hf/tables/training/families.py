@@ -47,6 +47,7 @@ class Family(ABC):
         inputs, outputs: sizes.
         width: of the predictor's fixed random features, 0 for a linear predictor.
         signals: those that exist for it.
+        queries: of a task, where there can't be any number of them.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Family(ABC):
     outputs: int
     width: int = 0
     signals: tuple[str, ...] = SIGNALS
+    queries: int | None = None
 
     @abstractmethod
     def sample(

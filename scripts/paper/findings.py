@@ -1,0 +1,100 @@
+"""The paper's findings, each confirmed or not by its own form, with counts of cells and standard errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from statistics import mean
+
+from comparison.lab import pick, shown
+from iai_hf.signals import SIGNALS
+from paper.cells import OWN, REGIMES
+from paper.tables import Cell, families, losses, ratios, table_rows
+
+HIGH = ("linear regression, 30", "digits", "MNIST", "frozen features", "FashionMNIST")  # of high dimension
+
+
+def findings(cells: Sequence[Cell]) -> list[str]:
+    """A line for each finding: confirmed or not, with the figure."""
+    own = pick(cells, group=OWN)
+    return [*_steps(own), *_signals(own), *_regimes(own), *_variants(cells, own)]
+
+
+def _steps(own: Sequence[Cell]) -> Iterator[str]:
+    rows = [row for _, _, row in table_rows(own)]
+    if not rows:
+        return
+
+    def share(early: str, late: str, where: str) -> tuple[int, str]:
+        better = sum(mean(losses(row, late, where)) < mean(losses(row, early, where)) for row in rows)
+        return better, f"{better} of {len(rows)}"
+
+    (inside, first), (outside, second) = share("1", "10", "in distribution"), share("1", "10", "shifted")
+    yield _line(
+        1,
+        "more steps help in all regimes, in and out of distribution",
+        min(inside, outside) > 0.9 * len(rows),
+        f"loss after 10 chunks below that after 1 in {first} cells ({second} shifted), after 50, five times as far as "
+        f"was trained, below that after 10 in {share('10', '50', 'in distribution')[1]} "
+        f"({share('10', '50', 'shifted')[1]} shifted)",
+    )
+
+
+def _signals(own: Sequence[Cell]) -> Iterator[str]:
+    gains: dict[bool, list[float]] = {False: [], True: []}  # loss with gradients, relative to that with data
+    both = []
+    for family in families(own):
+        for regime in REGIMES:
+            row = {s: pick(own, family=family, method=f"numeric-{regime}", signal=s) for s in SIGNALS}
+            if not all(row.values()):
+                continue
+            found = {s: mean(losses(row[s], "10")) for s in SIGNALS}
+            gains[family in HIGH].append(found["gradient"] / found["data"])
+            both.append(found["both"] <= min(found.values()) * 1.01)
+    if not both:
+        return
+    won = {high: sum(gain > 1 for gain in part) for high, part in gains.items()}
+    shares = {high: won[high] / max(len(part), 1) for high, part in gains.items()}
+    told = " and ".join(
+        f"{won[high]} of {len(part)} {'high' if high else 'low'}-dimensional (loss with gradients / with data "
+        f"{shown(part)})"
+        for high, part in gains.items()
+        if part
+    )
+    yield _line(
+        2,
+        "data beat gradients in low dimension, gradients help in high; both is often best",
+        shares[False] > 0.5 and shares[True] < shares[False] and mean(both) > 0.5,
+        f"data better than gradient in {told} cells; both best, or within 1% of it, in {sum(both)} of {len(both)}",
+    )
+
+
+def _regimes(own: Sequence[Cell]) -> Iterator[str]:
+    found = ratios(pick(own, method="numeric-parametric"), own, method="numeric-explicit")
+    if found:
+        better = sum(ratio < 1 for ratio in found)
+        yield _line(
+            3,
+            "parametric beats explicit",
+            better > len(found) / 2 and mean(found) < 1,
+            f"lower loss after 10 chunks in {better} of {len(found)} pairs, ratio {shown(found)}",
+        )
+
+
+def _variants(cells: Sequence[Cell], own: Sequence[Cell]) -> Iterator[str]:
+    carried = {
+        state: ratios(pick(cells, group="carried", carried=state), own) for state in ("probabilities", "latents")
+    }
+    told = ", ".join(
+        f"with {state} {shown(found)} over {len(found)} pairs" for state, found in carried.items() if found
+    )
+    if told:
+        best = all(mean(found) > 1 for found in carried.values() if found)
+        yield _line(4, "logits are the best implicit state", best, f"loss relative to that with logits: {told}")
+    longer = ratios(pick(cells, group="window"), own)
+    if longer:
+        figure = f"loss with 4 states relative to that with one {shown(longer)} over {len(longer)} pairs"
+        yield _line(5, "a longer history barely helps", mean(longer) > 0.97, figure)
+
+
+def _line(number: int, claim: str, confirmed: bool, figure: str) -> str:
+    return f"{number}. {claim}: **{'confirmed' if confirmed else 'not confirmed'}** ({figure})."
