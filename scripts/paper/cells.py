@@ -88,7 +88,7 @@ PRESETS = {
         evaluate_every=4,
         generated=32,
     ),
-    "cpu": Preset(DEEP, 3, 600.0, 200_000, 150, 64, 64, 64, 32, 64, 3),
+    "cpu": Preset(DEEP, 3, 600.0, 200_000, 150, 64, 64, 64, 32, 32, 3),
     "gpu": Preset(EVERY, 5, 36_000.0, 1_000_000, 2000, 128, 128, 64, 64, 256, 4, 5, 128, learning_rate=0.0003),
 }
 

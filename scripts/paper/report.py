@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -22,19 +23,25 @@ from paper import duels, tables
 from paper.cells import FLAT, OWN, REGIMES, SOLVER
 from paper.findings import findings
 
-COLOURS = (*REGIMES, "hypernetwork", "prior-fitted", "maml", "learned-optimizer", "adam")
-BASELINES = ("hypernetwork", "prior-fitted", "maml", "learned-optimizer", "adam")
+BASELINES = ("hypernetwork", "prior-fitted", "maml", "learned-optimizer", "adam", "sgd")
+COLOURS = (*REGIMES, *BASELINES)
+STYLES = {"best signal": ("-o", 1.6), "on a solver": ("-.^", 0.8)}
 
 
 def write(results: dict[str, Any], output: Path) -> None:
     """results.md and curves.png."""
     cells = results["cells"]
     own = [cell for cell in cells if cell["group"] != SOLVER]
-    hours = sum(cell["seconds"] for cell in cells) / 3600
+    places = Counter((cell["machine"], cell["hidden"]) for cell in cells)
+    hours = {place: sum(c["seconds"] for c in cells if (c["machine"], c["hidden"]) == place) / 3600 for place in places}
+    trained = "; ".join(
+        f"{count} on {machine}, width {hidden}, {hours[machine, hidden]:.1f} hours"
+        for (machine, hidden), count in places.items()
+    )
     not_flat = sum(not cell["flat"] for cell in own)
     rivals = "; ".join(duels.unready(cells))
     parts = [
-        f"Preset {results['preset']}: {len(cells)} models, {hours:.1f} hours of {results.get('machine', 'a core')}, "
+        f"Preset {results['preset']}: {len(cells)} models ({trained}), "
         f"chunks of {results['chunk']} examples. Means ± standard errors over seeds, each another model and other test "
         "tasks. The paper's own numbers could not be had, so nothing here is claimed to match them.",
         f"`flat`: models whose held-out loss fell by less than {100 * FLAT:.1f}% over the last fifth of their "
@@ -81,6 +88,22 @@ def write(results: dict[str, Any], output: Path) -> None:
     write_whole(output / "curves.png", curves(cells))
 
 
+def drawn_rows(cells: list[tables.Cell], family: str) -> dict[str, list[tables.Cell]]:
+    """Each regime's best signal in both forms, and the rivals, of the seeds that all of them have."""
+    found = tables.rows_of(cells, family)
+    chosen = {}
+    for group, title in ((OWN, "best signal"), (SOLVER, "on a solver")):
+        for regime in REGIMES:
+            mine = [
+                row for row in found.values() if (row[0]["method"], row[0]["group"]) == (f"numeric-{regime}", group)
+            ]
+            if mine:
+                chosen[f"{regime}, {title}"] = min(mine, key=lambda row: mean(tables.losses(row, "10")))
+    chosen |= {name: found[name] for name in BASELINES if name in found}
+    shared = set.intersection(*({cell["seed"] for cell in row} for row in chosen.values()))
+    return {name: [cell for cell in row if cell["seed"] in shared] for name, row in chosen.items()}
+
+
 def curves(cells: list[tables.Cell]) -> bytes:
     """Loss against chunks, one panel a family: each regime's best signal in both forms, rivals, the exact answer."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -96,22 +119,10 @@ def curves(cells: list[tables.Cell]) -> bytes:
     lines: dict[str, Any] = {}
     for place, family in enumerate(names):
         axes = figure.add_subplot(rows, columns, place + 1)
-        found = tables.rows_of(cells, family)
-        chosen = {}
-        for group, title in ((OWN, "best signal"), (SOLVER, "on a solver")):
-            for regime in REGIMES:
-                mine = [
-                    row
-                    for row in found.values()
-                    if row[0]["method"] == f"numeric-{regime}" and row[0]["group"] == group
-                ]
-                if mine:
-                    chosen[f"{regime}, {title}"] = min(mine, key=lambda row: mean(tables.losses(row, "10")))
-        chosen |= {name: found[name] for name in BASELINES if name in found}
+        chosen = drawn_rows(cells, family)
         for name, row in chosen.items():
             values = [mean(tables.losses(row, steps)) for steps in tables.STEPS]
-            style = "-o" if name.endswith("best signal") else "-" if name.endswith("on a solver") else "--"
-            width = 0.8 if name.endswith("on a solver") else 1.5
+            style, width = STYLES.get(name.rpartition(", ")[2], ("--", 1.0))
             (lines[name],) = axes.plot(
                 list(map(int, tables.STEPS)),
                 values,
@@ -120,7 +131,7 @@ def curves(cells: list[tables.Cell]) -> bytes:
                 lw=width,
                 color=colours(COLOURS.index(name.partition(",")[0])),
             )
-        exact = [cell["in distribution"]["exact"] for cell in next(iter(found.values()))]
+        exact = [cell["in distribution"]["exact"] for cell in next(iter(chosen.values()))]
         if exact[0]:
             values = [mean(each[steps]["loss"] for each in exact) for steps in tables.STEPS]
             (lines["exact answer"],) = axes.plot(list(map(int, tables.STEPS)), values, ":", color="black")

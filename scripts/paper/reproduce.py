@@ -140,7 +140,7 @@ def run(job: Job) -> dict[str, Any] | None:
     torch.set_float32_matmul_precision("high")  # of a GPU
     began = time.perf_counter()
     tasks = family(cell.family, output / "cache", job.full)
-    folder = output / "cells" / "-".join(map(str, asdict(cell).values())).replace(" ", "_").replace("/", "_")
+    folder = cell_folder(output, cell)
     amortizer, record = learned(job, tasks, folder)
     solver = amortizer.solver
     regime = amortizer.regime if cell.family in LONG and cell.group in (OWN, SOLVER, "optimizer") else None
@@ -158,9 +158,16 @@ def run(job: Job) -> dict[str, Any] | None:
                 solver.half_life = FORGETTING * preset.chunk
                 record["continual, forgetting"] = continual(solver, tasks, preset, cell.seed)
     record["seconds"] = time.perf_counter() - began
+    record["machine"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "a core"
+    record["hidden"] = preset.hidden
     if record["flat"]:
         shutil.rmtree(folder, ignore_errors=True)  # there is nothing to go on with
     return rounded({**asdict(cell), **record})
+
+
+def cell_folder(output: Path, cell: Cell) -> Path:
+    """Where a cell's checkpoint is."""
+    return output / "cells" / "-".join(map(str, asdict(cell).values())).replace(" ", "_").replace("/", "_")
 
 
 def settled(record: dict[str, Any], seconds: float) -> bool:
@@ -220,11 +227,14 @@ def main() -> None:
     # Each worker starts clean: it must not share this process's threads or rank.
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
     with pool, tqdm(total=len(jobs), desc="reproduce", unit=" cells") as bar:
-        futures = [pool.submit(run, job) for job in jobs]
+        futures = {pool.submit(run, job): job.cell for job in jobs}
+        failed = 0
         try:
             for future in as_completed(futures):
-                found = future.result()
-                if found is not None:
+                if (problem := future.exception()) is not None:
+                    failed += 1
+                    logging.error("%s failed, and is left to the next run: %s", futures[future], problem)
+                elif (found := future.result()) is not None:
                     others = [record for record in done["cells"] if cell_of(record) != cell_of(found)]
                     done["cells"] = [*others, found]
                     write_whole(path, json.dumps(done).encode())
@@ -234,6 +244,8 @@ def main() -> None:
             raise
     write_whole(path, json.dumps(done).encode())
     report.write(done, args.output)
+    if failed:
+        raise DataError(f"{failed} cells failed, as told above; what is done stands, and the same command goes on")
     print(f"results.json, results.md and plots in {args.output}")
 
 

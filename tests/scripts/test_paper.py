@@ -16,7 +16,7 @@ from iai_hf import AutoAmortizer, Chunk, TaskSpec
 from paper import tables
 from paper.cells import OWN, PRESETS, SOLVER, Cell, own_cells, solver_cells
 from paper.duels import duels, unready
-from paper.reproduce import Job, run, settled
+from paper.reproduce import Job, cell_folder, cell_of, run, settled
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
@@ -39,9 +39,14 @@ def test_the_smoke_preset_runs_and_resumes(tmp_path: Path) -> None:
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     kept = {**json.loads(content), "cells": cells[:-2]}
     (tmp_path / "results.json").write_text(json.dumps(kept))
+    damaged = cell_folder(tmp_path, cell_of(cells[-1]))
+    damaged.mkdir(parents=True, exist_ok=True)
+    (damaged / "checkpoint.safetensors").write_bytes(b"none")
     again = subprocess.run(command, capture_output=True, text=True, timeout=400)
-    assert again.returncode == 0, again.stderr[-2000:]
-    assert json.loads((tmp_path / "results.json").read_text())["cells"][: len(cells) - 2] == cells[:-2]
+    assert (again.returncode, "1 cells failed" in again.stderr) == (2, True), again.stderr[-2000:]
+    found = json.loads((tmp_path / "results.json").read_text())["cells"]
+    assert found[:-1] == cells[:-2]
+    assert cell_of(found[-1]) == cell_of(cells[-2])
     other = subprocess.run([*command[:3], "cpu", *command[4:]], capture_output=True, text=True, timeout=100)
     assert other.returncode == 2
     assert "preset 'smoke'" in other.stderr
