@@ -18,8 +18,7 @@ from iai_hf.tables.solvers.implicit import Implicit
 from iai_hf.tables.training import TableCurriculum
 from iai_hf.tables.training.families import LinearRegression
 from iai_hf.tables.training.staggered import Staggered, StaggeredStep
-from iai_hf.training import TrainingConfig, train
-from iai_hf.training import schedule
+from iai_hf.training import TrainingConfig, schedule, train
 from iai_hf.training import trainer as loop
 from iai_hf.training.captured import CapturedStep
 from iai_hf.training.curriculum import Evaluation
@@ -39,6 +38,7 @@ CONFIG = TrainingConfig(
     evaluate_every=4,
     averaging=0.9,
     staggered=True,
+    until_flat=0.005,
 )
 
 
@@ -135,12 +135,12 @@ def test_a_run_ends_where_the_loss_no_longer_falls(tmp_path: Path, monkeypatch: 
 
     losses: list[float] = []
     monkeypatch.setattr(TableCurriculum, "evaluate", falling)
-    _, progress = run(tmp_path / "flat", train_steps=100, evaluate_every=1, until_flat=0.005)
+    _, progress = run(tmp_path / "flat", train_steps=100, evaluate_every=1)
     assert schedule.flat(progress.history, 0.005)
     assert not schedule.flat(progress.history[:-1], 0.005)
     assert 25 < progress.step < 40
     losses.clear()
-    _, progress = run(tmp_path / "all", train_steps=40, evaluate_every=1)
+    _, progress = run(tmp_path / "all", train_steps=40, evaluate_every=1, until_flat=0.0)
     assert progress.step == 40
 
 
@@ -154,7 +154,7 @@ def test_the_rate_rises_and_falls_without_regard_to_the_end_where_that_is_unknow
     rates: list[float] = []
     accelerator = Accelerator(cpu=True)
     accelerator.log = lambda values, step: rates.append(values["learning_rate"]) if "loss" in values else None
-    config = dataclasses.replace(CONFIG, until_flat=0.005)
+    config = CONFIG
     made = amortizer()
     train(made, TableCurriculum(made, TASKS, config), config, accelerator, tmp_path, progress_bar=False)
     assert rates == pytest.approx([0.003 * step / schedule.RISING for step in range(1, 13)])
