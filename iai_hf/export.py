@@ -59,9 +59,9 @@ def export(self: Any, state: TaskState, directory: str | Path, form: Form = "pef
             onnx_export.write_onnx(classifier, folder)
         else:
             sentence_export.write_sentence_transformers(classifier, folder)
-        use = (onnx_export if form == "onnx" else sentence_export).USE
-        name = directory.resolve().name
-        use = use.format(place=name, prompt=classifier.backbone.pipeline.prompt)
+        written, name = onnx_export if form == "onnx" else sentence_export, directory.resolve().name
+        answers = written.ONE_LABEL if classifier.thresholds is None else written.SEVERAL_LABELS
+        use = written.USE.format(place=name, prompt=classifier.backbone.pipeline.prompt, answers=answers)
         (folder / CARD_FILE).write_text(classifier_card(classifier, form, use, name), encoding="utf-8")
     if classifier.reads_in_windows:
         log.warning(

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
     from iai_hf.backbones.backbone import Backbone
 
-PROBLEM = "single_label_classification"  # as `transformers` calls it: logits become probabilities by a softmax
+# As `transformers` calls them: logits become probabilities by a softmax, or each by a sigmoid.
+ONE_LABEL, SEVERAL_LABELS = "single_label_classification", "multi_label_classification"
+THRESHOLDS = "label_thresholds"  # in the model's configuration: logits above which labels apply
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +34,7 @@ class LinearClassifier:
         labels: in the order of the rows.
         max_tokens: read of a text; None reads all of it.
         origin: what it was made from, in words.
+        thresholds: logits `[C]` above which labels apply, where a text has any number of them.
     """
 
     backbone: Backbone
@@ -40,6 +43,7 @@ class LinearClassifier:
     labels: Sequence[str]
     max_tokens: int | None = None
     origin: str = ""
+    thresholds: torch.Tensor | None = None
 
     @property
     def prompt_ids(self) -> list[int]:
@@ -98,7 +102,9 @@ class LinearClassifier:
         config = json.loads(path.read_text(encoding="utf-8"))
         config["id2label"] = {str(number): label for number, label in enumerate(self.labels)}
         config["label2id"] = {label: number for number, label in enumerate(self.labels)}
-        config["problem_type"] = PROBLEM
+        config["problem_type"] = ONE_LABEL if self.thresholds is None else SEVERAL_LABELS
+        if self.thresholds is not None:
+            config[THRESHOLDS] = self.thresholds.tolist()
         path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def save_tokenizer(self, folder: Path) -> None:

@@ -30,8 +30,11 @@ session = onnxruntime.InferenceSession({place!r} + "/model.onnx")
 texts = [{prompt!r} + text for text in ["a text to answer"]]
 tokens = tokenizer(texts, padding=True, truncation=True, return_tensors="np")
 logits = session.run(None, {{name: tokens[name] for name in ("input_ids", "attention_mask")}})[0]  # one row a text
-print([config.id2label[int(best)] for best in logits.argmax(1)])
+{answers}
 ```"""
+ONE_LABEL = "print([config.id2label[int(best)] for best in logits.argmax(1)])"
+SEVERAL_LABELS = """applying = logits > config.label_thresholds  # the labels above their thresholds
+print([[config.id2label[int(number)] for number in row.nonzero()[0]] for row in applying])"""
 
 
 def write_onnx(classifier: LinearClassifier, folder: Path) -> None:

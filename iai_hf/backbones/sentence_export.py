@@ -26,12 +26,18 @@ from sentence_transformers import SentenceTransformer
 
 model = SentenceTransformer({place!r})
 logits = model.encode(["a text to answer"], convert_to_tensor=True)  # one row a text
-labels = [model[0].auto_model.config.id2label[best] for best in logits.argmax(1).tolist()]
-print(labels, logits.softmax(1))
+{answers}
 ```
 
 The logits come from the folder's last module; `AutoModelForSequenceClassification` would put a random head in its
 place."""
+
+ONE_LABEL = """labels = [model[0].auto_model.config.id2label[best] for best in logits.argmax(1).tolist()]
+print(labels, logits.softmax(1))"""
+SEVERAL_LABELS = """config = model[0].auto_model.config  # the labels that apply are those above their thresholds
+applying = logits > logits.new_tensor(config.label_thresholds)
+labels = [[config.id2label[number] for number in row.nonzero()[:, 0].tolist()] for row in applying]
+print(labels, logits.sigmoid())"""
 
 
 def write_sentence_transformers(classifier: LinearClassifier, folder: Path) -> None:

@@ -28,7 +28,7 @@ class ExportedFeatures(AdaptedFeatures[Config]):
 
     def export_peft(self, tensors: Tensors, task: TaskSpec, directory: Path) -> None:
         """See `iai_hf.features.peft_export`."""
-        check_one_label(task, "an export")
+        check_one_label(task, "a PEFT export, which is of weights under a depth,")
         prepared = self.prepare(tensors, task) if self.config.depth else None
         weights = [self.feature_adapter.low_rank] if self.feature_adapter is not None else []
         if prepared is None or prepared.low_rank is None:
@@ -39,7 +39,7 @@ class ExportedFeatures(AdaptedFeatures[Config]):
                 f"a state of {self.method!r} {reason}, so it has no PEFT form; adapt with depth, on more examples, "
                 "or with a lower learning_rate"
             )
-        weight, bias = self._linear_map(prepared)
+        weight, bias = self._linear_map(prepared, task)
         plain, added = self.backbone.plain.uncached, [*weights, prepared.low_rank]
         max_tokens = self.config.max_tokens
         write_classifier(plain, self.backbone, added, weight, bias, task.labels, max_tokens, directory)
@@ -50,9 +50,8 @@ class ExportedFeatures(AdaptedFeatures[Config]):
         Raises:
             BackboneError: the backbone is a causal language model, whose features are no other library's.
             DataError: fewer than two labels are known.
-            ConfigError: texts have several labels, or several forecasts answer, as after a change.
+            ConfigError: several forecasts answer, as after a change.
         """
-        check_one_label(state.task, "an export")
         if changed(state.tensors):
             raise ConfigError(
                 "behind a change several forecasts answer together, which is no linear map; adapt a state on the "
@@ -66,17 +65,18 @@ class ExportedFeatures(AdaptedFeatures[Config]):
         prepared = self.prepared(state)
         if not isinstance(prepared, Prepared):
             prepared = Prepared(prepared, self.backbone, None, 1.0)
-        weight, bias = self._linear_map(prepared)
+        weight, bias = self._linear_map(prepared, state.task)
+        thresholds = prepared.head.thresholds if state.task.kind == "multi-label" else None
         origin = f"a task state of `{self.method}` after {state.header.examples:,} examples"
         encoder = prepared.backbone.uncached
-        return LinearClassifier(encoder, weight, bias, state.task.labels, self.config.max_tokens, origin)
+        return LinearClassifier(encoder, weight, bias, state.task.labels, self.config.max_tokens, origin, thresholds)
 
-    def _linear_map(self, prepared: Prepared) -> tuple[torch.Tensor, torch.Tensor]:
+    def _linear_map(self, prepared: Prepared, task: TaskSpec) -> tuple[torch.Tensor, torch.Tensor]:
         """Of the backbone's features to logits: weight `[C, hidden_size]` and bias `[C]`."""
         import torch
 
-        units = torch.eye(self.backbone.hidden_size, dtype=torch.float32)
+        head, units = self.head_of(task), torch.eye(self.backbone.hidden_size, dtype=torch.float32)
         with torch.no_grad():  # the head is linear, so that it is known from these
-            bias = self.head.logits(prepared.head, self.projected(0 * units[:1]))[0]
-            weight = (self.head.logits(prepared.head, self.projected(units)) - bias).T
+            bias = head.logits(prepared.head, self.projected(0 * units[:1]))[0]
+            weight = (head.logits(prepared.head, self.projected(units)) - bias).T
         return prepared.factor * weight, prepared.factor * bias

@@ -325,7 +325,6 @@ def test_what_is_of_one_label_alone_is_refused_by_name(on_features: Amortizer, t
         lambda: on_features.update(state, Chunk((), (), ("a text",))),
         lambda: on_features.predict(state, QUERIES, transductive=True),
         lambda: on_features.export(state, tmp_path / "peft", "peft"),
-        lambda: on_features.export(state, tmp_path / "modules", "sentence-transformers"),
         lambda: on_features.merge_labels(state, LABELS[:2], "both"),
         lambda: on_features.relabel(state, rows, "sports"),
         lambda: audit(on_features, state, inputs, outputs),  # type: ignore[arg-type]

@@ -126,6 +126,31 @@ def test_one_graph_gives_the_same_logits(encoder: Backbone, tmp_path: Path) -> N
     assert AutoConfig.from_pretrained(folder).id2label == dict(enumerate(state.task.labels))
 
 
+@pytest.mark.parametrize("form", ["sentence-transformers", "onnx"])
+def test_several_labels_leave_with_their_thresholds(
+    form: Any, encoder: Backbone, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxscript" if form == "onnx" else "sentence_transformers")
+    amortizer = AutoAmortizer.from_pretrained("iterative", backbone=encoder, config={"weights": None})
+    rows = [{**row, "output": [row["output"], "long"][: 1 + (i % 3)]} for i, row in enumerate(examples(64))]
+    state = amortizer.adapt([{**row, "output": row["output"][i % 5 == 0 :]} for i, row in enumerate(rows)])
+    folder = amortizer.export(state, tmp_path / "out", form)
+    prediction, config = amortizer.predict(state, QUERIES), values(folder / "config.json")
+    assert (config["problem_type"], len(config["label_thresholds"])) == ("multi_label_classification", 4)
+    if form == "sentence-transformers":
+        found = encoded(folder, QUERIES)
+        torch.testing.assert_close(found.sigmoid(), prediction.probabilities, atol=1e-4, rtol=0)
+        applying = found > torch.tensor(config["label_thresholds"])
+        labels = [tuple(state.task.labels[i] for i in row.nonzero()[:, 0].tolist()) for row in applying]
+        assert tuple(labels) == prediction.outputs
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    snippet = card.split("```python\n")[1].split("```")[0].replace('["a text to answer"]', repr(QUERIES[:1]))
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    exec(snippet, {})
+    assert str([list(prediction.outputs[0])]) in capsys.readouterr().out
+
+
 def test_a_card_tells_where_long_texts_are_cut(
     encoder: Backbone, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
