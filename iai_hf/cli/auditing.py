@@ -14,6 +14,7 @@ from iai_hf.cli.options import (
     Dtype,
     InputColumn,
     Json,
+    LabelSeparator,
     OutputColumn,
     Quiet,
     Quotes,
@@ -54,6 +55,7 @@ def audit(
     output_column: OutputColumn = "output",
     split: Annotated[str | None, typer.Option(help=f"Split of a Hub dataset; by default {TRAIN}.")] = None,
     quotes: Quotes = None,
+    label_separator: LabelSeparator = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -63,10 +65,9 @@ def audit(
     from iai_hf.auto import AutoAmortizer
     from iai_hf.data import open_stream
     from iai_hf.files import check_output, check_own_lines, write_whole
-    from iai_hf.methods import check_one_label
     from iai_hf.plots import confusion_plot
     from iai_hf.state import TaskState
-    from iai_hf.task import TaskSpec
+    from iai_hf.task import Kind, TaskSpec, distinct
 
     for path, suffix in ((output, ".jsonl"), (plot, ".png")):
         if path is not None:
@@ -78,7 +79,7 @@ def audit(
     if output is not None and plot is not None and output.resolve() == plot.resolve():
         raise ConfigError(f"--output and --plot are both {output}; name two files")
     state = None if state_dir is None else TaskState.from_pretrained(state_dir)
-    names = columns(input_column, output_column, None, state, quotes)
+    names = columns(input_column, output_column, None, state, quotes, label_separator)
     part = chosen_split(data, split, TRAIN)
     records = list(open_stream(data, names, split=part).records())
     if not records:
@@ -89,9 +90,8 @@ def audit(
         config = {"weights": weights, "adapter": adapter}
         config = {name: value for name, value in config.items() if value is not None}
         amortizer = AutoAmortizer.from_pretrained("iterative", backbone=backbone, config=config, **options)
-        if outputs and isinstance(outputs[0], tuple):
-            check_one_label(TaskSpec("multi-label"), "an audit")
-        empty = amortizer.init_state(TaskSpec("classification", tuple(dict.fromkeys(outputs))))
+        kind: Kind = "multi-label" if isinstance(outputs[0], tuple) else "classification"
+        empty = amortizer.init_state(TaskSpec(kind, distinct(outputs)))
         state = amortizer.adapt(data, empty, columns=names, split=part, shuffle_seed=0, progress=not quiet)
     else:
         amortizer = AutoAmortizer.for_state(
@@ -107,8 +107,8 @@ def audit(
     confused = [dataclasses.asdict(pair) for pair in found.confusions]
     if not as_json and processes.first() and output != Path("/dev/stdout"):
         worst = [
-            [finding.input[:WIDTH], finding.output, finding.suggestion, f"{finding.wrong:.2f}", str(finding.row)]
-            for finding in found.findings[:SHOWN]
+            [one.input[:WIDTH], _named(one.output), _named(one.suggestion), f"{one.wrong:.2f}", str(one.row)]
+            for one in found.findings[:SHOWN]
         ]
         print_table([["text", "label", "likelier", "wrong", "row"], *worst])
         if confused:
@@ -120,3 +120,8 @@ def audit(
         "signal"
     )
     report({"examples": len(records), "issues": counts, "confusions": confused}, as_json, text, output)
+
+
+def _named(output: str | tuple[str, ...]) -> str:
+    """A label, or several, in a table's cell."""
+    return output if isinstance(output, str) else ", ".join(output) or "(none)"

@@ -30,7 +30,6 @@ from iai_hf.features.heads import (
 from iai_hf.features.heads.calibration import MOST
 from iai_hf.features.unlabelled import TakesUnlabelled
 from iai_hf.features.watched import WatchedFeatures, check_same_meaning
-from iai_hf.methods import check_one_label
 from iai_hf.signals import SIGNALS, Signal
 from iai_hf.task import Chunk, Kind, TaskSpec, Tensors
 
@@ -171,12 +170,12 @@ class Iterative(
     def leave_one_out(self, state: TaskState, chunk: Chunk) -> torch.Tensor:
         """Log probabilities `[n, C]` of examples that the state has read, each as if it alone had not been.
 
-        They are those of the head on frozen features.
+        They are those of the head on frozen features; of several labels a text each label's log odds.
 
         Raises:
             StateError: the state belongs to another backbone, or has read fewer examples of a label.
-            ConfigError: the state forgets, or has several labels a text.
-            DataError: the state knows fewer than two labels.
+            ConfigError: the state forgets.
+            DataError: the state knows too few labels.
         """
         import torch
 
@@ -188,21 +187,28 @@ class Iterative(
         check_same_meaning(state.tensors, "no longer counts the examples before, so that none can be left out")
         if self.config.depth:
             log.warning("the state has a depth; what is left out is judged by its head on frozen features alone")
-        check_one_label(state.task, "an audit")
         self.prepared(state)
         tensors = part_of("", state.tensors)
         targets = targets_of(chunk, state.task)
-        missing = torch.bincount(targets, minlength=len(state.task.labels)) - tensors["counts"].round()
+        several = targets.ndim == 2
+        given = targets.sum(0) if several else torch.bincount(targets, minlength=len(state.task.labels))
+        missing = given - tensors["counts"].round()
         if float(missing.max()) > 0:
             label = int(missing.argmax())
             raise StateError(
                 f"the state has read {int(tensors['counts'][label].round())} examples of "
                 f"{state.task.labels[label]!r}, the data have {int(missing[label])} more; adapt it on these data first"
             )
+        head = cast("ParametricHead", self.head_of(state.task))
+        if len(chunk) > float(head.examples(tensors)) + 0.5:
+            raise StateError(
+                f"the state has read {int(head.examples(tensors))} examples, the data have {len(chunk)}; adapt it on "
+                "these data first"
+            )
         features, _ = self.features(chunk.inputs)
-        head = cast("ParametricHead", self.head)
         with torch.no_grad():
-            return head.held_out(tensors, features, targets).log_softmax(1)
+            found = head.held_out(tensors, features, targets)
+        return found if several else found.log_softmax(1)
 
     def absorb(self, tensors: Tensors, task: TaskSpec, inputs: Sequence[str]) -> tuple[Tensors, Mapping[str, int]]:
         """As `TakesUnlabelled.absorb`; with a depth they are refused, since the sample has frozen features alone.

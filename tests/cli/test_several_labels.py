@@ -52,6 +52,17 @@ def test_adapt_predict_evaluate_and_compare(
     )  # fmt: skip
     assert status == 0, err
     assert "macro f1" in (tmp_path / "compared" / "results.md").read_text()
+    if method == "iterative":
+        auditing = ("audit", state, "--data", train, "--output", tmp_path / "audit.jsonl", "--plot", tmp_path / "a.png")
+        status, out, err = iai(capsys, *auditing, "--quiet")
+        assert status == 0, err
+        findings = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+        assert sorted(finding["row"] for finding in findings) == list(range(48))
+        assert all(isinstance(finding["suggestion"], list) for finding in findings)
+        assert "likelier" in out
+        status, out, err = iai(capsys, "audit", "--data", train, "--backbone", encoder_folder, "--quiet", "--json")
+        assert status == 0, err
+        assert json.loads(out)["examples"] == 48
     assert iai(capsys, "forget", state, "--data", train, "--output", tmp_path / "less", "--quiet")[0] == 0
 
 
@@ -108,7 +119,6 @@ def test_mistakes_are_one_line_and_write_nothing(
             ),
             "'numeric-parametric' ",
         ),
-        (("audit", "--data", lists, "--backbone", encoder_folder, "--quiet"), "one label each"),
     ):
         status, _, err = iai(capsys, *arguments)
         assert (status, err.count("\n")) == (2, 1), err

@@ -315,19 +315,15 @@ def test_a_list_for_a_label_and_the_reverse_are_refused(amortizer: Amortizer) ->
 
 
 def test_what_is_of_one_label_alone_is_refused_by_name(on_features: Amortizer, tmp_path: Path) -> None:
-    from iai_hf.audit import audit
-
     rows = sets(24)
     state = adapt(on_features, rows)
     kept = {name: tensor.clone() for name, tensor in state.tensors.items()}
-    inputs, outputs = [row["input"] for row in rows], [tuple(row["output"]) for row in rows]
     refused: list[Any] = [
         lambda: on_features.update(state, Chunk((), (), ("a text",))),
         lambda: on_features.predict(state, QUERIES, transductive=True),
         lambda: on_features.export(state, tmp_path / "peft", "peft"),
         lambda: on_features.merge_labels(state, LABELS[:2], "both"),
         lambda: on_features.relabel(state, rows, "sports"),
-        lambda: audit(on_features, state, inputs, outputs),  # type: ignore[arg-type]
     ]
     for call in refused:
         with pytest.raises(IAIError):

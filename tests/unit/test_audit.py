@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import LABELS, examples
 
-from iai_hf import AutoAmortizer, Chunk
+from iai_hf import AutoAmortizer, Chunk, TaskSpec
 from iai_hf.audit import DUPLICATE, LABEL, SIGNAL, audit, true_labels
 from iai_hf.backbones import Backbone
 from iai_hf.errors import ConfigError, DataError, StateError
@@ -112,3 +112,69 @@ def test_what_can_not_be_audited_is_refused(encoder: Backbone) -> None:
     forgets = made(encoder, half_life=10)
     with pytest.raises(ConfigError, match="half_life"):
         audit(forgets, forgets.adapt(rows, progress=False), *columns_of(rows))
+
+
+def sets(count: int) -> list[dict[str, Any]]:
+    """Texts about one or two things each, with both as labels."""
+    first, second = examples(count), examples(count, seed=1)
+    rows = []
+    for i, (one, other) in enumerate(zip(first, second, strict=True)):
+        both = [one["output"]] if i % 2 else list(dict.fromkeys([one["output"], other["output"]]))
+        rows.append({"input": one["input"] if i % 2 else f"{one['input']} {other['input']}", "output": both})
+    return rows
+
+
+def test_of_several_labels_one_left_out_is_answered_as_if_it_had_not_been_read(encoder: Backbone) -> None:
+    amortizer, rows = made(encoder, signal="data"), sets(40)
+    task = TaskSpec("multi-label", LABELS)
+    state = amortizer.adapt(rows, task=task, progress=False)
+    chunk = Chunk(tuple(row["input"] for row in rows), tuple(row["output"] for row in rows))
+    found, read = amortizer.leave_one_out(state, chunk).sigmoid(), amortizer.predict(state, chunk.inputs).probabilities
+    assert read is not None
+    gaps, of_read = [], []
+    for left in range(0, 40, 7):
+        without = amortizer.adapt(rows[:left] + rows[left + 1 :], task=task, progress=False)
+        expected = amortizer.predict(without, [chunk.inputs[left]]).probabilities
+        assert expected is not None
+        gaps.append(float((found[left] - expected[0]).abs().max()))
+        of_read.append(float((read[left] - expected[0]).abs().max()))
+    assert max(gaps) < 0.05
+    assert sum(gaps) < 0.5 * sum(of_read)
+
+
+def test_sets_that_miss_a_label_or_have_one_too_many_come_first(encoder: Backbone) -> None:
+    amortizer, rows = made(encoder), sets(240)
+    changed = range(1, 240, 24)
+    for row in changed:  # one too many, or another in its place
+        own = rows[row]["output"][0]
+        others = [label for label in LABELS if label != own]
+        rows[row]["output"] = [own, others[0]] if row % 48 == 1 else others[:1]
+    state = amortizer.adapt(rows, progress=False)
+    found = audit(amortizer, state, [row["input"] for row in rows], [row["output"] for row in rows])
+    first = [finding.row for finding in found.findings[:20]]
+    assert len(set(first).intersection(changed)) >= 6
+    assert all(isinstance(finding.suggestion, tuple) for finding in found.findings)
+    assert found.labels == state.task.labels
+    assert [row for row in found.findings if row.wrong < 0 or row.wrong > 1] == []
+    sound = [finding for finding in found.findings if finding.row not in changed]
+    right = sum(set(finding.suggestion) == set(finding.output) for finding in sound)
+    assert right > 0.6 * len(sound)
+
+
+def test_one_text_with_two_sets_is_told_and_the_order_of_labels_is_not(encoder: Backbone) -> None:
+    amortizer, rows = made(encoder), sets(40)
+    rows[20] = {"input": rows[0]["input"].upper(), "output": rows[0]["output"][::-1]}
+    rows[22] = {"input": rows[1]["input"], "output": [label for label in LABELS if label not in rows[1]["output"]]}
+    state = amortizer.adapt(rows, progress=False)
+    found = audit(amortizer, state, [row["input"] for row in rows], [row["output"] for row in rows])
+    of = {finding.row: finding for finding in found.findings}
+    assert (of[0].duplicates, DUPLICATE in of[0].issues) == ((20,), False)
+    assert (of[22].duplicates, DUPLICATE in of[22].issues) == ((1,), True)
+    for outputs, error in (
+        (["sports"] * 40, DataError),
+        ([["nothing known"]] * 40, DataError),
+        ([list(LABELS)] * 40, StateError),
+        ([[], *(row["output"] for row in rows)], StateError),
+    ):
+        with pytest.raises(error):
+            audit(amortizer, state, [rows[0]["input"]] * len(outputs), outputs)

@@ -98,6 +98,14 @@ class MultiLabelParametricHead(MultiLabelMoments, ParametricHead):
     def logits(self, prepared: LinearLabels, features: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         return torch.nn.functional.linear(features, prepared.weight, prepared.bias)
 
+    def held_out(self, tensors: Tensors, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """As `ParametricHead.held_out`, log odds."""
+        state = LabelParameters(**tensors)
+        values = self.hyperparameters(self.examples(tensors), len(state.counts))
+        experts = self._experts(state, values)
+        scores = experts.held_out(features, targets) if takes_data(self.signal) else experts.scores(features)
+        return scores @ (self._prior(values)[0] + state.deviation).exp() + with_one(features) @ state.correction.T
+
     def summed(self, features: torch.Tensor, targets: torch.Tensor, classes: int) -> dict[str, torch.Tensor]:
         ones, own = with_one(features), targets.to(features)
         return {"counts": own.sum(0), "sums": own.T @ features, "gram": pack(ones.T @ ones)}
