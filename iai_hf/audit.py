@@ -36,7 +36,7 @@ ROUNDS = 3  # more change little
 LIKELY = 0.5  # a label that is wrong with this probability is an issue
 NO_SIGNAL = 0.02  # nats: a text that moves the labels' frequencies by no more tells nothing
 CONFUSED = 0.05  # share of two labels' examples, from which they are told to be one another's
-LABEL, DUPLICATE, SIGNAL = "label", "duplicate", "no signal"
+LABEL, DUPLICATE, UNINFORMATIVE = "label", "duplicate", "no signal"
 
 
 @runtime_checkable
@@ -154,7 +154,7 @@ def audit(amortizer: Any, state: TaskState, inputs: Sequence[str], outputs: Sequ
         issues = (
             (LABEL, float(wrong[row]) > LIKELY),
             (DUPLICATE, len({_unordered(chunk.outputs[other]) for other in same}) > 1),
-            (SIGNAL, float(signal[row]) < NO_SIGNAL),
+            (UNINFORMATIVE, float(signal[row]) < NO_SIGNAL),
         )
         findings.append(
             Finding(

@@ -103,7 +103,7 @@ def audit(
         write_whole(output, ("\n".join(lines) + "\n").encode())
     if plot is not None:
         write_whole(plot, confusion_plot(found.matrix, found.labels, f"{len(records):,} examples"))
-    counts = {issue: found.count(issue) for issue in (audits.LABEL, audits.DUPLICATE, audits.SIGNAL)}
+    counts = {issue: found.count(issue) for issue in (audits.LABEL, audits.DUPLICATE, audits.UNINFORMATIVE)}
     confused = [dataclasses.asdict(pair) for pair in found.confusions]
     if not as_json and processes.first() and output != Path("/dev/stdout"):
         worst = [
@@ -116,8 +116,8 @@ def audit(
             print_table([["label", "and", "share mistaken"], *pairs])
     text = (
         f"{len(records):,} examples: {counts[audits.LABEL]:,} with a label that is probably wrong, "
-        f"{counts[audits.DUPLICATE]:,} whose text has another label elsewhere, {counts[audits.SIGNAL]:,} without a "
-        "signal"
+        f"{counts[audits.DUPLICATE]:,} whose text has another label elsewhere, {counts[audits.UNINFORMATIVE]:,} "
+        "without a signal"
     )
     report({"examples": len(records), "issues": counts, "confusions": confused}, as_json, text, output)
 

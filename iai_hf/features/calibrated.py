@@ -38,7 +38,7 @@ class _Sampling(Protocol):
     calibration_examples: int
 
 
-class StatesError(FrozenFeatures[Config]):
+class ConformalFeatures(FrozenFeatures[Config]):
     """Base of those whose state has examples that the head can leave out."""
 
     @abstractmethod
@@ -102,7 +102,7 @@ class StatesError(FrozenFeatures[Config]):
             return Scored(own, text_scores(logits, state.tensors["counts"]), weights)
 
 
-class ScoresObservations(StatesError[Config]):
+class ScoresObservations(ConformalFeatures[Config]):
     """Those whose state is observations; a class that has lost some to the budget counts as before."""
 
     def examples(self, state: TaskState) -> Examples:
@@ -117,7 +117,7 @@ class ScoresObservations(StatesError[Config]):
         return min(MOST, cast("ImplicitHead", self.head).budget)
 
 
-class ScoresSample(StatesError[Config], EditableFeatures[Config]):
+class ScoresSample(ConformalFeatures[Config], EditableFeatures[Config]):
     """Those whose state keeps a sample of its examples beside the head's tensors, which are the same with and without.
 
     There is none under fast weights, which have been trained on the examples, nor with a half-life, where it is not

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from iai_hf.backbones.conditions import Condition
 
+THRESHOLD = 0.0  # log odds above which a label applies: it is likelier than not
+
 
 def label_logits(prompter: Prompter, condition: Condition, questions: Sequence[Question]) -> list[torch.Tensor]:
     """Log odds of each question's labels, float32 `[labels]` a question, each given those before it."""
@@ -36,7 +38,7 @@ def label_logits(prompter: Prompter, condition: Condition, questions: Sequence[Q
             after = scores.flip(0).logcumsumexp(0).flip(0)[1:]  # of later labels and the end
             logits = (scores[:-1] - after).cpu()
             found[i][first[i] :] = logits
-            applying = (logits > 0).nonzero()[:1, 0].tolist()
+            applying = (logits > THRESHOLD).nonzero()[:1, 0].tolist()
             taken = first[i] + applying[0] if applying else len(found[i])
             written[i] = (*written[i], *questions[i].answers[taken : taken + 1])
             first[i] = taken + 1

@@ -13,7 +13,7 @@ from typing_extensions import TypeVar
 
 from iai_hf.amortizer import Amortizer
 from iai_hf.backbones import Backbone
-from iai_hf.language_model.label_sets import label_logits
+from iai_hf.language_model.label_sets import THRESHOLD, label_logits
 from iai_hf.language_model.prompting import PromptConfig, Prompter, Question
 from iai_hf.task import Chunk, Kind, Prediction, TaskSpec
 from iai_hf.threads import computing
@@ -98,10 +98,11 @@ class Prompted(Amortizer[Config]):
         labels = [task.labels for task in tasks]
         questions = [Question(*of) for of in zip(queries, labels, indices, strict=True)]
         if tasks[0].kind == "multi-label":
-            even = [torch.zeros(len(names), dtype=torch.float32) for names in labels]  # likelier than not
             found = label_logits(self.prompter, condition, questions)
-            each = zip(found, even, labels, strict=True)
-            return [Prediction.from_label_logits(logits[None], least, names) for logits, least, names in each]
+            return [
+                Prediction.from_label_logits(logits[None], torch.full_like(logits, THRESHOLD), names)
+                for logits, names in zip(found, labels, strict=True)
+            ]
         scores = self.prompter.scores(condition, questions)
         return [Prediction.from_logits(row[None].cpu(), names) for row, names in zip(scores, labels, strict=True)]
 

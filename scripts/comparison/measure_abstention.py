@@ -34,7 +34,7 @@ from comparison.tasks import MAX_TOKENS, TASKS, Rows, Task, chunk_of
 from iai_hf import AutoAmortizer, TaskSpec, load_backbone
 from iai_hf.backbones.cached import CachedBackbone
 from iai_hf.compare import markdown
-from iai_hf.features.calibrated import StatesError
+from iai_hf.features.calibrated import ConformalFeatures
 from iai_hf.features.heads.calibration import text_scores
 from iai_hf.files import write_whole
 from iai_hf.metrics import answered, covered
@@ -50,7 +50,7 @@ KINDS = ("classes left out", "another task")
 ROWS = (*METHODS, "largest probability", "Mahalanobis", "relative Mahalanobis")
 
 
-def learned(amortizer: StatesError, rows: Rows, labels: tuple[str, ...], chunk_size: int) -> TaskState:
+def learned(amortizer: ConformalFeatures, rows: Rows, labels: tuple[str, ...], chunk_size: int) -> TaskState:
     """The state after rows, in chunks."""
     state = amortizer.init_state(TaskSpec("classification", labels))
     for first in range(0, len(rows), chunk_size):
@@ -58,7 +58,7 @@ def learned(amortizer: StatesError, rows: Rows, labels: tuple[str, ...], chunk_s
     return state
 
 
-def kept(amortizer: StatesError, task: Task, rows: Rows, queries: dict[str, Rows], chunk_size: int) -> Record:
+def kept(amortizer: ConformalFeatures, task: Task, rows: Rows, queries: dict[str, Rows], chunk_size: int) -> Record:
     """Coverage, the sets' size, and the share that gets None, by where the queries are from."""
     state = learned(amortizer, rows, task.labels, chunk_size)
     found: Record = {}
@@ -70,7 +70,9 @@ def kept(amortizer: StatesError, task: Task, rows: Rows, queries: dict[str, Rows
     return found
 
 
-def told(amortizers: Iterable[StatesError], rows: Rows, labels: tuple[str, ...], own: Rows, others: Rows) -> Record:
+def told(
+    amortizers: Iterable[ConformalFeatures], rows: Rows, labels: tuple[str, ...], own: Rows, others: Rows
+) -> Record:
     """AUROC x 100 of telling others from one's own queries, by each of `ROWS`."""
     strange = [False] * len(own) + [True] * len(others)
     texts, scores = [row["input"] for row in own + others], {}
@@ -147,11 +149,11 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     records = lab.Records(args.output / "abstention.json")
     backbone = CachedBackbone(load_backbone("sentence-transformers/all-MiniLM-L6-v2"), args.cache_dir)
-    made: list[StatesError] = []
+    made: list[ConformalFeatures] = []
     for method in METHODS:
         config = {"max_tokens": MAX_TOKENS, **({"calibration_examples": 256} if method == "iterative-explicit" else {})}
         amortizer = AutoAmortizer.from_pretrained(method, backbone=backbone, config=config)
-        assert isinstance(amortizer, StatesError)
+        assert isinstance(amortizer, ConformalFeatures)
         made.append(amortizer)
     tasks = [Task(args.data_dir / name, backbone) for name in TASKS]
 

@@ -15,7 +15,7 @@ from iai_hf import AutoAmortizer, Chunk, TaskSpec, TaskState
 from iai_hf.amortizer import Amortizer
 from iai_hf.backbones import Backbone, load_backbone
 from iai_hf.errors import ConfigError, DataError, StateError
-from iai_hf.features.calibrated import StatesError
+from iai_hf.features.calibrated import ConformalFeatures
 from iai_hf.features.heads import ExplicitHead, Head, ImplicitHead, ParametricHead
 from iai_hf.features.heads.calibration import PREFIX, Sample, Scored, label_scores, text_scores
 from iai_hf.metrics import answered, covered, score
@@ -36,10 +36,10 @@ ROWS = [{"input": f"{row['input']} {number}", "output": row["output"]} for numbe
 QUERIES = [row["input"] for row in examples(40, seed=9)]
 
 
-def made(name: str, backbone: Backbone, **more: Any) -> StatesError:
+def made(name: str, backbone: Backbone, **more: Any) -> ConformalFeatures:
     method, settings = SETTINGS[name]
     amortizer = AutoAmortizer.from_pretrained(method, backbone=backbone, config={**settings, "weights": None, **more})
-    assert isinstance(amortizer, StatesError)
+    assert isinstance(amortizer, ConformalFeatures)
     return amortizer
 
 

@@ -9,7 +9,7 @@ import torch
 from conftest import LABELS, examples
 
 from iai_hf import AutoAmortizer, Chunk, TaskSpec
-from iai_hf.audit import DUPLICATE, LABEL, SIGNAL, audit, true_labels
+from iai_hf.audit import DUPLICATE, LABEL, UNINFORMATIVE, audit, true_labels
 from iai_hf.backbones import Backbone
 from iai_hf.errors import ConfigError, DataError, StateError
 from iai_hf.features.iterative import Iterative
@@ -80,7 +80,7 @@ def test_texts_with_two_labels_and_without_a_signal_are_told(encoder: Backbone) 
     assert DUPLICATE in found[61].issues
     assert found[62].duplicates == (63,)
     assert DUPLICATE not in found[62].issues  # the labels agree
-    assert {row for row, finding in found.items() if SIGNAL in finding.issues} == {
+    assert {row for row, finding in found.items() if UNINFORMATIVE in finding.issues} == {
         row for row, finding in found.items() if finding.signal < 0.02
     }
 
