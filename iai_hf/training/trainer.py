@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from iai_hf.config import require
 from iai_hf.errors import ConfigError
 from iai_hf.training.captured import CapturedStep
 from iai_hf.training.checkpoint import CHECKPOINT_FILE, Progress, load_checkpoint, save_checkpoint
@@ -50,11 +51,13 @@ def train(
     weights are kept.
 
     Raises:
-        ConfigError: the loss became NaN or infinite; the step and task are named, the last checkpoint stands.
+        ConfigError: `seconds` is not above 0; or the loss became NaN or infinite: the step and task are named, the last
+            checkpoint stands.
         StateError: `resume` from a checkpoint of another run.
     """
     from huggingface_hub.utils import tqdm
 
+    require(seconds is None or seconds > 0, f"seconds is {seconds}; expected above 0, or None to go by train_steps")
     learned = curriculum.learned.requires_grad_(True).train()
     resume = resume and (output / CHECKPOINT_FILE).is_file()
     if not resume:

@@ -17,6 +17,7 @@ from fake_device import FAKE_DEVICE, FakeTensor, fake_device, to_fake_device
 from iai_hf import AutoAmortizer, Chunk, TaskSpec, TaskState, load_backbone
 from iai_hf.amortizer import Amortizer
 from iai_hf.backbones import Backbone
+from iai_hf.backbones.batching import pass_tokens
 from iai_hf.data import Record
 from iai_hf.features.frozen_features import FrozenFeatures
 from iai_hf.features.heads import ExplicitHead, Head, ImplicitHead, ParametricHead
@@ -49,6 +50,11 @@ HEADS: dict[str, Callable[[], Head]] = {
     "explicit": ExplicitHead,
     "implicit": lambda: ImplicitHead(budget=24),
 }
+
+
+def test_a_pass_has_more_tokens_on_a_gpu() -> None:
+    assert pass_tokens(torch.device("cpu"), 256) == 256
+    assert pass_tokens(torch.device("cuda"), 256) > 4 * 256
 
 
 def test_the_device_is_another() -> None:

@@ -24,6 +24,7 @@ from iai_hf.training import TrainingConfig, train
 from iai_hf.training.checkpoint import CHECKPOINT_FILE
 from iai_hf.training.config import read_training_config
 from iai_hf.training.curriculum import task_files
+from iai_hf.training.schedule import decaying
 
 CONFIG = TrainingConfig(
     method="iterative",
@@ -118,6 +119,22 @@ def test_training_improves_the_validation_loss(amortizer, tasks, tmp_path) -> No
     progress = run(amortizer, tasks, tmp_path / "run", train_steps=12)
     assert progress.best < progress.history[0]["loss"]
     assert amortizer.fingerprint != untrained
+
+
+def test_the_learning_rate_rises_where_it_is_told_to_and_falls_to_nothing() -> None:
+    rates = [decaying(part / 100, 0.1) for part in range(101)]
+    assert rates[0] == 0
+    assert rates[:10] == sorted(rates[:10])
+    assert max(rates) == pytest.approx(rates[10], rel=0.01)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert decaying(0.0, 0.0) == 1
+    assert rates[-1] == decaying(1.5, 0.0) == pytest.approx(0)
+
+
+def test_a_time_limit_of_nothing_is_refused(amortizer, tasks, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    curriculum = FeatureCurriculum(amortizer, tasks, CONFIG)
+    with pytest.raises(ConfigError, match="seconds is 0"):
+        train(amortizer, curriculum, CONFIG, Accelerator(cpu=True), tmp_path, progress_bar=False, seconds=0)
 
 
 def test_a_resumed_run_ends_as_one_that_was_not_cut_off(encoder, tasks, tmp_path) -> None:  # type: ignore[no-untyped-def]
