@@ -183,7 +183,10 @@ def paper(done: dict[str, Any]) -> str:
     """What the reproduction found."""
     cells = done["cells"]
     own, solver = ([cell for cell in cells if (cell["group"] == SOLVER) == on] for on in (False, True))
-    flat, seeds = (sum(cell["flat"] for cell in own), len({cell["seed"] for cell in own}))
+    seeds = len({cell["seed"] for cell in own})
+    rivals = [cell for cell in own if cell["group"] in ("one-shot", "optimizer")]
+    mine = [cell for cell in own if cell not in rivals]
+    told = [f"{sum(cell['flat'] for cell in part)} of {len(part)}" for part in (mine, rivals)]
     lines = "\n".join(findings(cells))
     waiting = "; ".join(unready(cells))
 
@@ -196,9 +199,9 @@ def paper(done: dict[str, Any]) -> str:
         return ", ".join(f"{rival} {sum(part)} of {len(part)}" for rival, part in won.items() if part)
 
     return f"""
-**The paper's form**, a learned update or predictor without a solver ({len(own)} models with their rivals, {flat} of
-them trained until they no longer improved, {seeds} seeds, {len(families(own))} families of tasks;
-[all tables](paper/results.md)). Its findings:
+**The paper's form**, a learned update or predictor without a solver: {told[0]} models were trained until they no longer
+improved, of its rivals {told[1]}, the others until their time was over ({seeds} seeds, {len(families(own))} families of
+tasks; [all tables](paper/results.md)). Its findings:
 
 {lines}
 
