@@ -201,7 +201,7 @@ def paper(done: dict[str, Any]) -> str:
     return f"""
 **The paper's form**, a learned update or predictor without a solver: {told[0]} models were trained until they no longer
 improved, of its rivals {told[1]}, the others until their time was over ({seeds} seeds, {len(families(own))} families of
-tasks; [all tables](paper/results.md)). Its findings:
+tasks; [all tables](paper/results.md)). Its findings, on the models that no longer improved:
 
 {lines}
 

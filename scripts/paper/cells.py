@@ -23,6 +23,7 @@ VARIED = ("linear regression, 5", "linear classification")  # on which variants 
 FLAT = 0.005  # share by which the held-out loss still falls over the last fifth of the steps, at most
 FIRST = ("linear regression, 2", "linear regression, 5", "linear regression, 10")
 OWN, SOLVER = "own", "solver"
+SOLVER_BACKBONES = ("numeric/llama", "numeric/plain")  # of the first families plain; the others were measured before
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def own_cells(preset: Preset) -> list[Cell]:
 def solver_cells(preset: Preset) -> list[Cell]:
     """Our form on a solver, seed by seed."""
     return [
-        Cell(SOLVER, name, f"numeric-{regime}", seed, signal)
+        Cell(SOLVER, name, f"numeric-{regime}", seed, signal, backbone=SOLVER_BACKBONES[name in FIRST])
         for seed in range(preset.solver_seeds)
         for name in preset.families
         for regime in REGIMES

@@ -74,9 +74,9 @@ def lost_table(cells: Sequence[Cell], group: str) -> str:
 
 
 def _rivals(cells: Sequence[Cell], family: str, method: str, row: Sequence[Cell]) -> list[Cell]:
-    """Of the same seeds, whose test data are the same."""
-    seeds = {cell["seed"] for cell in row}
-    return [cell for cell in pick(cells, family=family, method=method) if cell["seed"] in seeds]
+    """Of the same seeds, and as many tasks, whose test data are the same."""
+    same = {(cell["seed"], cell["tasks"]) for cell in row}
+    return [c for c in pick(cells, family=family, method=method) if (c["seed"], c["tasks"]) in same]
 
 
 def _one_shot(name: str) -> str:

@@ -22,7 +22,11 @@ CLAIMS = {
 
 
 def findings(cells: Sequence[Cell]) -> list[str]:
-    """A line for each finding: confirmed or not, with the figure, or that its cells are still to be trained."""
+    """A line for each finding: confirmed or not, with the figure, or that its cells are still to be trained.
+
+    Models count that were trained until their held-out loss no longer fell.
+    """
+    cells = pick(cells, flat=True)
     own = pick(cells, group=OWN)
     told = [*_steps(own), *_signals(own), *_regimes(own), *_variants(cells, own)]
     found = {int(line.partition(".")[0]): line for line in told}

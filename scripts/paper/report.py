@@ -34,6 +34,11 @@ def write(results: dict[str, Any], output: Path) -> None:
     own = [cell for cell in cells if cell["group"] != SOLVER]
     places = Counter((cell["machine"], cell["hidden"]) for cell in cells)
     hours = {place: sum(c["seconds"] for c in cells if (c["machine"], c["hidden"]) == place) / 3600 for place in places}
+    sizes = {
+        count: sorted({c["family"] for c in cells if c["tasks"] == count})
+        for count in sorted({c["tasks"] for c in cells})
+    }
+    tests = "; ".join(f"{count} tasks: {', '.join(found)}" for count, found in sizes.items())
     trained = "; ".join(
         f"{count} on {machine}, width {hidden}, {hours[machine, hidden]:.1f} hours"
         for (machine, hidden), count in places.items()
@@ -46,10 +51,12 @@ def write(results: dict[str, Any], output: Path) -> None:
         "tasks. The paper's own numbers could not be had, so nothing here is claimed to match them.",
         f"`flat`: models whose held-out loss fell by less than {100 * FLAT:.1f}% over the last fifth of their "
         f"training; {not_flat} of {len(own)} models of the first part were cut off by their budget of time before.",
+        f"A model is tested on so many tasks, by family: {tests}.",
         *(f"{name} is left out: {why}" for name, why in results.get("left_out", {}).items()),
         "# The paper's form",
         "A learned update, or predictor, without a solver, trained on the greedy objective.",
         "## Findings of the paper",
+        "Of the models that are flat.",
         "\n".join(findings(cells)),
         "## Excess risk",
         "Above that of the exact answer on the same data, also of the forms on a solver.",

@@ -159,7 +159,7 @@ def run(job: Job) -> dict[str, Any] | None:
                 record["continual, forgetting"] = continual(solver, tasks, preset, cell.seed)
     record["seconds"] = time.perf_counter() - began
     record["machine"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "a core"
-    record["hidden"] = preset.hidden
+    record |= {"hidden": preset.hidden, "tasks": preset.tasks}
     if record["flat"]:
         shutil.rmtree(folder, ignore_errors=True)  # there is nothing to go on with
     return rounded({**asdict(cell), **record})

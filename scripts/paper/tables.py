@@ -93,7 +93,9 @@ def main_table(cells: Sequence[Cell], family: str) -> str:
 
 
 def flats(row: Sequence[Cell]) -> str:
-    """How many seeds of a row were trained until their held-out loss no longer fell."""
+    """How many seeds of a row were trained until their held-out loss no longer fell; on a solver, in how many steps."""
+    if row[0]["group"] == SOLVER:
+        return f"{row[0]['steps']} steps"
     return f"{sum(cell['flat'] for cell in row)} of {len(row)}"
 
 
@@ -144,11 +146,12 @@ def pays_table(cells: Sequence[Cell], group: str) -> str:
 
 def horizon_table(cells: Sequence[Cell]) -> str:
     """What becomes of the loss behind the last step of training: after 50 chunks, relative to that after 10."""
-    lines = [["loss after 50 chunks / after 10", "", *families(pick(cells, group=OWN))]]
+    names = families([cell for cell in cells if cell["group"] in MARKS])
+    lines = [["loss after 50 chunks / after 10", "", *names]]
     for group, title in ((OWN, "the paper's form"), (SOLVER, "on a solver")):
         for where in ("in distribution", "shifted"):
             line = [title, where]
-            for family in families(pick(cells, group=OWN)):
+            for family in names:
                 found = [
                     losses([cell], "50", where)[0] / losses([cell], "10", where)[0]
                     for cell in pick(cells, group=group, family=family)

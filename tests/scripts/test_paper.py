@@ -16,6 +16,7 @@ from iai_hf import AutoAmortizer, Chunk, TaskSpec
 from paper import tables
 from paper.cells import OWN, PRESETS, SOLVER, Cell, own_cells, solver_cells
 from paper.duels import duels, unready
+from paper.findings import findings
 from paper.reproduce import Job, cell_folder, cell_of, run, settled
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -30,7 +31,7 @@ def test_the_smoke_preset_runs_and_resumes(tmp_path: Path) -> None:
     assert {cell["method"] for cell in cells} >= {"numeric-explicit", "maml", "hypernetwork", "prior-fitted"}
     assert {cell["group"] for cell in cells} >= {"own", "solver", "window", "carried", "one-shot", "optimizer"}
     report = (tmp_path / "results.md").read_text()
-    assert "1. more steps help" in report
+    assert "1. more steps help in all regimes, in and out of distribution: not measured yet." in report, "none is flat"
     assert "exact answer" in report
     assert report.index("# The paper's form") < report.index("# What a solver adds")
     assert "nothing here is claimed to match" in report
@@ -97,7 +98,7 @@ def test_a_rival_that_still_improved_wins_and_loses_nothing() -> None:
     def record(group: str, method: str, loss: float, flat: bool = True) -> tables.Cell:
         part = {"steps": {steps: {"loss": loss} for steps in tables.STEPS}}
         cell = Cell(group, "linear regression, 5", method, 0)
-        return {**vars(cell), "flat": flat, "in distribution": part, "shifted": part}
+        return {**vars(cell), "flat": flat, "tasks": 8, "in distribution": part, "shifted": part}
 
     cells = [record(OWN, "numeric-parametric", 1.0), record("optimizer", "maml", 2.0)]
     assert {(duel.rival, duel.ratio) for duel in duels(cells, OWN)} == {("maml", 0.5)}
@@ -105,6 +106,21 @@ def test_a_rival_that_still_improved_wins_and_loses_nothing() -> None:
     assert not duels(cells, OWN)
     assert unready(cells) == ["maml (linear regression, 5)"]
     assert not duels(cells, SOLVER)
+
+
+def test_findings_are_told_on_models_that_no_longer_improved() -> None:
+    def record(method: str, loss: float, flat: bool) -> tables.Cell:
+        steps = {mark: {"loss": loss / (1 + place)} for place, mark in enumerate(tables.STEPS)}
+        cell = Cell(OWN, "linear regression, 5", method, 0)
+        return {**vars(cell), "flat": flat, "in distribution": {"steps": steps}, "shifted": {"steps": steps}}
+
+    found = findings([record("numeric-parametric", 1.0, True), record("numeric-explicit", 2.0, False)])
+    assert len(found) == 5
+    assert "**confirmed**" in found[0]
+    assert "in 1 of 1 cells" in found[0]
+    assert found[2].endswith("parametric beats explicit: not measured yet.")
+    found = findings([record("numeric-parametric", 1.0, True), record("numeric-explicit", 2.0, True)])
+    assert "**confirmed** (lower loss after 10 chunks in 1 of 1 pairs, ratio 0.500)" in found[2]
 
 
 def test_a_network_on_numbers_is_trained_by_the_same_script(tmp_path: Path) -> None:
