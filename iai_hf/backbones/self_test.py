@@ -217,12 +217,17 @@ def first_alike(
 ) -> Way | None:
     """The first way of reading that gives the same features under random weights as the plain one, if any.
 
+    There is none where the model can't be read under such weights, as where they take it out of its precision.
+
     Args:
         read: features under weights, read in a way; plainly for None.
         layers: sizes, in and out, of those that have weights.
     """
     weights = _drawn(layers, 0, device, dtype)
-    plain = read(weights, None)
+    try:
+        plain = read(weights, None)
+    except BackboneError:
+        return None
     alike = (way for way in ways if _agree(partial(read, weights, way), plain, HIDDEN_TOLERANCE))
     return next(alike, None)
 
