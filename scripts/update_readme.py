@@ -174,8 +174,8 @@ By the number of examples, with the number of orders in brackets ([each task, se
 
 {markdown(compare_sizes.table(sizes_told, "exact match, %", compare_sizes.WORDS))}
 {markdown(compare_sizes.table(sizes_told, "accuracy, %, classification", compare_sizes.LABELLED))}
-With a few examples in words `lm-state` is the one to take. Where there are labels, `iterative` on the same model's
-features is, up to some hundreds of examples.
+With a few examples in words `lm-state` is the one to take; where there are labels, `iterative` on the same model's
+features is.
 """
 
 

@@ -297,7 +297,7 @@ def report(records: Sequence[Record], output: Path) -> None:
         if measured:
             parts.append(markdown(table(records, head, measured)))
             parts += [markdown(each_task(records, size, measured)) for size in ("16", "256")]
-            devices = sorted({record["device"] for record in records})
+            devices = sorted({record["device"] for record in records if record["task"] in measured})
             parts += [markdown(costs(records, measured, device)) for device in devices]
     lab.write_report(output, parts)
 
