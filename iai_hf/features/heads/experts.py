@@ -145,7 +145,8 @@ class Discriminant(Expert):
         self.counts, self.means, self.count = summary.counts, means, count
         self.factor = torch.linalg.cholesky(covariance)
         self.precision = DISCRIMINANT * (summary.total + sphere)
-        weight = self.precision * torch.cholesky_solve(means.T, self.factor).T
+        self.solved = torch.cholesky_solve(means.T, self.factor).T
+        weight = self.precision * self.solved
         super().__init__(weight, -0.5 * (weight * means).sum(1))
 
     def held_out(self, scores: torch.Tensor, examples: Examples) -> torch.Tensor:
@@ -154,8 +155,7 @@ class Discriminant(Expert):
         strength = self.counts[targets] - 1 + self.count
         residual = features - self.means[targets]
         part = ((strength + 1) / strength.clamp(min=1e-3)).clamp(max=3)
-        solved = torch.cholesky_solve(torch.cat([residual, self.means]).T, self.factor).T
-        by_residual, by_mean = solved[: len(features)], solved[len(features) :]
+        by_residual, by_mean = torch.cholesky_solve(residual.T, self.factor).T, self.solved
         leverage = (residual * by_residual).sum(1)
         gain = part / (1 - part * leverage).clamp(min=0.1)
         along = (features * by_residual).sum(1)

@@ -340,7 +340,10 @@ class ParametricHead(Head):
         mixed = state.mixed + trust * len(ones)
         metric, share = self._metric(replace(state, curvature=curvature, mixed=mixed), variance, values)
         onehot = nn.functional.one_hot(targets, len(state.counts)).to(logits)
-        step = solve(metric, ones.T @ residual(logits, onehot)).T / share[:, None]
+        left = residual(logits, onehot)
+        # Of many classes the chunk is what has fewer columns to solve for.
+        few = len(ones) < len(state.counts)
+        step = (solve(metric, ones.T) @ left if few else solve(metric, ones.T @ left)).T / share[:, None]
         size_of_step = trust * state.mixed / (state.mixed + values["warmup"])
         return replace(state, correction=state.correction + size_of_step * step, curvature=curvature, mixed=mixed)
 
