@@ -191,7 +191,7 @@ def rival(
         return setfit(data, queries, answers, labels, backbone)
     kept = numpy.load(stored)
     made: dict[str, Callable[[], Any]] = {
-        "logistic regression": lambda: LogisticRegression(C=10.0, max_iter=300, tol=1e-3),
+        "logistic regression": lambda: LogisticRegression(C=10.0, max_iter=300, tol=1e-6),
         "SGD": lambda: SGDClassifier(loss="log_loss", alpha=1e-6, random_state=0),
         "k-nearest neighbours": lambda: KNeighborsClassifier(15, weights="distance", algorithm="brute"),
     }
