@@ -26,7 +26,6 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -92,10 +91,10 @@ def random_encoder(folder: Path) -> Path:
     return folder
 
 
-def peak() -> int:
-    """Most memory that this process has held, in bytes (Linux)."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return 1024 * int(line.split()[1])
+def held(pid: int | str = "self", what: str = "VmHWM") -> int:
+    """Bytes that a process has held at most, or holds now ("VmRSS"), by Linux; 0 of one that has ended."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith(what))
 
 
 def in_turns(first: Callable[[], Any], second: Callable[[], Any], rounds: int = 2) -> tuple[float, float]:
@@ -138,7 +137,7 @@ def measured(cell: dict[str, Any]) -> dict[str, Any]:
         seconds = time.process_time() - began
         found = amortizer.predict(state, queries).outputs
         right = sum(one == other for one, other in zip(found, answers, strict=True)) / len(answers)
-        return {"seconds": seconds, "memory": peak(), "bytes": state.nbytes, "accuracy": right}
+        return {"seconds": seconds, "memory": held(), "bytes": state.nbytes, "accuracy": right}
     return rival(row, path, stored, rows, labels, queries, answers, backbone)
 
 
@@ -165,7 +164,7 @@ def ratio_and_features(
     asked = backbone.features(queries).vectors.numpy()
     numpy.savez(stored, x=numpy.concatenate([one.vectors.numpy() for one in made]), queries=asked)
     tokens = sum(one.tokens for one in made)
-    found = {"seconds": seconds, "memory": peak(), "tokens": tokens, "bytes": stored.stat().st_size}
+    found = {"seconds": seconds, "memory": held(), "tokens": tokens, "bytes": stored.stat().st_size}
     return found | ({"ratio": bare_seconds / ours} if turns else {})
 
 
@@ -199,7 +198,7 @@ def rival(
     seconds = time.process_time() - began
     right = float((model.predict(kept["queries"]) == numpy.array(answers)).mean())
     size = kept["x"].nbytes if row.startswith("k-") else 4 * len(labels) * (kept["x"].shape[1] + 1)
-    return {"seconds": seconds, "memory": peak(), "bytes": size, "accuracy": right}
+    return {"seconds": seconds, "memory": held(), "bytes": size, "accuracy": right}
 
 
 def setfit(
@@ -219,7 +218,7 @@ def setfit(
     found = [task.labels[number] for number in answer(queries).argmax(1).tolist()]
     right = sum(one == other for one, other in zip(found, answers, strict=True)) / len(answers)
     size = sum(weight.numel() * 4 for weight in backbone.model.parameters())
-    return {"seconds": seconds, "memory": peak(), "bytes": size, "accuracy": right}
+    return {"seconds": seconds, "memory": held(), "bytes": size, "accuracy": right}
 
 
 def within(cell: dict[str, Any], seconds: float, memory: float) -> dict[str, Any]:
@@ -236,7 +235,7 @@ def within(cell: dict[str, Any], seconds: float, memory: float) -> dict[str, Any
             while process.poll() is None:
                 if time.monotonic() - began > seconds:
                     out = "time"
-                elif resident(process.pid) > memory:
+                elif held(process.pid, "VmRSS") > memory:
                     out = "memory"
                 if out is not None:
                     process.kill()
@@ -250,14 +249,6 @@ def within(cell: dict[str, Any], seconds: float, memory: float) -> dict[str, Any
             return found
         finally:
             process.kill()
-
-
-def resident(pid: int) -> int:
-    """Bytes that a process holds now."""
-    try:
-        return 4096 * int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    except (OSError, IndexError):
-        return 0
 
 
 def slope(points: Sequence[tuple[float, float]]) -> float:
@@ -302,11 +293,11 @@ def asked(records: list[lab.Record]) -> list[str]:
     told, ours = [], [record for record in lab.pick(records, row="iterative") if "seconds" in record]
     for classes in sorted({record["classes"] for record in ours}):
         mine = sorted(lab.pick(ours, classes=classes), key=lambda record: record["rows"])
-        for few, many in pairwise([mine[0], mine[-1]] if len(mine) > 1 else []):
+        if len(mine) > 1:
+            times = {key: mine[-1][key] / mine[0][key] for key in ("rows", "memory", "seconds")}
             told.append(
-                f"* {classes:,} classes: {many['rows'] / few['rows']:,.0f} times the rows take "
-                f"{many['memory'] / few['memory']:.3f} times the memory and "
-                f"{many['seconds'] / few['seconds']:,.1f} times the seconds."
+                f"* {classes:,} classes: {times['rows']:,.0f} times the rows take {times['memory']:.3f} times the memory "
+                f"and {times['seconds']:,.1f} times the seconds."
             )
         beside = {record["rows"]: record for record in lab.pick(records, row="logistic regression", classes=classes)}
         both = [record for record in mine if "accuracy" in beside.get(record["rows"], {})]
