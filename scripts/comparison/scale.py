@@ -296,8 +296,8 @@ def asked(records: list[lab.Record]) -> list[str]:
         if len(mine) > 1:
             times = {key: mine[-1][key] / mine[0][key] for key in ("rows", "memory", "seconds")}
             told.append(
-                f"* {classes:,} classes: {times['rows']:,.0f} times the rows take {times['memory']:.3f} times the memory "
-                f"and {times['seconds']:,.1f} times the seconds."
+                f"* {classes:,} classes: {times['rows']:,.0f} times the rows take {times['memory']:.3f} times the "
+                f"memory and {times['seconds']:,.1f} times the seconds."
             )
         beside = {record["rows"]: record for record in lab.pick(records, row="logistic regression", classes=classes)}
         both = [record for record in mine if "accuracy" in beside.get(record["rows"], {})]
