@@ -133,7 +133,8 @@ def adapt(
             _check_task(task, state.task, resume)
             stream.check_labels(state.task, max_examples)
             if resume:
-                cursor.resume(state.header)
+                if cursor.resume(state.header):  # what it was before stays noted, so that no merge counts it twice
+                    state = TaskState(state.tensors, replace(state.header, merged=state.header.read))
             else:
                 if stream.fingerprint is not None and stream.fingerprint in state.header.read:
                     log.warning("the state has read this data already: every example will count once more")

@@ -31,8 +31,8 @@ class Cursor:
         read = (*named, stream.columns.output or "", *(() if separator is None else (separator,)))
         self.position = StreamPosition(stream.fingerprint or "", chunk_size, shuffle_seed, 0, read)
 
-    def resume(self, header: StateHeader) -> None:
-        """Go to where a state was left.
+    def resume(self, header: StateHeader) -> bool:
+        """Go to where a state was left; whether that was in what the file was before rows were appended to it.
 
         Raises:
             StateError: it was left in another stream, in one that was read otherwise, or in none that is known.
@@ -44,7 +44,7 @@ class Cursor:
                     f"the state has {header.examples:,} examples and no position in a stream, as it was merged, "
                     "edited, or updated by hand; to adapt it to more data leave resume out"
                 )
-            return
+            return False
         ours = self.position
         if at.columns not in (None, ours.columns):
             raise StateError(
@@ -67,12 +67,14 @@ class Cursor:
                 "%s has grown since the state was left: what was read is passed by, and what was appended is read",
                 self.stream.file,
             )
+            return True
         elif at.source != self.position.source:
             raise StateError(
                 f"the state was left in another dataset ({at.source[:8]}) than this one ({self.position.source[:8]}); "
                 "name that one, with the same unlabelled text; to adapt the state to more data leave resume out, begin "
                 "with the state in the place of a method, and save the outcome in another folder"
             )
+        return False
 
     def chunks(self, stop: int | None) -> Generator[tuple[StreamPosition, Chunk], None, None]:
         """Chunks up to record `stop`, and the position behind each; `position` follows."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 BATCH = 1000  # rows that are written together
+LAYOUT = 1  # to be raised when files come to be read or laid out otherwise
 VALUE = 8  # bytes at most of a value's place, or of a number
 BATCH_BYTES = 2048  # of a batch beside its values
 ROOM = 50_000_000  # bytes that are left free
@@ -42,7 +43,8 @@ def laid_out(stream: Stream, path: Path) -> datasets.Dataset:
     from filelock import FileLock
 
     columns = stream.columns
-    key = hashlib.sha256(f"{stream.fingerprint} {columns} {stream.class_names}".encode()).hexdigest()[:32]
+    read = f"{LAYOUT} {stream.fingerprint} {path.suffix.lower()} {columns} {stream.class_names}"
+    key = hashlib.sha256(read.encode()).hexdigest()[:32]
     place = Path(datasets.config.HF_DATASETS_CACHE) / "iai_hf" / f"{key}.arrow"
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -111,7 +113,8 @@ def _schema(stream: Stream) -> pyarrow.Schema:
     import pyarrow
 
     columns, text = stream.columns, pyarrow.string()
-    several = any(isinstance(record.output, tuple) for record in itertools.islice(stream.records(), 1))
+    first = next((record.output for record in stream.records() if record.output is not None), None)
+    several = isinstance(first, tuple)
     names = stream.task().columns if columns.numbers is not None else ()
     inputs = [(name, pyarrow.float64()) for name in names] or [(columns.input, text)]
     return pyarrow.schema([*inputs, (columns.output or "", pyarrow.list_(text) if several else text)])

@@ -23,7 +23,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 base, folder = "{base}", Path("{place}")
 tokenizer = AutoTokenizer.from_pretrained(base)
 model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype="float32"), folder).eval()
-first, text, last = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in {parts!r})  # each by itself
+first, text, last = (
+    tokenizer(part, add_special_tokens=False, split_special_tokens=True)["input_ids"] for part in {parts!r}
+)  # each by itself
 ids, answer, ends = {before} + first + text{cut} + last, [], {ends}
 with torch.no_grad():
     while len(answer) < {longest} and "\\n" not in tokenizer.decode(answer) and answer[-1:] not in ends:

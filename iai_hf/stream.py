@@ -63,6 +63,11 @@ class Columns:
             name = getattr(self, role)
             if not isinstance(name, str) and not (role == "output" and name is None):
                 raise DataError(f"the {role} column is {name!r}; expected its name, a text")
+        if self.numbers is None and self.input == self.output:
+            raise DataError(
+                f"texts and answers are both to be read from the column {self.input!r}; name another one for either",
+                options=("input_column", "output_column"),
+            )
         if self.numbers is not None:
             object.__setattr__(self, "numbers", values.names(self.numbers, "columns of numbers"))
         if self.quotes not in (None, True, False):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import examples
 
 from iai_hf import AutoAmortizer, TaskSpec, TaskState
@@ -87,23 +88,29 @@ def test_rows_that_were_appended_to_a_file_are_read_alone(
     old, data = len(lines) - 16, tmp_path / f"log{suffix}"
     data.write_text("\n".join(lines[:old]) + "\n" * last_line_ends)
     part = amortizer.adapt(data, chunk_size=8, progress=False)
+    old_rows = tmp_path / f"before{suffix}"
+    old_rows.write_bytes(data.read_bytes())
     data.write_text("\n".join(lines) + "\n")
     whole = amortizer.adapt(data, chunk_size=8, progress=False)
     caplog.clear()
     grown = amortizer.adapt(data, part, chunk_size=8, resume=True, progress=False)
     assert "has grown" in caplog.text
-    assert grown.digest == whole.digest
+    assert all(torch.equal(tensor, whole.tensors[name]) for name, tensor in grown.tensors.items())
+    assert set(grown.header.read) == {*part.header.read, *whole.header.read}
+    other = amortizer.adapt(old_rows, chunk_size=8, progress=False)
+    with pytest.raises(StateError, match="read the same data"):
+        amortizer.merge([grown, other])
     caplog.clear()
     twice = amortizer.adapt(data, part, chunk_size=8, progress=False)
     assert "begins with rows that the state has read already" in caplog.text
     assert twice.header.examples == 24 + 40
     caplog.clear()
-    other = tmp_path / f"other{suffix}"
-    other.write_text("\n".join([*lines[:1], *lines[3:]]) + "\n")
-    amortizer.adapt(other, part, chunk_size=8, progress=False)
+    changed = tmp_path / f"other{suffix}"
+    changed.write_text("\n".join([*lines[:1], *lines[3:]]) + "\n")
+    amortizer.adapt(changed, part, chunk_size=8, progress=False)
     assert "already" not in caplog.text
     with pytest.raises(StateError, match="another dataset"):
-        amortizer.adapt(other, part, chunk_size=8, resume=True, progress=False)
+        amortizer.adapt(changed, part, chunk_size=8, resume=True, progress=False)
 
 
 def test_a_shuffled_file_that_has_grown_has_another_order(

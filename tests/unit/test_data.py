@@ -146,3 +146,8 @@ def test_a_malformed_line_is_named_when_shuffling_too(tmp_path: Path) -> None:
     path.write_text('{"input": "a", "output": "b"}\nnonsense\n')
     with pytest.raises(DataError, match="line 2"):
         open_stream(path, shuffle_seed=0)
+
+
+def test_a_column_is_not_both_text_and_answer() -> None:
+    with pytest.raises(DataError, match="both to be read from the column 'x'"):
+        Columns("x", "x")

@@ -67,6 +67,9 @@ def test_a_layout_has_all_rows_takes_what_was_told_and_is_made_once(
 def test_lists_numbers_and_missing_outputs_come_back(tmp_path: Path) -> None:
     lists = write(tmp_path / "lists.jsonl", [{"input": "a", "output": ["x", "y"]}, {"input": "b", "output": []}])
     assert sorted(records(lists, 0)) == [("a", ("x", "y")), ("b", ())]
+    both = write(tmp_path / "both.jsonl", [{"input": "a", "output": None}, {"input": "b", "output": ["x"]}])
+    found = records(both, 0, allow_missing_outputs=True)
+    assert sorted(found, key=lambda record: record.input) == [("a", None), ("b", ("x",))]
     missing = write(tmp_path / "missing.jsonl", [{"input": "a", "output": None}, {"input": "b", "output": "x"}])
     found = records(missing, 0, allow_missing_outputs=True)
     assert sorted(found, key=lambda record: record.input) == [("a", None), ("b", "x")]
@@ -119,3 +122,14 @@ def test_what_a_killed_run_left_goes(cache: Path, tmp_path: Path) -> None:
     made.rename(cache / f".{made.name}.0123.partial")
     assert len(records(path, 0)) == len(ROWS)
     assert not list(cache.glob(".*partial"))
+
+
+def test_the_same_bytes_of_another_kind_are_laid_out_anew(tmp_path: Path) -> None:
+    text = "input\toutput,x\n" + "".join(f"a{i}\tb{i % 2},c\n" for i in range(8))
+    (tmp_path / "q.csv").write_text(text)
+    (tmp_path / "q.tsv").write_text(text)
+    named = {"input": "input", "output": "output,x"}
+    assert len(records(tmp_path / "q.tsv", 0, **named)) == 8
+    for seed in (None, 0):
+        with pytest.raises(DataError):
+            records(tmp_path / "q.csv", seed, **named)

@@ -286,8 +286,7 @@ class ParametricHead(Head):
         values = self.hyperparameters(state.counts.sum(), len(state.counts))
         experts = self._experts(state, values)
         scores = experts.held_out(features, targets) if takes_data(self.signal) else experts.scores(features)
-        ones = torch.cat([features, features.new_ones(len(features), 1)], dim=1)
-        return scores @ (self._prior(values)[0] + state.deviation).exp() + ones @ state.correction.T
+        return scores @ (self._prior(values)[0] + state.deviation).exp() + with_one(features) @ state.correction.T
 
     def _prior(self, values: Values) -> tuple[torch.Tensor, torch.Tensor]:
         """Log weights of the experts before any evidence, and how firmly they are held, `[K]` each."""
