@@ -141,7 +141,7 @@ def adapt(
                 elif stream.continues(state.header.read):
                     log.warning(
                         "%s begins with rows that the state has read already, which will count once more: name a file "
-                        "of the new ones, or resume, which reads only these (where a stream is not shuffled)",
+                        "of the new ones alone, or resume without shuffling, which reads only these",
                         stream.file,
                     )
                 state = state.behind_its_stream()
@@ -192,6 +192,13 @@ def adapt(
                 "none of the labels named ahead (%s, ...) occurs in the data, whose first is %r: are they the same?",
                 ascii(task.labels[0]),
                 state.task.labels[len(task.labels) : len(task.labels) + 1],
+            )
+        elif task is not None and unseen_ahead and len(state.task.labels) > len(task.labels):
+            log.warning(
+                "labels named ahead that the data do not have: %s; and that they have beside those: %s: is one "
+                "the other?",
+                ", ".join(map(ascii, sorted(unseen_ahead)[:5])),
+                ", ".join(map(ascii, state.task.labels[len(task.labels) :][:5])),
             )
         if output is not None:
             state.save_pretrained(output)

@@ -71,8 +71,10 @@ class Cursor:
         elif at.source != self.position.source:
             raise StateError(
                 f"the state was left in another dataset ({at.source[:8]}) than this one ({self.position.source[:8]}); "
-                "name that one, with the same unlabelled text; to adapt the state to more data leave resume out, begin "
-                "with the state in the place of a method, and save the outcome in another folder"
+                "name that one, with the same unlabelled text: a file that was changed in what was read, or has grown "
+                "and is shuffled, is another one. To adapt the state to more data leave resume out, begin with the "
+                "state in the place of a method, save the outcome in another folder, and give it only rows that it "
+                "has not read, since others count twice"
             )
         return False
 

@@ -293,6 +293,12 @@ class Stream:
         separator = self.columns.label_separator
         if separator is not None or values.is_set(row[column]):
             return values.label_set(row[column], f"{place}: {column!r}", self.class_names, separator)
+        if isinstance(row[column], str) and not row[column].strip():
+            raise DataError(
+                f"{place}: {column!r} is empty; expected a text: drop the row or fill it, or, where an empty one says "
+                "that no label applies, name what stands between several labels",
+                options=("label_separator",),
+            )
         fractions = self.columns.numbers is not None
         return values.label(row[column], f"{place}: {column!r}", self.class_names, fractions=fractions)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -54,6 +55,8 @@ from iai_hf.cli.options import (
 )
 from iai_hf.data import TEST, TRAIN
 from iai_hf.errors import ConfigError, StateError
+
+log = logging.getLogger(__name__)
 
 app = typer.Typer()
 
@@ -116,6 +119,8 @@ def adapt(
         if given is not None and is_file(given):
             check_file(Path(given))
     state = None
+    if resume and not standing:
+        log.warning("there is no state to resume in %s: it is begun", output)
     if standing:
         state = TaskState.from_pretrained(output)
     elif (Path(method) / STATE_FILE).is_file():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -33,6 +33,9 @@ from iai_hf.data import TRAIN
 from iai_hf.errors import ConfigError, DataError
 
 SHOWN, WIDTH = 10, 60  # rows of the table, and letters of a text in it
+
+if TYPE_CHECKING:
+    from iai_hf.audit import Finding
 
 app = typer.Typer()
 
@@ -107,7 +110,7 @@ def audit(
     confused = [dataclasses.asdict(pair) for pair in found.confusions]
     if not as_json and processes.first() and output != Path("/dev/stdout"):
         worst = [
-            [one.input[:WIDTH], _named(one.output), _named(one.suggestion), f"{one.wrong:.2f}", str(one.row)]
+            [one.input[:WIDTH], _named(one.output), _likelier(one), f"{one.wrong:.2f}", str(one.row)]
             for one in found.findings[:SHOWN]
         ]
         print_table([["text", "label", "likelier", "wrong", "row"], *worst])
@@ -120,6 +123,14 @@ def audit(
         "without a signal"
     )
     report({"examples": len(records), "issues": counts, "confusions": confused}, as_json, text, output)
+
+
+def _likelier(one: Finding) -> str:
+    """What probably applies in the label's place, where that is another one."""
+    same = one.suggestion == one.output or (
+        isinstance(one.output, tuple) and isinstance(one.suggestion, tuple) and {*one.suggestion} == {*one.output}
+    )
+    return "-" if same else _named(one.suggestion)
 
 
 def _named(output: str | tuple[str, ...]) -> str:

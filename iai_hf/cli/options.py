@@ -117,7 +117,8 @@ KindOption = Annotated[
 LabelSeparator = Annotated[
     str | None,
     typer.Option(
-        "--label-separator", help="Between the labels of an output that is a text, as in CSV; an empty one has none."
+        "--label-separator",
+        help="Between the labels of an output that is a text, as in CSV; an empty output has no label.",
     ),
 ]
 Labels = Annotated[str | None, typer.Option(help="Label names known ahead, separated by commas.")]

@@ -144,7 +144,7 @@ MISTAKES = {
     "audit texts --data train.jsonl --output train.jsonl": "can't be the output",
     "audit texts --data train.jsonl --output a.csv": "expected .jsonl",
     "audit texts --data train.jsonl --plot other.txt/a.png": "can't write",
-    "audit texts --data test.jsonl --output-column input": "label",
+    "audit texts --data test.jsonl --output-column input": "both to be read from the column",
     "audit numbers --data table.csv --output-column y": "can't tell what it would say without",
     "audit folder --data train.jsonl": "no task state",
     "export texts": "got 0 forms to export; expected one (--peft, --sentence-transformers, --onnx)",

@@ -124,3 +124,13 @@ def test_a_shuffled_file_that_has_grown_has_another_order(
         amortizer.adapt(data, part, shuffle_seed=1, resume=True, progress=False)
     amortizer.adapt(data, part, shuffle_seed=1, progress=False)
     assert "begins with rows that the state has read already" in caplog.text
+
+
+def test_a_label_that_was_misspelt_ahead_is_told(amortizer: Amortizer, caplog: pytest.LogCaptureFixture) -> None:
+    rows = examples(32)
+    first, *others = sorted({row["output"] for row in rows})
+    amortizer.adapt(rows, task=TaskSpec("classification", (first, others[0] + "x")), progress=False)
+    assert f"that the data do not have: '{others[0]}x'" in caplog.text
+    caplog.clear()
+    amortizer.adapt(rows, task=TaskSpec("classification", (first, *others, "later")), progress=False)
+    assert "do not have" not in caplog.text, "a label may come later"

@@ -278,3 +278,9 @@ def test_a_separator_that_was_forgotten_is_told(caplog: pytest.LogCaptureFixture
     assert "look like" not in told(["food, drink", "sports, leisure", "politics"] * 4)
     assert "look like" not in told(["Paris, France", "Lyon, France", "Rome, Italy", "Turin, Italy"])
     assert "look like" not in told(["one", "two"] * 4)
+
+
+def test_an_empty_output_among_single_labels_may_be_of_several() -> None:
+    rows = [{"input": "a", "output": "food;sports"}, {"input": "b", "output": ""}]
+    with pytest.raises(DataError, match="name what stands between several labels"):
+        open_stream(rows, Columns())
