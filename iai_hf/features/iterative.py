@@ -207,6 +207,11 @@ class Iterative(
             )
         features, _ = self.features(chunk.inputs)
         with torch.no_grad():
+            if not head.may_hold(tensors, features, targets):
+                raise StateError(
+                    "the state can't have read all of these examples with these labels, so that they can't be left "
+                    "out; adapt it on these data first"
+                )
             found = head.held_out(tensors, features, targets)
         return found if several else found.log_softmax(1)
 

@@ -106,6 +106,9 @@ def test_what_can_not_be_audited_is_refused(encoder: Backbone) -> None:
         audit(amortizer, state, ["rain"], ["weather"])
     with pytest.raises(StateError, match="adapt it on these data first"):
         audit(amortizer, state, *columns_of(rows * 2))
+    flipped = [{**row, "output": rows[(i + 1) % 24]["output"]} for i, row in enumerate(rows)]
+    with pytest.raises(StateError, match="can't have read all of these examples with these labels"):
+        audit(amortizer, state, *columns_of(flipped))
     other = AutoAmortizer.from_pretrained("iterative-explicit", backbone=encoder)
     with pytest.raises(ConfigError, match=r"'iterative-explicit' can't tell .* \(iterative\)"):
         audit(other, other.adapt(rows, progress=False), *columns_of(rows))
