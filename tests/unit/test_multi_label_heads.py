@@ -15,6 +15,7 @@ from iai_hf.features.heads import (
     MultiLabelImplicitHead,
     MultiLabelParametricHead,
 )
+from iai_hf.features.heads.multi_label.head import label_coverage
 from iai_hf.features.heads.multi_label.thresholds import BINS, REACH, calibration, tallied
 from iai_hf.task import Tensors
 
@@ -48,6 +49,15 @@ def read(head: Head, features: torch.Tensor, targets: torch.Tensor, chunk: int =
     return tensors
 
 
+def _quality(head: Head, tensors: Tensors, queries: torch.Tensor, right: torch.Tensor) -> tuple[float, float]:
+    """Macro-F1, and the mean negative log-likelihood of a label."""
+    prepared = head.prepare(tensors)
+    logits = head.logits(prepared, queries)
+    found = logits > prepared.thresholds
+    f1 = 2 * (found & right).sum(0) / (found.sum(0) + right.sum(0)).clamp(min=1)
+    return float(f1.mean()), float(nn.functional.binary_cross_entropy_with_logits(logits, right.float()))
+
+
 def test_labels_in_another_order_are_answered_alike(head: Head) -> None:
     features, targets = made(200)
     order = torch.tensor([2, 0, 3, 1])
@@ -67,6 +77,36 @@ def test_the_likeliest_answers_are_right(head: Head) -> None:
     assert float(right[found < least].float().mean()) < 0.2
     assert float(found[found > most].mean()) > 0.4
     assert float(found[found < least].mean()) < 0.2
+
+
+@pytest.mark.parametrize("chunk", [1, 2])
+def test_small_chunks_answer_as_large_ones(head: Head, chunk: int) -> None:
+    examples, (queries, right) = made(400), made(2000, seed=1)
+    small, large = (_quality(head, read(head, *examples, size), queries, right) for size in (chunk, 32))
+    assert large[0] > 0.5
+    assert small[0] == pytest.approx(large[0], abs=0.03)
+    assert small[1] == pytest.approx(large[1], abs=0.02)
+
+
+def test_held_out_answers_count_alike_in_chunks_of_any_size(head: Head) -> None:
+    features, targets = made(200)
+    tallies = [read(head, features, targets, chunk).get("tally") for chunk in (1, 2, 40)]
+    if tallies[0] is None:
+        assert isinstance(head, MultiLabelImplicitHead)  # which keeps its examples
+        return
+    alike = targets.float().mean(0)
+    for tally in tallies:
+        assert tally is not None
+        assert float(tally.sum((1, 2)).min()) > 90  # half of all, as older ones fade
+        torch.testing.assert_close(tally[:, 1].sum(1) / tally.sum((1, 2)), alike, atol=0.05, rtol=0)
+
+
+def test_a_chunk_of_texts_that_are_alike_is_trusted_the_less_the_larger_it_is() -> None:
+    counts, alike = torch.tensor([50.0, 20.0]), torch.tensor([[True, False]])
+    found = [float(label_coverage(counts, torch.tensor(100.0), alike.expand(size, -1))) for size in (1, 2, 32)]
+    assert found == pytest.approx([1, 1 / 2, 1 / 32])
+    mixed = torch.tensor([[True, False], [False, True]]).repeat(16, 1)
+    assert float(label_coverage(counts, torch.tensor(100.0), mixed)) == pytest.approx(1)
 
 
 def test_calibration_finds_scale_and_shift() -> None:
