@@ -16,7 +16,7 @@ from torch import nn
 
 from iai_hf.features.heads.moments import Moments
 from iai_hf.features.heads.multi_label.experts import CODE_EXPERTS, INITIAL, LabelExperts, LabelSummary
-from iai_hf.features.heads.multi_label.head import LinearLabels, MultiLabelMoments
+from iai_hf.features.heads.multi_label.head import LinearLabels, MultiLabelMoments, label_coverage
 from iai_hf.features.heads.multi_label.thresholds import BINS, calibration, thresholds
 from iai_hf.features.heads.parametric import with_one
 from iai_hf.task import Tensors
@@ -83,7 +83,8 @@ class MultiLabelExplicitHead(MultiLabelMoments):
             return after
         experts, weights = self._experts(after)
         logits, seen = experts.held_out(features, targets) @ weights, self.examples(tensors)
-        return {**after, "tally": self.tally_after(tensors["tally"], logits, targets, seen)}
+        trust = label_coverage(after["counts"], seen + len(features), targets)
+        return {**after, "tally": self.tally_after(tensors["tally"], logits, targets, seen, trust)}
 
     def prepare(self, tensors: Tensors) -> LinearLabels:
         """The linear map that the code is read as, and the labels' thresholds."""

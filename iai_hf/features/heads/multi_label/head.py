@@ -71,21 +71,18 @@ class MultiLabelMoments(MultiLabelHead):
         return may_hold_each(whole, part, texts, texts_gone)
 
     def tally_after(
-        self, tally: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor, seen: torch.Tensor
+        self, tally: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor, seen: torch.Tensor, trust: torch.Tensor
     ) -> torch.Tensor:
-        """The tally `[C, 2, bins]` behind `seen` texts, with held-out logits `[n, C]` of a chunk.
-
-        All count alike: by what a small chunk happens to hold, those of texts with rare labels would count for more.
-        """
-        return power_decay(seen, len(targets), TALLY_EXPONENT) * tally + tallied(logits, targets)
+        """The tally `[C, 2, bins]` behind `seen` texts with held-out logits `[n, C]` of a chunk, trusted so far."""
+        kept = power_decay(seen, len(targets), TALLY_EXPONENT * trust)
+        return kept * tally + trust * tallied(logits, targets)
 
 
 def label_coverage(counts: torch.Tensor, examples: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """How far a chunk looks drawn at random, 1/n to 1: the variance of its labels over that of all that were read.
+    """How far a chunk looks drawn at random, 1/n^2 to 1: the variance of its labels over that of all that were read.
 
-    Of a stream that is sorted, or of one example again and again, a chunk has less; see `moments.class_coverage`. Of
-    n texts the variance has n - 1 degrees of freedom, and the prior, that they are drawn at random, counts for one
-    more: a text alone tells nothing of it, and is trusted.
+    Of a stream that is sorted, or of one example again and again, a chunk has less; see `moments.class_coverage`. A
+    text alone has no variance, tells nothing of this, and is trusted; of n texts that are alike 1/n^2 is left.
 
     Args:
         counts, examples: by label `[C]` and of all `[]`, those of the chunk among them.
@@ -94,4 +91,4 @@ def label_coverage(counts: torch.Tensor, examples: torch.Tensor, targets: torch.
     share, number = counts / examples, len(targets)
     within = own_curvature(targets.float().mean(0).to(share)).sum() * (number / max(number - 1, 1))
     found = (within / own_curvature(share).sum().clamp(min=1e-6)).clamp(max=1)
-    return (1 + (number - 1) * found) / number
+    return found + (1 - found) / number**2

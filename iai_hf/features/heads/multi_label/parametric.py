@@ -79,7 +79,7 @@ class MultiLabelParametricHead(MultiLabelMoments, ParametricHead):
             )
             state = replace(state, deviation=deviation, evidence=evidence)
         logits = scores @ (prior + state.deviation).exp() + offset
-        state = replace(state, tally=self.tally_after(before.tally, logits, targets, seen))
+        state = replace(state, tally=self.tally_after(before.tally, logits, targets, seen, trust))
         if not takes_gradient(self.signal):
             return vars(state)
         return vars(self._corrected(state, ones, targets, logits, trust, experts.variance, values))
