@@ -166,11 +166,11 @@ def adapt(
                 if output is not None and state.header.steps % checkpointing_steps == 0:
                     state.save_pretrained(output)
                     saved = state
-        except (KeyboardInterrupt, DataError):
+        except (KeyboardInterrupt, DataError) as error:
             behind = state.header.stream
-            if (
-                output is not None and state is not saved and behind is not None
-            ):  # what was read so far need not be read again
+            agreed = group.count == 1 or isinstance(error, KeyboardInterrupt)  # processes may have read different rows
+            if agreed and output is not None and state is not saved and behind is not None:
+                # What was read so far need not be read again.
                 state.save_pretrained(output)
                 log.warning("%s holds the state of the first %s rows", output, f"{behind.examples:,}")
             raise

@@ -200,7 +200,12 @@ for item in ahead(items()):
 
 
 def test_ctrl_c_is_heard_while_the_reading_hangs() -> None:
-    with subprocess.Popen([sys.executable, "-c", CTRL_C], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", CTRL_C],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell in the background ignores Ctrl-C
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"reading\n"
         time.sleep(0.2)

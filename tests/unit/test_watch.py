@@ -383,7 +383,8 @@ def test_changes_are_told_in_the_summary(steady: tuple[Amortizer, TaskState]) ->
 
 
 def test_states_that_noticed_nothing_merge_and_are_edited_as_others_are(encoder: Backbone) -> None:
-    amortizer, plain = made("iterative", encoder), made("iterative", encoder, watch=False)
+    # A watched state keeps no sample by which a merge would catch up.
+    amortizer, plain = made("iterative", encoder), made("iterative", encoder, watch=False, calibration_examples=0)
     parts = [examples(64, 1), examples(64, 2)]
     merged = amortizer.merge([read(amortizer, part) for part in parts])
     other = plain.merge([read(plain, part) for part in parts])
