@@ -13,7 +13,7 @@ from comparison.compare_encoders import MARKS, OURS, named
 from comparison.compare_report import COLUMNS, best_rival, table
 from comparison.compare_words import by_task, means
 from comparison.encoder_rivals import RIVALS as ENCODER_RIVALS
-from comparison.lab import error
+from comparison.lab import error, pick
 from iai_hf.compare import markdown
 from iai_hf.files import write_whole
 from paper.cells import ONE_SHOT, OWN, SOLVER
@@ -187,6 +187,7 @@ def paper(done: dict[str, Any]) -> str:
     rivals = [cell for cell in own if cell["group"] in ("one-shot", "optimizer")]
     mine = [cell for cell in own if cell not in rivals]
     told = [f"{sum(cell['flat'] for cell in part)} of {len(part)}" for part in (mine, rivals)]
+    flat = "; ".join(families(pick(mine, flat=True))) or "none"
     lines = "\n".join(findings(cells))
     waiting = "; ".join(unready(cells))
 
@@ -201,7 +202,8 @@ def paper(done: dict[str, Any]) -> str:
     return f"""
 **The paper's form**, a learned update or predictor without a solver: {told[0]} models were trained until they no longer
 improved, of its rivals {told[1]}, the others until their time was over ({seeds} seeds, {len(families(own))} families of
-tasks; [all tables](paper/results.md)). Its findings, on the models that no longer improved:
+tasks; [all tables](paper/results.md)). Its findings, on the models that no longer improved, which are of these
+families: {flat}.
 
 {lines}
 

@@ -18,7 +18,10 @@ CHECKPOINT_FILE = "checkpoint.safetensors"
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is: steps done, the best evaluation so far and its step, and all evaluations."""
+    """Where a run is: steps done, the best evaluation so far and its step, and all evaluations.
+
+    The last evaluation has `at_limit` where the run's time ended between two regular ones; a run that goes on drops it.
+    """
 
     step: int = 0
     best: float = float("inf")

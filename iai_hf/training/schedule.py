@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 FEWEST_EVALUATIONS = 20  # before which a run does not count as flat: many networks learn nothing for a while at first
@@ -24,15 +24,21 @@ def unending(step: int) -> float:
     return min(step / RISING, 1.0, (CONSTANT / step) ** 0.5)
 
 
-def flat(history: Sequence[Mapping[str, Any]], least: float) -> bool:
+def regular(history: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
+    """The evaluations that a run has wherever it was cut off: without that at its limit of time."""
+    return tuple(entry for entry in history if "at_limit" not in entry)
+
+
+def flat(history: Sequence[dict[str, Any]], least: float) -> bool:
     """Whether the best of the evaluations' losses fell by less than a share of `least` over the last fifth of steps."""
+    history = regular(history)
     if len(history) <= FEWEST_EVALUATIONS:
         return False
     before = min(entry["loss"] for entry in history if entry["step"] <= (1 - LAST) * history[-1]["step"])
     return bool(min(entry["loss"] for entry in history) > (1 - least) * before)
 
 
-def ended(history: Sequence[Mapping[str, Any]], until_flat: float, seconds: float | None = None) -> bool:
+def ended(history: Sequence[dict[str, Any]], until_flat: float, seconds: float | None = None) -> bool:
     """Whether a run is over at its last evaluation: it is flat, where it asks for that, or its time is over."""
     if not history:
         return False

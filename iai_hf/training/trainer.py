@@ -19,7 +19,7 @@ from iai_hf.training.captured import CapturedStep
 from iai_hf.training.checkpoint import CHECKPOINT_FILE, Progress, load_checkpoint, save_checkpoint
 from iai_hf.training.config import TrainingConfig
 from iai_hf.training.curriculum import Curriculum
-from iai_hf.training.schedule import decaying, ended, unending
+from iai_hf.training.schedule import decaying, ended, regular, unending
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -45,14 +45,15 @@ def train(
 
     With `seconds`, the run ends behind so many, with an evaluation, those before a resumption counted, and its
     learning rate goes down in their course, but with `until_flat`, where a run whose time was over goes on exactly with
-    more of it; `train_steps` is then the most that there can be.
+    more of it: an evaluation at the limit is told, but neither it nor its weights count in what follows.
+    `train_steps` is then the most that there can be.
 
     `output` gets `checkpoint.safetensors` at every evaluation, whole or not at all. Without validation tasks the last
     weights are kept.
 
     Raises:
-        ConfigError: `seconds` is not above 0; or the loss became NaN or infinite: the step and task are named, the last
-            checkpoint stands.
+        ConfigError: `seconds` is not above 0; or the loss, a weight or the validation loss became NaN or infinite: the
+            step is named, and the task where it can be told, the last checkpoint stands.
         StateError: `resume` from a checkpoint of another run.
     """
     from huggingface_hub.utils import tqdm
@@ -65,8 +66,7 @@ def train(
     learned.to(accelerator.device)
     initial = {name: parameter.detach().clone() for name, parameter in learned.named_parameters()}
     objective = curriculum.objective
-    single = accelerator.num_processes == config.episodes_per_step == 1 and not config.regularisation
-    captures = accelerator.device.type == "cuda" and single and curriculum.capturable
+    captures = _captures(accelerator, config, curriculum)
     # A captured step reads the rate where it lies on the GPU.
     rate: Any = torch.tensor(config.learning_rate, device=accelerator.device) if captures else config.learning_rate
     optimizer = torch.optim.Adam(objective.parameters(), lr=rate, capturable=captures)
@@ -100,6 +100,8 @@ def train(
         progress = _evaluated(progress, curriculum, 0, began)
     with bar, torch.cuda.stream(torch.cuda.Stream()) if captures else nullcontext():
         over = ended(progress.history, config.until_flat, seconds)
+        if not over:
+            progress = dataclasses.replace(progress, history=regular(progress.history))
         while progress.step < config.train_steps and not over:
             step = progress.step + 1
             part = (step - 1) / config.train_steps
@@ -125,14 +127,16 @@ def train(
                 optimizer.step()
             curriculum.stepped(step)
             bar.update()
-            if captured and step % CHECKED == 0:
+            last = step == config.train_steps or part >= 1
+            regularly = step % config.evaluate_every == 0 or step == config.train_steps
+            if captured and (step % CHECKED == 0 or regularly or last):
                 _check(float(total), step)
             if not captured or step % CHECKED == 0:
                 accelerator.log({"loss": float(total), "learning_rate": rate}, step=step)
             progress = dataclasses.replace(progress, step=step)
-            last = step == config.train_steps or part >= 1
-            if step % config.evaluate_every == 0 or last:
-                progress = _evaluated(progress, curriculum, step, began)
+            if regularly or last:
+                _check_weights(learned, step)
+                progress = _evaluated(progress, curriculum, step, began, at_limit=not regularly)
                 if progress.best_step == step:
                     best = _weights(learned)
                 accelerator.log({"validation": progress.history[-1]["loss"]}, step=step)
@@ -140,10 +144,19 @@ def train(
                     save_checkpoint(output, learned, optimizer.optimizer, best, progress, run)
                 accelerator.wait_for_everyone()
                 over = last or ended(progress.history, config.until_flat)
+    newest = progress.history[-1]
+    if "at_limit" in newest and newest["loss"] < progress.best:
+        best, progress = _weights(learned), dataclasses.replace(progress, best=newest["loss"], best_step=newest["step"])
     learned.load_state_dict(best)
     learned.requires_grad_(False).eval().cpu()  # where states are
     amortizer.__dict__.pop("fingerprint", None)  # it is a digest of the weights
     return progress
+
+
+def _captures(accelerator: Accelerator, config: TrainingConfig, curriculum: Curriculum) -> bool:
+    """Whether a step is one that a GPU can replay."""
+    single = accelerator.num_processes == config.episodes_per_step == 1 and not config.regularisation
+    return accelerator.device.type == "cuda" and single and curriculum.capturable
 
 
 def _agreed(value: float, accelerator: Accelerator) -> float:
@@ -178,16 +191,29 @@ def _summed(module: torch.nn.Module, loss: torch.Tensor, accelerator: Accelerato
     return loss[0].cpu()
 
 
-def _evaluated(progress: Progress, curriculum: Curriculum, step: int, began: float) -> Progress:
-    """The progress with one more evaluation; without validation tasks the newest weights are the best."""
+def _evaluated(
+    progress: Progress, curriculum: Curriculum, step: int, began: float, *, at_limit: bool = False
+) -> Progress:
+    """The progress with one more evaluation; without validation tasks the newest weights are the best.
+
+    One at the limit of time is marked, and is not yet the best: the run may go on.
+
+    Raises:
+        ConfigError: the validation loss is NaN or infinite.
+    """
     found = curriculum.evaluate()
     entry: dict[str, Any] = {"step": step, "seconds": time.perf_counter() - began}
     if found is None:
         entry |= {"loss": -float(step)}
+    elif not math.isfinite(found.loss):
+        mend = "lower learning_rate, or leave the validation task out" if step else "leave the validation task out"
+        raise ConfigError(f"the validation loss is {found.loss} behind step {step}; the last checkpoint stands: {mend}")
     else:
         entry |= found._asdict()
         log.info("step %s: validation loss %.4f, accuracy %.4f", step, found.loss, found.accuracy)
-    better = entry["loss"] < progress.best
+    if at_limit:
+        entry["at_limit"] = True
+    better = not at_limit and entry["loss"] < progress.best
     return dataclasses.replace(
         progress,
         best=entry["loss"] if better else progress.best,
@@ -216,6 +242,14 @@ def _check(loss: float, step: int) -> None:
         raise ConfigError(
             f"the loss is {loss} in step {step}, or one of the {CHECKED} before it; the last checkpoint stands: lower "
             "learning_rate"
+        )
+
+
+def _check_weights(learned: torch.nn.Module, step: int) -> None:
+    """Raise ConfigError where a gradient that is no number reached the weights, though the loss was one."""
+    if not torch.stack([parameter.isfinite().all() for parameter in learned.parameters()]).all():
+        raise ConfigError(
+            f"a weight is NaN or infinite behind step {step}; the last checkpoint stands: lower learning_rate"
         )
 
 

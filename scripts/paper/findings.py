@@ -1,4 +1,4 @@
-"""The paper's findings, each confirmed or not by its own form, with counts of cells and standard errors."""
+"""The paper's findings, each confirmed or not by its own form, with its families, counts and standard errors."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from paper.cells import OWN, REGIMES
 from paper.tables import Cell, families, losses, ratios, table_rows
 
 HIGH = ("linear regression, 30", "digits", "MNIST", "frozen features", "FashionMNIST")  # of high dimension
+FEWEST_FAMILIES = 2  # of tasks, before a finding counts as confirmed or not
 
 CLAIMS = {
     1: "more steps help in all regimes, in and out of distribution",
@@ -24,7 +25,8 @@ CLAIMS = {
 def findings(cells: Sequence[Cell]) -> list[str]:
     """A line for each finding: confirmed or not, with the figure, or that its cells are still to be trained.
 
-    Models count that were trained until their held-out loss no longer fell.
+    Models count that were trained until their held-out loss no longer fell. One family of tasks, or a part of what the
+    claim is about, confirms nothing: then the figure alone is told.
     """
     cells = pick(cells, flat=True)
     own = pick(cells, group=OWN)
@@ -37,6 +39,7 @@ def _steps(own: Sequence[Cell]) -> Iterator[str]:
     rows = [row for _, _, row in table_rows(own)]
     if not rows:
         return
+    regimes = {cell["method"].removeprefix("numeric-") for row in rows for cell in row}
 
     def share(early: str, late: str, where: str) -> tuple[int, str]:
         better = sum(mean(losses(row, late, where)) < mean(losses(row, early, where)) for row in rows)
@@ -46,15 +49,17 @@ def _steps(own: Sequence[Cell]) -> Iterator[str]:
     yield _line(
         1,
         min(inside, outside) > 0.9 * len(rows),
+        families([cell for row in rows for cell in row]),
         f"loss after 10 chunks below that after 1 in {first} cells ({second} shifted), after 50, five times as far as "
         f"was trained, below that after 10 in {share('10', '50', 'in distribution')[1]} "
         f"({share('10', '50', 'shifted')[1]} shifted)",
+        whole=regimes == set(REGIMES),
     )
 
 
 def _signals(own: Sequence[Cell]) -> Iterator[str]:
     gains: dict[bool, list[float]] = {False: [], True: []}  # loss with gradients, relative to that with data
-    both = []
+    both, named = [], []
     for family in families(own):
         for regime in REGIMES:
             row = {s: pick(own, family=family, method=f"numeric-{regime}", signal=s) for s in SIGNALS}
@@ -63,6 +68,7 @@ def _signals(own: Sequence[Cell]) -> Iterator[str]:
             found = {s: mean(losses(row[s], "10")) for s in SIGNALS}
             gains[family in HIGH].append(found["gradient"] / found["data"])
             both.append(found["both"] <= min(found.values()) * 1.01)
+            named.append(family)
     if not both:
         return
     won = {high: sum(gain > 1 for gain in part) for high, part in gains.items()}
@@ -76,36 +82,49 @@ def _signals(own: Sequence[Cell]) -> Iterator[str]:
     yield _line(
         2,
         shares[False] > 0.5 and shares[True] < shares[False] and mean(both) > 0.5,
+        list(dict.fromkeys(named)),
         f"data better than gradient in {told} cells; both best, or within 1% of it, in {sum(both)} of {len(both)}",
+        whole=all(gains.values()),
     )
 
 
 def _regimes(own: Sequence[Cell]) -> Iterator[str]:
-    found = ratios(pick(own, method="numeric-parametric"), own, method="numeric-explicit")
+    named, found = _paired(pick(own, method="numeric-parametric"), own, method="numeric-explicit")
     if found:
         better = sum(ratio < 1 for ratio in found)
         yield _line(
             3,
             better > len(found) / 2 and mean(found) < 1,
+            named,
             f"lower loss after 10 chunks in {better} of {len(found)} pairs, ratio {shown(found)}",
         )
 
 
 def _variants(cells: Sequence[Cell], own: Sequence[Cell]) -> Iterator[str]:
-    carried = {
-        state: ratios(pick(cells, group="carried", carried=state), own) for state in ("probabilities", "latents")
-    }
+    others = pick(cells, group="carried")
+    carried = {state: _paired(pick(others, carried=state), own)[1] for state in ("probabilities", "latents")}
     told = ", ".join(
         f"with {state} {shown(found)} over {len(found)} pairs" for state, found in carried.items() if found
     )
     if told:
         best = all(mean(found) > 1 for found in carried.values() if found)
-        yield _line(4, best, f"loss relative to that with logits: {told}")
-    longer = ratios(pick(cells, group="window"), own)
+        figure = f"loss relative to that with logits: {told}"
+        yield _line(4, best, _paired(others, own)[0], figure, whole=all(carried.values()))
+    named, longer = _paired(pick(cells, group="window"), own)
     if longer:
         figure = f"loss with 4 states relative to that with one {shown(longer)} over {len(longer)} pairs"
-        yield _line(5, mean(longer) > 0.97, figure)
+        yield _line(5, mean(longer) > 0.97, named, figure)
 
 
-def _line(number: int, confirmed: bool, figure: str) -> str:
-    return f"{number}. {CLAIMS[number]}: **{'confirmed' if confirmed else 'not confirmed'}** ({figure})."
+def _paired(cells: Sequence[Cell], plain: Sequence[Cell], **changes: str) -> tuple[list[str], list[float]]:
+    """The `ratios`, and the families that have any."""
+    found = {family: ratios(pick(cells, family=family), plain, **changes) for family in families(cells)}
+    return [family for family, part in found.items() if part], [ratio for part in found.values() for ratio in part]
+
+
+def _line(number: int, confirmed: bool, named: Sequence[str], figure: str, *, whole: bool = True) -> str:
+    """A finding on the families of these names; `whole`: all that the claim is about was measured."""
+    where = "; ".join(named)
+    if len(named) < FEWEST_FAMILIES or not whole:
+        return f"{number}. {CLAIMS[number]}: so far, on {where}: {figure}."
+    return f"{number}. {CLAIMS[number]}: **{'confirmed' if confirmed else 'not confirmed'}** on {where} ({figure})."

@@ -33,7 +33,7 @@ from accelerate import Accelerator
 from huggingface_hub.utils import tqdm
 
 from comparison import lab
-from iai_hf.errors import DataError
+from iai_hf.errors import ConfigError, DataError
 from iai_hf.files import write_whole
 from iai_hf.tables.numeric import Numeric
 from iai_hf.tables.solvers.parametric import Parametric
@@ -84,6 +84,9 @@ def tuned(cell: Cell, tasks: Family, preset: Preset) -> dict[str, Any]:
     """The rate, its exponent and the steps on each chunk with which SGD or Adam are best on training tasks.
 
     Of an optimizer that is meta-learned those that it begins with, for the steps that it takes.
+
+    Raises:
+        ConfigError: all of them diverge.
     """
     plain = replace(cell, method=META_LEARNED.get(cell.method, cell.method))
     config = training(plain, tasks, preset)
@@ -94,7 +97,11 @@ def tuned(cell: Cell, tasks: Family, preset: Preset) -> dict[str, Any]:
         for inner in (INNER_STEPS if plain == cell else (LEARNED_INNER_STEPS,))
     ]
     losses = [TableCurriculum(made(plain, tasks, preset, **each), tasks, config).evaluate().loss for each in choices]
-    return choices[min((loss, number) for number, loss in enumerate(losses) if math.isfinite(loss))[1]]
+    finite = [(loss, number) for number, loss in enumerate(losses) if math.isfinite(loss)]
+    if not finite:
+        rates = ", ".join(map(str, RATES[plain.method]))
+        raise ConfigError(f"{plain.method} diverges on {cell.family} with all rates ({rates}); give RATES lower ones")
+    return choices[min(finite)[1]]
 
 
 def learned(job: Job, tasks: Family, folder: Path) -> tuple[Numeric, dict[str, Any]]:

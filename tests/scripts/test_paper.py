@@ -13,11 +13,15 @@ import pytest
 import torch
 
 from iai_hf import AutoAmortizer, Chunk, TaskSpec
+from iai_hf.errors import ConfigError
+from iai_hf.tables.training import TableCurriculum
+from iai_hf.training.curriculum import Evaluation
 from paper import tables
 from paper.cells import OWN, PRESETS, SOLVER, Cell, own_cells, solver_cells
 from paper.duels import duels, unready
 from paper.findings import findings
-from paper.reproduce import Job, cell_folder, cell_of, run, settled
+from paper.reproduce import Job, cell_folder, cell_of, run, settled, tuned
+from paper.tasks import family
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
@@ -108,19 +112,53 @@ def test_a_rival_that_still_improved_wins_and_loses_nothing() -> None:
     assert not duels(cells, SOLVER)
 
 
-def test_findings_are_told_on_models_that_no_longer_improved() -> None:
-    def record(method: str, loss: float, flat: bool) -> tables.Cell:
-        steps = {mark: {"loss": loss / (1 + place)} for place, mark in enumerate(tables.STEPS)}
-        cell = Cell(OWN, "linear regression, 5", method, 0)
-        return {**vars(cell), "flat": flat, "in distribution": {"steps": steps}, "shifted": {"steps": steps}}
+def finding_cell(family: str, method: str, loss: float, flat: bool = True, signal: str = "data") -> tables.Cell:
+    steps = {mark: {"loss": loss / (1 + place)} for place, mark in enumerate(tables.STEPS)}
+    cell = Cell(OWN, family, f"numeric-{method}", 0, signal)
+    return {**vars(cell), "flat": flat, "in distribution": {"steps": steps}, "shifted": {"steps": steps}}
 
-    found = findings([record("numeric-parametric", 1.0, True), record("numeric-explicit", 2.0, False)])
+
+def test_findings_are_told_on_models_that_no_longer_improved() -> None:
+    names = ("linear regression, 5", "digits")
+    cells = [finding_cell(name, regime, 1.0) for name in names for regime in ("parametric", "implicit")]
+    found = findings([*cells, finding_cell(names[0], "explicit", 2.0), finding_cell(names[1], "explicit", 2.0, False)])
     assert len(found) == 5
-    assert "**confirmed**" in found[0]
-    assert "in 1 of 1 cells" in found[0]
-    assert found[2].endswith("parametric beats explicit: not measured yet.")
-    found = findings([record("numeric-parametric", 1.0, True), record("numeric-explicit", 2.0, True)])
-    assert "**confirmed** (lower loss after 10 chunks in 1 of 1 pairs, ratio 0.500)" in found[2]
+    assert "**confirmed** on linear regression, 5; digits (loss after 10 chunks" in found[0]
+    assert "in 5 of 5 cells" in found[0]
+    assert "so far, on linear regression, 5: lower loss after 10 chunks in 1 of 1 pairs" in found[2]
+    assert found[3].endswith("logits are the best implicit state: not measured yet.")
+    found = findings([*cells, *(finding_cell(name, "explicit", 2.0) for name in names)])
+    figure = "lower loss after 10 chunks in 2 of 2 pairs, ratio 0.500 ± 0.000"
+    assert f"**confirmed** on linear regression, 5; digits ({figure})" in found[2]
+    found = findings([*cells, *(finding_cell(name, "explicit", 0.5) for name in names)])
+    assert "**not confirmed** on linear regression, 5; digits" in found[2]
+
+
+def test_one_family_or_a_part_of_the_claim_confirms_nothing() -> None:
+    one = [finding_cell("digits", regime, 1.0) for regime in ("parametric", "explicit", "implicit")]
+    assert "so far, on digits: loss after 10 chunks below" in findings(one)[0]
+    no_implicit = [
+        finding_cell(name, regime, 1.0) for name in ("digits", "MNIST") for regime in ("parametric", "explicit")
+    ]
+    assert "so far, on digits; MNIST: loss after 10 chunks below" in findings(no_implicit)[0]
+
+    def by_signal(name: str, best: str) -> list[tables.Cell]:
+        losses = {"data": 2.0, "gradient": 2.5, "both": 1.0} | {best: 1.0}
+        return [finding_cell(name, "parametric", loss, signal=signal) for signal, loss in losses.items()]
+
+    low = [*by_signal("linear regression, 2", "data"), *by_signal("linear regression, 5", "data")]
+    assert "so far, on linear regression, 2; linear regression, 5: data better" in findings(low)[1], "none is high"
+    confirmed = findings([*low, *by_signal("digits", "gradient")])[1]
+    assert "**confirmed** on linear regression, 2; linear regression, 5; digits (data better" in confirmed
+    for line in (*findings(one), findings(no_implicit)[0], findings(low)[1]):
+        assert "confirmed" not in line
+
+
+def test_an_optimizer_that_diverges_with_every_rate_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TableCurriculum, "evaluate", lambda self: Evaluation(float("nan"), 0.0))
+    cell = Cell("optimizer", "linear regression, 5", "maml", 0, "gradient")
+    with pytest.raises(ConfigError, match="sgd diverges on linear regression, 5 with all rates"):
+        tuned(cell, family(cell.family, tmp_path, full=False), PRESETS["smoke"])
 
 
 def test_a_network_on_numbers_is_trained_by_the_same_script(tmp_path: Path) -> None:
