@@ -262,7 +262,7 @@ def slope(points: Sequence[tuple[float, float]]) -> float:
 
 
 def report(records: list[lab.Record], output: Path, head: str) -> None:
-    """Write results.md and growth.png."""
+    """Write results.md, and growth.png of more sizes than one."""
     parts = [head]
     for classes in sorted({record["classes"] for record in records}):
         sizes = sorted({record["rows"] for record in lab.pick(records, classes=classes)})
@@ -320,25 +320,26 @@ def asked(records: list[lab.Record]) -> list[str]:
 
 
 def plot(records: list[lab.Record], path: Path) -> None:
-    """Seconds, memory and accuracy by rows, at the classes with the most measurements."""
+    """Seconds, memory and accuracy by rows, at the classes with the most measurements; of one size nothing grows."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
     each = [record["classes"] for record in records if "seconds" in record]
-    if not each:
+    classes = max(set(each), key=each.count, default=0)
+    if len({record["rows"] for record in lab.pick(records, classes=classes)}) < 2:
+        path.unlink(missing_ok=True)
         return
-    classes = max(set(each), key=each.count)
     figure, panels = pyplot.subplots(1, 3, figsize=(13, 4))
     for panel, (key, scale, title) in zip(
         panels, (("seconds", 1, "seconds"), ("memory", 1e-6, "peak MB"), ("accuracy", 100, "accuracy, %")), strict=True
     ):
-        for row in ROWS:
+        for number, row in enumerate(ROWS):
             mine = [record for record in lab.pick(records, row=row, classes=classes) if key in record]
             points = sorted((record["rows"], scale * record[key]) for record in mine)
             if points:
-                panel.plot(*zip(*points, strict=True), marker="o", label=row)
+                panel.plot(*zip(*points, strict=True), marker="o", label=row, color=f"C{number}")
         panel.set(xscale="log", yscale="linear" if key == "accuracy" else "log", xlabel="rows", title=title)
     panels[0].legend(fontsize=7)
     figure.suptitle(f"{classes:,} classes")
