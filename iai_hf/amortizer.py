@@ -203,10 +203,10 @@ class Amortizer(Answers, Edits, Watches, ABC, Generic[Config]):
         warn_of_alike((), labels)
         task = TaskSpec(states[0].task.kind, labels, states[0].task.columns)
         check_task(self, task)
+        tensors = self.combine([(state.tensors, state.task) for state in states], task)  # refused where none can be
         read = [source for state in states for source in state.header.read]
         if len(set(map(id, states))) < len(states) or len(set(read)) < len(read):
             raise StateError("two of the states have read the same data; merge states of disjoint parts")
-        tensors = self.combine([(state.tensors, state.task) for state in states], task)
         header = dataclasses.replace(
             states[0].header,
             task=task,
