@@ -30,6 +30,7 @@ from iai_hf.backbones.low_rank import LowRank
 from iai_hf.config import ABSENT, APART, require
 from iai_hf.features.fast_weights import PRIOR_GAIN, Descent, Evidence, FastWeights, Retained, Schedule, batches
 from iai_hf.features.frozen_features import FrozenFeatures, FrozenFeaturesConfig, targets_of
+from iai_hf.features.parts import as_part, part_of
 from iai_hf.learned import AUTO
 from iai_hf.task import Chunk, Prediction, TaskSpec, Tensors
 
@@ -387,15 +388,3 @@ def _parts(chunk: Chunk, seen: int) -> Iterator[Chunk]:
         last = first + min(max(SMALLEST_PART, seen + first), LARGEST_PART)
         yield Chunk(chunk.inputs[first:last], chunk.outputs[first:last])
         first = last
-
-
-def part_of(prefix: str, tensors: Tensors) -> dict[str, torch.Tensor]:
-    """Tensors whose names begin with the prefix, without it; of no prefix, those that have none."""
-    if not prefix:
-        return {name: tensor for name, tensor in tensors.items() if "." not in name}
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def as_part(prefix: str, tensors: Tensors) -> dict[str, torch.Tensor]:
-    """The tensors with the prefix before their names."""
-    return {prefix + name: tensor for name, tensor in tensors.items()}

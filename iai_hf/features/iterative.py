@@ -13,7 +13,7 @@ from iai_hf.backbones import load_backbone
 from iai_hf.backbones.cached import CachedBackbone
 from iai_hf.config import ABSENT, APART, read_config, require
 from iai_hf.errors import ConfigError, StateError
-from iai_hf.features.adapted_features import AdaptedFeaturesConfig, part_of
+from iai_hf.features.adapted_features import AdaptedFeaturesConfig
 from iai_hf.features.calibrated import ScoresObservations, ScoresSample
 from iai_hf.features.editing import EditableDepth, EditableFeatures
 from iai_hf.features.exported_features import ExportedFeatures
@@ -28,6 +28,7 @@ from iai_hf.features.heads import (
     ParametricHead,
 )
 from iai_hf.features.heads.calibration import MOST
+from iai_hf.features.parts import part_of
 from iai_hf.features.unlabelled import TakesUnlabelled
 from iai_hf.features.watched import WatchedFeatures, check_same_meaning
 from iai_hf.signals import SIGNALS, Signal

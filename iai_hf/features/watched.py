@@ -21,9 +21,9 @@ import torch
 from iai_hf.changes import Change
 from iai_hf.edits import Edited
 from iai_hf.errors import ConfigError
-from iai_hf.features.adapted_features import as_part, part_of
 from iai_hf.features.editing import EditableFeatures
 from iai_hf.features.frozen_features import Config, targets_of
+from iai_hf.features.parts import as_part, part_of
 from iai_hf.features.watch import KEPT, KINDS, PART, Watch, forecasts
 from iai_hf.methods import check_one_label
 from iai_hf.task import Chunk, Prediction, TaskSpec, Tensors

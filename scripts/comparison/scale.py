@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # where the other scripts ar
 import numpy
 
 from comparison import lab
-from comparison.benchmark import bare_forward
+from comparison.benchmark import bare_forward, interleaved
 from iai_hf import AutoAmortizer, TaskSpec, load_backbone
 from iai_hf.backbones import Backbone
 from iai_hf.compare import markdown
@@ -97,17 +97,6 @@ def held(pid: int | str = "self", what: str = "VmHWM") -> int:
     return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith(what))
 
 
-def in_turns(first: Callable[[], Any], second: Callable[[], Any], rounds: int = 2) -> tuple[float, float]:
-    """Least seconds of the processor of each of two jobs."""
-    best = [math.inf, math.inf]
-    for _ in range(rounds):
-        for number, job in enumerate((first, second)):
-            began = time.process_time()
-            job()
-            best[number] = min(best[number], time.process_time() - began)
-    return best[0], best[1]
-
-
 def write_rows(path: Path, words: Sequence[str], classes: int, rows: int) -> None:
     """Training rows as a file, where there is none yet."""
     if not path.is_file():
@@ -156,7 +145,8 @@ def ratio_and_features(
     for first in range(0, min(4, rows // TURN) * TURN, TURN):
         turn = data[first : first + TURN]
         bare = bare_forward(backbone.model, backbone, inputs[first : first + TURN], None)
-        turns.append(in_turns(partial(amortizer.adapt, turn, state, progress=False), bare))
+        job = partial(amortizer.adapt, turn, state, progress=False)
+        turns.append(interleaved(job, bare, rounds=2, clock=time.process_time))
     began = time.process_time()
     made = [backbone.features(inputs[first : first + TURN]) for first in range(0, rows, TURN)]
     seconds = time.process_time() - began
