@@ -51,7 +51,10 @@ class TaskSpec:
         """The same task with the labels of outputs that it did not know yet appended, in order of appearance."""
         if self.kind not in LABELLED:
             return self
-        unseen = dict.fromkeys(label for label in distinct(outputs) if label not in self.labels)
+        known = set(self.labels)
+        unseen = dict.fromkeys(label for label in distinct(outputs) if label not in known)
+        if not unseen:
+            return self
         warn_of_alike(self.labels, tuple(unseen))
         absent = sorted(label for label in unseen if label.strip().lower() in ABSENT_VALUES)
         if absent:
@@ -60,13 +63,13 @@ class TaskSpec:
                 ", ".join(map(repr, absent)),
             )
         listed = [label for label in (*self.labels, *unseen) if label.startswith("[") or label.endswith("]")]
-        if listed and not set(listed).intersection(self.labels):  # once is enough
+        if listed and not known.intersection(listed):  # once is enough
             log.warning(
                 "labels such as %s look like lists that were written as text, e.g. by pandas' to_csv; if so, give "
                 "the data as JSON lines or Parquet, where a list is one",
                 ascii(listed[0][:60]),
             )
-        return replace(self, labels=self.labels + tuple(unseen)) if unseen else self
+        return replace(self, labels=self.labels + tuple(unseen))
 
 
 def warn_of_alike(known: tuple[str, ...], new: tuple[str, ...]) -> None:

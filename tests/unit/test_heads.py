@@ -95,6 +95,14 @@ def test_ridge_is_ridge_regression() -> None:
     numpy.testing.assert_allclose(found.numpy(), reference, atol=1e-3)
 
 
+def test_the_scores_of_experts_are_those_of_their_linear_maps() -> None:
+    """A few features are scored without making the maps, which answers are made from."""
+    x, y = blobs(60)
+    experts = experts_on(x, y)
+    by_map = torch.einsum("nd,kcd->nck", x, experts.weight) + experts.bias.T
+    torch.testing.assert_close(experts.scores(x), by_map, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("expert", EXPERTS)
 def test_held_out_scores_are_those_of_experts_without_the_example(expert: str) -> None:
     x, y = blobs(60)

@@ -106,6 +106,10 @@ def test_labels_must_differ() -> None:
         TaskSpec("ranking")  # type: ignore[arg-type]
 
 
+def test_large_numbers_whose_sum_is_not_finite_make_a_state() -> None:
+    assert float(make({"w": torch.full((4,), 3e38)}).tensors["w"][0]) > 0
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_state_that_is_not_finite_is_neither_made_nor_saved_nor_read(value: float, tmp_path: Path) -> None:
     sound = make({"w": torch.ones(2), "count": torch.ones(1, dtype=torch.int64)})

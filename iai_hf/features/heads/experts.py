@@ -16,7 +16,9 @@ another shape, so weights are trained anew.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -72,14 +74,21 @@ class Examples:
 
 
 class Expert:
-    """Scores weight . x + bias; `weight` `[C, d]`, `bias` `[C]`."""
+    """Scores weight . x + bias; `weight` `[C, d]`, `bias` `[C]`.
+
+    A subclass may make its weight where it is asked for: the scores of a few features often cost less without it.
+    """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
         self.weight, self.bias = weight, bias
 
-    def held_out(self, scores: torch.Tensor, examples: Examples) -> torch.Tensor:
-        """Scores `[n, C]` as if each example alone were left out, of those with it; here it never counted."""
-        return scores
+    def scores(self, features: torch.Tensor) -> torch.Tensor:
+        """`[n, C]` of features `[n, d]`."""
+        return torch.nn.functional.linear(features, self.weight, self.bias)
+
+    def held_out(self, examples: Examples) -> torch.Tensor:
+        """Scores `[n, C]` as if each example alone were left out; here it never counted."""
+        return self.scores(examples.features)
 
 
 class Frequency(Expert):
@@ -89,9 +98,12 @@ class Frequency(Expert):
         self.summary, self.prior = summary, prior
         super().__init__(torch.zeros_like(summary.names), self._log_shares(summary.counts))
 
-    def held_out(self, scores: torch.Tensor, examples: Examples) -> torch.Tensor:
+    def scores(self, features: torch.Tensor) -> torch.Tensor:
+        return self.bias.expand(len(features), -1)
+
+    def held_out(self, examples: Examples) -> torch.Tensor:
         without = self._log_shares(self.summary.counts[examples.targets] - 1)
-        return torch.where(examples.own, without[:, None], scores)
+        return torch.where(examples.own, without[:, None], self.bias)
 
     def _log_shares(self, counts: torch.Tensor) -> torch.Tensor:
         return log_shares(counts, self.summary.total, len(self.summary.counts), self.prior)
@@ -105,13 +117,13 @@ class Centroid(Expert):
         self.centroids = (summary.sums + count * centre) / (summary.counts + count)[:, None]
         super().__init__(unit * (self.centroids - centre), -0.5 * unit * self.centroids.square().sum(1))
 
-    def held_out(self, scores: torch.Tensor, examples: Examples) -> torch.Tensor:
+    def held_out(self, examples: Examples) -> torch.Tensor:
         """The mean of the own class moves away from the example."""
         features, centroids = examples.features, self.centroids[examples.targets]
         left = (self.counts[examples.targets] - 1 + self.count).clamp(min=0.3)
         moved = centroids - (features - centroids) / left[:, None]
         without = (features * (moved - self.centre)).sum(1) - 0.5 * moved.square().sum(1)
-        return torch.where(examples.own, self.unit * without[:, None], scores)
+        return torch.where(examples.own, self.unit * without[:, None], self.scores(features))
 
 
 class Ridge(Expert):
@@ -120,20 +132,33 @@ class Ridge(Expert):
     def __init__(self, summary: Summary, penalty: torch.Tensor) -> None:
         self.total = summary.total
         seen = self.total.clamp(min=1)
-        self.mean, shares = summary.summed / seen, summary.counts / seen
+        self.mean, self.shares = summary.summed / seen, summary.counts / seen
         scatter = summary.second - self.total * torch.outer(self.mean, self.mean)
         self.factor = torch.linalg.cholesky(scatter + penalty * torch.eye(len(scatter)).to(scatter))
-        crossed = summary.sums - summary.counts[:, None] * self.mean
-        weight = torch.cholesky_solve(crossed.T, self.factor).T
-        super().__init__(RIDGE * weight, RIDGE * (shares - weight @ self.mean))
+        self.crossed = summary.sums - summary.counts[:, None] * self.mean
 
-    def held_out(self, scores: torch.Tensor, examples: Examples) -> torch.Tensor:
+    @cached_property
+    def weight(self) -> torch.Tensor:  # type: ignore[override]
+        return RIDGE * torch.cholesky_solve(self.crossed.T, self.factor).T
+
+    @cached_property
+    def bias(self) -> torch.Tensor:  # type: ignore[override]
+        return RIDGE * self.shares - self.weight @ self.mean
+
+    def scores(self, features: torch.Tensor) -> torch.Tensor:
+        return RIDGE * self._fitted(whitened(features - self.mean, self.factor))
+
+    def held_out(self, examples: Examples) -> torch.Tensor:
         """The residual grows by 1 / (1 - leverage)."""
-        offset = examples.features - self.mean
-        leverage = (offset * torch.cholesky_solve(offset.T, self.factor).T).sum(1)
-        room = (1 - leverage - 1 / self.total.clamp(min=2)).clamp(min=0.05)
-        hits = examples.own.to(scores)
-        return RIDGE * (hits - (hits - scores / RIDGE) / room[:, None])
+        white = whitened(examples.features - self.mean, self.factor)
+        room = (1 - white.square().sum(1) - 1 / self.total.clamp(min=2)).clamp(min=0.05)
+        hits = examples.own.to(white)
+        return RIDGE * (hits - (hits - self._fitted(white)) / room[:, None])
+
+    def _fitted(self, white: torch.Tensor) -> torch.Tensor:
+        """Values `[n, C]` of whitened features: these, and not the classes' sums, are whitened once more."""
+        solved = torch.linalg.solve_triangular(self.factor, white, upper=False, left=False)
+        return torch.addmm(self.shares, solved, self.crossed.T)
 
 
 class Discriminant(Expert):
@@ -142,37 +167,47 @@ class Discriminant(Expert):
     def __init__(
         self, summary: Summary, means: torch.Tensor, covariance: torch.Tensor, sphere: torch.Tensor, count: torch.Tensor
     ) -> None:
-        self.counts, self.means, self.count = summary.counts, means, count
+        self.counts, self.count = summary.counts, count
         self.factor = torch.linalg.cholesky(covariance)
         self.precision = DISCRIMINANT * (summary.total + sphere)
-        self.solved = torch.cholesky_solve(means.T, self.factor).T
-        weight = self.precision * self.solved
-        super().__init__(weight, -0.5 * (weight * means).sum(1))
+        self.means = whitened(means, self.factor)
+        self.norms = self.means.square().sum(1)
+        self.bias = -0.5 * self.precision * self.norms
 
-    def held_out(self, scores: torch.Tensor, examples: Examples) -> torch.Tensor:
+    @cached_property
+    def weight(self) -> torch.Tensor:  # type: ignore[override]
+        return self.precision * torch.linalg.solve_triangular(self.factor, self.means, upper=False, left=False)
+
+    def scores(self, features: torch.Tensor) -> torch.Tensor:
+        return torch.addmm(self.bias, self.precision * whitened(features, self.factor), self.means.T)
+
+    def held_out(self, examples: Examples) -> torch.Tensor:
         """The example's part is taken out of its class mean and of the covariance."""
-        features, targets, own = examples.features, examples.targets, examples.own
+        features, targets = whitened(examples.features, self.factor), examples.targets
         strength = self.counts[targets] - 1 + self.count
         residual = features - self.means[targets]
         part = ((strength + 1) / strength.clamp(min=1e-3)).clamp(max=3)
-        by_residual, by_mean = torch.cholesky_solve(residual.T, self.factor).T, self.solved
-        leverage = (residual * by_residual).sum(1)
+        leverage = residual.square().sum(1)
         gain = part / (1 - part * leverage).clamp(min=0.1)
-        along = (features * by_residual).sum(1)
-        across = by_residual @ self.means.T
-        straight, norms = features @ by_mean.T, (by_mean * self.means).sum(1)
+        along = (features * residual).sum(1)
         move = 1 / strength.clamp(min=0.3)
+        straight, across = (torch.cat([features, residual]) @ self.means.T).split(len(features))
 
         def score(straight: torch.Tensor, across: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
-            return straight + gain[:, None] * along[:, None] * across - 0.5 * (norms + gain[:, None] * across.square())
+            return straight - 0.5 * norms + gain[:, None] * across * (along[:, None] - 0.5 * across)
 
-        to_own = across[own][:, None]
+        to_own = across.gather(1, targets[:, None])
         moved = score(
-            straight[own][:, None] - (move * along)[:, None],
+            straight.gather(1, targets[:, None]) - (move * along)[:, None],
             to_own - (move * leverage)[:, None],
-            (norms[targets] - 2 * move * to_own[:, 0] + move.square() * leverage)[:, None],
+            (self.norms[targets] - 2 * move * to_own[:, 0] + move.square() * leverage)[:, None],
         )
-        return self.precision * torch.where(own, moved, score(straight, across, norms))
+        return self.precision * torch.where(examples.own, moved, score(straight, across, self.norms))
+
+
+def whitened(rows: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """Rows `[n, d]` in the metric of factor factor^T, in which that is the unit matrix: row factor^-T."""
+    return torch.linalg.solve_triangular(factor.mT, rows, upper=True, left=False)
 
 
 class Experts:
@@ -180,11 +215,12 @@ class Experts:
 
     Attributes:
         by_name: each of `EXPERTS`.
-        weight, bias: theirs, `[K, C, d]` and `[K, C]`.
+        classes: their number.
         variance: of a feature within a class, mean over features, `[]`.
     """
 
     def __init__(self, summary: Summary, values: Values) -> None:
+        self.classes = len(summary.counts)
         found = class_means(summary.counts, summary.sums, summary.names, values)
         scatter = _within_classes(summary, found)
         self.variance = pooled_variance(scatter.diagonal().mean(), found.names, summary.total)
@@ -203,28 +239,36 @@ class Experts:
             "ridge": Ridge(summary, values["ridge"] * self.variance),
             "frequency": Frequency(summary, values["share_count"]),
         }
-        self._lay_out()
 
-    def _lay_out(self) -> None:
-        """Lay out the experts' linear maps, in their order, once `by_name` is there."""
-        self.weight = torch.stack([expert.weight for expert in self.by_name.values()])
-        self.bias = torch.stack([expert.bias for expert in self.by_name.values()])
+    @cached_property
+    def weight(self) -> torch.Tensor:
+        """The experts' linear maps, in their order, `[K, C, d]`."""
+        return torch.stack([expert.weight for expert in self.by_name.values()])
+
+    @cached_property
+    def bias(self) -> torch.Tensor:
+        """Of their linear maps, `[K, C]`."""
+        return torch.stack([expert.bias for expert in self.by_name.values()])
 
     def scores(self, features: torch.Tensor) -> torch.Tensor:
         """`[n, C, K]` of features `[n, d]` that the experts have not absorbed."""
-        return torch.einsum("nd,kcd->nck", features, self.weight) + self.bias.T
+        return self._side_by_side([expert.scores(features) for expert in self.by_name.values()])
 
     def held_out(self, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """`[n, C, K]` of absorbed examples, each as if it alone were left out."""
-        own = torch.nn.functional.one_hot(targets, self.bias.shape[1]).bool()
+        own = torch.nn.functional.one_hot(targets, self.classes).bool()
         return self._held_out(Examples(features, targets, own))
 
     def _held_out(self, examples: Examples) -> torch.Tensor:
-        scores = zip(self.by_name.values(), self.scores(examples.features).unbind(-1), strict=True)
-        return torch.stack([expert.held_out(score, examples) for expert, score in scores], -1)
+        return self._side_by_side([expert.held_out(examples) for expert in self.by_name.values()])
+
+    @staticmethod
+    def _side_by_side(scores: Sequence[torch.Tensor]) -> torch.Tensor:
+        """`[n, C, K]` of each expert's `[n, C]`, which lie one behind the other in memory."""
+        return torch.stack(list(scores)).movedim(0, -1)
 
 
 def _within_classes(summary: Summary, found: ClassMeans) -> torch.Tensor:
     """Sum over examples of (x - mean)(x - mean)^T, `[d, d]`, from moments alone."""
-    crossed = found.means.T @ summary.sums
-    return summary.second - crossed - crossed.T + (found.means.T * summary.counts) @ found.means
+    crossed = found.means.T @ (summary.sums - 0.5 * summary.counts[:, None] * found.means)
+    return summary.second - crossed - crossed.T

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -54,16 +55,22 @@ def class_sums(features: torch.Tensor, targets: torch.Tensor, classes: int) -> t
 
 def pack(matrix: torch.Tensor) -> torch.Tensor:
     """Lower triangle, row by row, of a symmetric matrix `[s, s]`."""
-    rows, columns = torch.tril_indices(*matrix.shape)
-    return matrix[rows, columns]
+    return matrix.flatten().index_select(0, _triangle(len(matrix), matrix.device)[0])
 
 
 def unpack(triangle: torch.Tensor, size: int) -> torch.Tensor:
     """The symmetric matrix `[size, size]` of a packed triangle."""
-    matrix = triangle.new_zeros(size, size)
-    rows, columns = torch.tril_indices(size, size)
-    matrix[rows, columns] = triangle
-    return matrix + matrix.tril(-1).T
+    return triangle.index_select(0, _triangle(size, triangle.device)[1]).view(size, size)
+
+
+@lru_cache(maxsize=8)
+def _triangle(size: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where a matrix, flat, has its lower triangle, and where a packed triangle has the matrix."""
+    with torch.inference_mode(False):  # else gradients could not pass
+        rows, columns = torch.tril_indices(size, size, device=device)
+        matrix = torch.zeros(size, size, dtype=torch.long, device=device)
+        matrix[rows, columns] = matrix[columns, rows] = torch.arange(len(rows), device=device)
+        return size * rows + columns, matrix.flatten()
 
 
 def class_coverage(counts: torch.Tensor, present: torch.Tensor, chunk: float) -> torch.Tensor:

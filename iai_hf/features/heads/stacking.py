@@ -90,14 +90,15 @@ def _newton(
     steps: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The deviation `[K]` of the log weights from `prior`, under a Gaussian around `start`, and the curvature there."""
-    deviation, curvature = start, torch.zeros_like(metric)
+    deviation, curvature, by_expert = start, torch.zeros_like(metric), scores.movedim(-1, 0).flatten(1)
     for _ in range(steps):
-        weighted = scores * (prior + deviation).exp()
-        logits = weighted.sum(-1) + offset
+        weighted = by_expert * (prior + deviation).exp()[:, None]
+        logits = weighted.sum(0).view(scores.shape[:-1]) + offset
         probabilities = logits.softmax(1)
-        gradient = torch.einsum("nc,nck->k", residual(logits, own), weighted)
-        centred = weighted - (probabilities[..., None] * weighted).sum(1, keepdim=True)
-        curvature = trust * torch.einsum("nc,nck,ncl->kl", probabilities, centred, centred)
+        gradient = weighted @ residual(logits, own).flatten()
+        weighted = weighted.view(len(start), *logits.shape)
+        centred = (weighted - (probabilities * weighted).sum(2, keepdim=True)).flatten(1)
+        curvature = trust * (probabilities.flatten() * centred) @ centred.T
         step = torch.linalg.solve(metric + curvature, trust * gradient - metric @ (deviation - start))
         deviation = deviation + step.clamp(-LARGEST_STEP, LARGEST_STEP)
     return deviation, curvature

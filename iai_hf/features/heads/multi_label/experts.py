@@ -58,8 +58,11 @@ class LabelFrequency(Expert):
         self.counts, self.total, self.prior = summary.counts, summary.total, prior
         super().__init__(torch.zeros_like(summary.names), self._log_odds(summary.counts, summary.total))
 
-    def held_out(self, scores: torch.Tensor, examples: Examples) -> torch.Tensor:
-        return self._log_odds(self.counts - examples.own.to(scores), self.total - 1)
+    def scores(self, features: torch.Tensor) -> torch.Tensor:
+        return self.bias.expand(len(features), -1)
+
+    def held_out(self, examples: Examples) -> torch.Tensor:
+        return self._log_odds(self.counts - examples.own.to(self.counts), self.total - 1)
 
     def _log_odds(self, counts: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
         return ((counts + self.prior) / (total + self.prior * (len(self.counts) + 1))).logit(eps=1e-6)
@@ -79,7 +82,7 @@ class LabelCentroid(Expert):
         weight = unit * self.means
         super().__init__(weight, -weight @ centre - 0.5 * (unit * self.means.square()).sum(1))
 
-    def held_out(self, scores: torch.Tensor, examples: Examples) -> torch.Tensor:
+    def held_out(self, examples: Examples) -> torch.Tensor:
         """The mean of a label that an example has moves away from it."""
         left = (self.counts - 1 + self.count).clamp(min=0.3)
         offset = examples.features - self.centre
@@ -88,13 +91,14 @@ class LabelCentroid(Expert):
         norm = (self.unit * self.means.square()).sum(1)
         moved = along - (length - along) / left
         moved_norm = norm - 2 * (along - norm) / left + (length - 2 * along + norm) / left.square()
-        return torch.where(examples.own, moved - 0.5 * moved_norm, scores)
+        return torch.where(examples.own, moved - 0.5 * moved_norm, self.scores(examples.features))
 
 
 class LabelExperts(Experts):
     """All experts that a summary gives; as `Experts`, for any number of labels an example."""
 
     def __init__(self, summary: LabelSummary, values: Values) -> None:
+        self.classes = len(summary.counts)
         mean_name = summary.names.mean(0)
         names, count = summary.names - mean_name, values["name_count"]
         centre = (summary.summed + values["centre_count"] * mean_name) / (summary.total + values["centre_count"])
@@ -116,7 +120,6 @@ class LabelExperts(Experts):
             last[0]: last[1],
             "frequency": LabelFrequency(summary, values["share_count"]),
         }
-        self._lay_out()
 
     def held_out(self, features: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
         """`[n, C, K]` of absorbed examples, each as if it alone were left out; `own` bool `[n, C]`."""
