@@ -40,7 +40,7 @@ SINCE = MARKS[-1]
 KINDS = ("meaning", "half of the meaning", "frequencies", "texts")
 NOTICED = ("meaning", "frequencies", "texts")  # what a state may say of it
 FREQUENT = 8
-WATCHED, FOREST = "iterative, watched", "adaptive random forest (river), first order"
+WATCHED, FOREST = "iterative, watched", "adaptive random forest (river), first order, 100 queries"
 STATES: dict[str, dict[str, Any]] = {
     WATCHED: {"watch": True},
     "iterative": {},
