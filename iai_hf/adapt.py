@@ -17,6 +17,7 @@ from iai_hf.errors import DataError, StateError
 from iai_hf.files import STATE_FILE, claimed
 from iai_hf.header import StreamPosition
 from iai_hf.methods import check_takes_unlabelled
+from iai_hf.order import LabelOrder
 from iai_hf.progress import Progress
 from iai_hf.state import TaskState, check_folder
 from iai_hf.task import LABELLED, Chunk, TaskSpec
@@ -156,11 +157,15 @@ def adapt(
         bar = stack.enter_context(Progress(total, position.examples, progress and first_process, lambda: meter.tokens))
         stack.enter_context(closing(reading))
         unseen_ahead = set(task.labels if task is not None else ())
+        order = LabelOrder() if state.task.kind in LABELLED else None
         try:
             for position, chunk in reading:
                 state = amortizer.update(state, chunk).at(position, stream.hub_id)
                 bar.update(chunk.rows)
                 unseen_ahead.difference_update(chunk.labels)
+                if order is not None and order.read(chunk.outputs):
+                    log.warning("%s", order)
+                    order = None
                 if on_step is not None:
                     on_step(state, chunk)
                 if output is not None and state.header.steps % checkpointing_steps == 0:
@@ -183,6 +188,14 @@ def adapt(
                 f"task=TaskSpec({state.task.kind!r}, (...))"
             )
         if state.task.kind == "classification" and len(state.task.labels) < 2:
+            known = stream.outputs or ()
+            if len(known) > 1:
+                raise DataError(
+                    f"the first {position.examples:,} examples have the one label {state.task.labels[0]!r}, others "
+                    f"come behind ({', '.join(sorted(known.difference(state.task.labels))[:3])}, ...): the data are "
+                    "sorted by label, so shuffle them, or read more",
+                    options=("shuffle_seed", "max_examples"),
+                )
             raise DataError(
                 f"all examples have the one label {state.task.labels[0]!r}; expected at least two classes: check the "
                 "output column, or name the other labels ahead"
