@@ -137,7 +137,7 @@ def adapt(
                 if cursor.resume(state.header):  # what it was before stays noted, so that no merge counts it twice
                     state = TaskState(state.tensors, replace(state.header, merged=state.header.read))
             else:
-                if stream.fingerprint is not None and stream.fingerprint in state.header.read:
+                if set(stream.known_as).intersection(state.header.read):
                     log.warning("the state has read this data already: every example will count once more")
                 elif stream.continues(state.header.read):
                     log.warning(
@@ -146,6 +146,8 @@ def adapt(
                         stream.file,
                     )
                 state = state.behind_its_stream()
+        if stream.content is not None:
+            state = state.having_read(stream.content)
         stop = None if max_examples is None else whole.ahead + max_examples
         reading = cursor.chunks(stop)
         if read_ahead and whole.threaded:

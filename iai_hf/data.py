@@ -12,7 +12,7 @@ from iai_hf import values
 from iai_hf.errors import DataError
 from iai_hf.layout import laid_out
 from iai_hf.readers import Content, class_names, is_file, load_hub_dataset, read_file
-from iai_hf.stream import PEEK, Columns, Record, Stream, check_columns
+from iai_hf.stream import PEEK, Columns, Record, Stream, check_columns, scanned
 from iai_hf.task import MAX_LABELS, distinct
 
 __all__ = ["TEST", "TRAIN", "Columns", "Record", "Stream", "open_stream"]
@@ -88,17 +88,15 @@ def _from_file(path: Path, columns: Columns, shuffle_seed: int | None) -> Stream
     )
     if shuffle_seed is None:
         return replace(_scanned(stream), file=path)
-    return replace(_from_dataset(laid_out(stream, path), content.fingerprint, columns, shuffle_seed), file=path)
+    layout = laid_out(stream, path)
+    stands, shuffled = (_from_dataset(layout, content.fingerprint, columns, seed) for seed in (None, shuffle_seed))
+    return replace(shuffled, file=path, content=scanned(stands.records())[2])
 
 
 def _scanned(stream: Stream) -> Stream:
-    """The stream after one pass over it, which finds a malformed row, the length and the different outputs."""
-    length, outputs = 0, set[str]()
-    for record in stream.records():
-        length += 1
-        if len(outputs) <= MAX_LABELS and record.output is not None:
-            outputs.update(distinct([record.output]))
-    return replace(stream, length=length, outputs=frozenset(outputs))
+    """The stream after one pass over it, which finds a malformed row, the length, the outputs and the content."""
+    length, outputs, content = scanned(stream.records())
+    return replace(stream, length=length, outputs=outputs, content=content)
 
 
 def _from_dataset(data: Any, fingerprint: str, columns: Columns, shuffle_seed: int | None) -> Stream:

@@ -75,7 +75,8 @@ class StateHeader:
         stream: position in the stream read last, None before the first.
         datasets: Hub ids of the datasets read, for the card; files of one's own are not named.
         history: edits, in order; states of before there were any have none.
-        merged: fingerprints of the data that merged parts had read, and of earlier streams: none is to count twice.
+        merged: fingerprints of the data that merged parts had read, and of earlier streams, and digests of their rows,
+            which are the same in any order and form of file: none is to count twice.
     """
 
     method: str

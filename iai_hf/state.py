@@ -107,6 +107,11 @@ class TaskState:
         """The same state without a position in a stream; what data it has read stays noted."""
         return TaskState(self.tensors, dataclasses.replace(self.header, stream=None, merged=self.header.read))
 
+    def having_read(self, content: str) -> TaskState:
+        """The same state, with the digest of rows noted that it is going to read."""
+        merged = tuple(dict.fromkeys((*self.header.merged, content)))
+        return TaskState(self.tensors, dataclasses.replace(self.header, merged=merged))
+
     def to(self, device: torch.device | str) -> TaskState:
         """The same state with its tensors on another device."""
         return TaskState({name: tensor.to(device) for name, tensor in self.tensors.items()}, self.header)

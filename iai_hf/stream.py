@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import logging
 import math
@@ -99,6 +100,7 @@ class Stream:
             classification may have.
         hub_id: of the dataset, where it came from the Hub.
         file: that the records are of.
+        content: digest of the records, the same in any order and form; None where they are not read ahead.
         unlabelled: whose inputs are read before all else, as rows without a label.
         rows: `rows(start)` yields `(place, row)` from record `start` on.
         threaded: whether rows may be read in another thread, before they are asked for: reading takes none away.
@@ -112,6 +114,7 @@ class Stream:
     outputs: frozenset[str] | None = None
     hub_id: str | None = None
     file: Path | None = None
+    content: str | None = None
     unlabelled: Stream | None = None
     threaded: bool = False
 
@@ -136,6 +139,11 @@ class Stream:
     def continues(self, known: Collection[str]) -> str | None:
         """The fingerprint among `known` of what the file was before rows were appended; None if there is none."""
         return None if self.file is None else beginning(self.file, known)
+
+    @property
+    def known_as(self) -> tuple[str, ...]:
+        """What the data are recognised by: their fingerprint, and their rows whatever the file's form."""
+        return tuple(name for name in (self.fingerprint, self.content) if name is not None)
 
     @property
     def ahead(self) -> int:
@@ -301,6 +309,20 @@ class Stream:
             )
         fractions = self.columns.numbers is not None
         return values.label(row[column], f"{place}: {column!r}", self.class_names, fractions=fractions)
+
+
+def scanned(records: Iterable[Record]) -> tuple[int, frozenset[str], str]:
+    """Of records: their number, the different outputs up to one more than there may be labels, and their digest.
+
+    The digest is a sum over the records, so that it is the same in any order.
+    """
+    length, outputs, total = 0, set[str](), 0
+    for record in records:
+        length += 1
+        total += int.from_bytes(hashlib.blake2b(repr(tuple(record)).encode(), digest_size=16).digest(), "little")
+        if len(outputs) <= MAX_LABELS and record.output is not None:
+            outputs.update(distinct([record.output]))
+    return length, frozenset(outputs), f"rows:{length}:{total % 2**128:032x}"
 
 
 def chunk_of(records: Iterable[Record]) -> Chunk:

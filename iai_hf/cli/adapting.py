@@ -145,7 +145,7 @@ def adapt(
     stream = open_stream(data, read, split=chosen_split(data, split, TRAIN), shuffle_seed=shuffle_seed)
     curve = None
     if test is not None:
-        records = read_records(test, names, test_split, (stream.fingerprint, *(state.header.read if state else ())))
+        records = read_records(test, names, test_split, (*stream.known_as, *(state.header.read if state else ())))
         inputs, outputs = [record.input for record in records], [record.output for record in records]
         curve = Curve(amortizer, inputs, outputs, Path(test).stem, output, allow_unseen_labels=allow_unseen_labels)
         task = state.task if state is not None else stream.task(task_spec(kind, labels), max_examples)

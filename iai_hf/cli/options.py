@@ -314,7 +314,7 @@ def chosen_split(data: str, split: str | None, default: str) -> str:
     return split or default
 
 
-def read_records(data: str, chosen: Columns, split: str | None, read: Collection[str | None] = ()) -> list[Record]:
+def read_records(data: str, chosen: Columns, split: str | None, read: Collection[str] = ()) -> list[Record]:
     """All records of a dataset that is to be answered.
 
     Args:
@@ -323,7 +323,7 @@ def read_records(data: str, chosen: Columns, split: str | None, read: Collection
     from iai_hf.data import open_stream
 
     stream = open_stream(data, chosen, split=chosen_split(data, split, TEST))
-    if stream.fingerprint is not None and stream.fingerprint in read:
+    if set(stream.known_as).intersection(read):
         log.warning("the state has learned from %s, so the figures say little of texts that it has not seen", data)
     records = list(stream.records())
     if not records:

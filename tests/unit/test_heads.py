@@ -17,6 +17,7 @@ from iai_hf.features.heads.implicit import HYPERPARAMETERS
 from iai_hf.features.heads.kernel import newest_balanced
 from iai_hf.features.heads.moments import pack, unpack
 from iai_hf.features.heads.stacking import prior_metric, stack
+from iai_hf.signals import Signal
 from iai_hf.task import Tensors
 
 SIZE, CLASSES = 12, 6
@@ -318,3 +319,45 @@ def test_merged_weights_of_experts_do_not_run_off_where_parts_disagree() -> None
         known = {"evidence": 500.0 * torch.outer(along, along), "deviation": (1.0 - 2.0 * seed) * torch.ones(kinds)}
         parts.append({**stream(head, x[32 * seed : 32 * seed + 32], y[32 * seed : 32 * seed + 32], 32), **known})
     assert float(head.merge(parts)["deviation"].abs().max()) <= 1.5
+
+
+def noisy(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Classes, a quarter of whose labels are others."""
+    x, y = blobs(count, seed)
+    draw = torch.Generator().manual_seed(seed + 100)
+    others = torch.randint(CLASSES, (count,), generator=draw)
+    return x, torch.where(torch.rand(count, generator=draw) < 0.25, others, y)
+
+
+def loss(head: Head, tensors: Tensors, x: torch.Tensor, y: torch.Tensor) -> float:
+    return float(torch.nn.functional.cross_entropy(answers(head, tensors, x), y))
+
+
+@pytest.mark.parametrize("signal", ["both", "gradient"])
+def test_examples_read_one_at_a_time_teach_as_much_as_many_at_once(signal: Signal) -> None:
+    head, (x, y), (queries, answered) = ParametricHead(signal).requires_grad_(False), noisy(320, 1), noisy(1000, 2)
+    losses = {chunk: loss(head, stream(head, x, y, chunk), queries, answered) for chunk in (1, 3, 8, 64)}
+    assert max(losses.values()) - min(losses.values()) < 0.05, losses
+
+
+def test_a_sorted_stream_read_one_at_a_time_does_no_more_harm_than_in_chunks() -> None:
+    head, (x, y), (queries, answered) = ParametricHead().requires_grad_(False), noisy(320, 1), noisy(1000, 2)
+    order = y.argsort(stable=True)
+    right = {chunk: accuracy(head, stream(head, x[order], y[order], chunk), queries, answered) for chunk in (1, 64)}
+    assert right[1] > right[64] - 0.03, right
+
+
+def test_the_order_of_the_newest_examples_outlives_no_edit_and_no_merge() -> None:
+    head, (x, y) = ParametricHead().requires_grad_(False), blobs(30)
+    one, other = stream(head, x[:16], y[:16], 1), stream(head, x[16:], y[16:], 1)
+    assert one["recent"].tolist() == y[9:16].tolist()
+    assert "recent" not in stream(head, x, y, 10)
+    assert "recent" not in head.refine(one, x[16:], y[16:])
+    everything = torch.arange(CLASSES)
+    for edited in (
+        head.merge([one, other]),
+        head.without(one, x[:2], y[:2]),
+        head.regrouped(one, everything, everything, CLASSES),
+    ):
+        assert "recent" not in edited
+        head.refine(edited, x[:1], y[:1])

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import csv
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import LABELS, examples, log_probs
 
 from iai_hf import AutoAmortizer, TaskSpec, TaskState
 from iai_hf.backbones import Backbone
+from iai_hf.errors import StateError
 from iai_hf.features.heads import TEMPLATES, Head, ParametricHead
 from iai_hf.features.heads.calibration import Sample, drawn
 from iai_hf.task import Tensors
@@ -108,3 +113,26 @@ def test_states_that_keep_a_sample_use_it(encoder: Backbone) -> None:
     ]
     assert not torch.equal(mended.tensors["correction"], plain.tensors["correction"])
     assert distances[0] < distances[1]
+
+
+@pytest.mark.parametrize("seed", [None, 0])
+def test_the_same_rows_in_another_form_or_order_count_once(
+    encoder: Backbone, tmp_path: Path, caplog: pytest.LogCaptureFixture, seed: int | None
+) -> None:
+    rows, amortizer = examples(40), AutoAmortizer.from_pretrained("iterative", backbone=encoder)
+    lines = tmp_path / "rows.jsonl"
+    lines.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    read = amortizer.adapt(lines, shuffle_seed=seed, progress=False)
+    table = tmp_path / "rows.csv"
+    with open(table, "w", newline="") as file:
+        writer = csv.DictWriter(file, ["output", "input"])
+        writer.writeheader()
+        writer.writerows(reversed(rows))
+    for again in (table, rows[::-1]):
+        with pytest.raises(StateError, match="the same data"):
+            amortizer.merge([read, amortizer.adapt(again, progress=False)])
+        caplog.clear()
+        amortizer.adapt(again, read, progress=False)
+        assert "read this data already" in caplog.text
+    part = amortizer.adapt([*rows[:-1], {"input": "another text", "output": "food"}], progress=False)
+    assert amortizer.merge([read, part]).header.examples == 80

@@ -7,8 +7,9 @@
   Boehning's (1992) bound, made as tight as the stream allows, so a step can't overshoot by much on any chunk, and the
   steps shrink as 1/n. This is what many classes need, where closed forms fall behind logistic regression.
 
-A chunk moves weights and correction only as far as its classes are mixed (`moments.class_coverage`). At their initial
-value the learned numbers weigh all experts alike, the frequency apart.
+A chunk moves weights and correction only as far as its classes are mixed (`moments.class_coverage`); one of fewer than
+8 examples is looked at together with those before it, since one alone can't tell whether a stream is sorted. At their
+initial value the learned numbers weigh all experts alike, the frequency apart.
 
 Why seven experts and no single posterior: a name prior with online Laplace (shared curvature, 8 inner steps; the best
 of prior scale 10 or 20 and precision .03, .1 or .3, chosen on the very tasks) on 10 held-out tasks x 2 orders, accuracy
@@ -21,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -56,6 +57,7 @@ HYPERPARAMETERS = {
 INFORMED = ("centred", "lda_shrunk", "ridge")  # experts that take unlabelled rows; with others too, tasks lost more
 MERGE_MARGIN = 0.5  # of a log weight
 USUAL_CHUNK = 32
+WINDOW = 8  # examples that tell whether classes are mixed, where a chunk has fewer
 ROUNDS = 4  # of a merge's pass over a sample
 AHEAD = 0.25  # exponent of the number of parts by which corrections lag behind
 NOISE = 0.1  # share of all examples that a sample has whose steps are half as long
@@ -76,6 +78,7 @@ class Parameters:
         deviation: of the experts' log weights from their learned prior, `[K]`.
         evidence: its decayed curvature, `[K, K]`.
         names: features of the label names, float16 `[C, d]`.
+        recent: classes of the newest examples, in order, int64, fewer than `WINDOW`; none behind a chunk of that size.
     """
 
     counts: torch.Tensor
@@ -87,6 +90,12 @@ class Parameters:
     deviation: torch.Tensor
     evidence: torch.Tensor
     names: torch.Tensor
+    recent: torch.Tensor = field(kw_only=True, default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+
+    @property
+    def tensors(self) -> Tensors:
+        """As a state keeps them, which has no `recent` where there are none, as before there was such a thing."""
+        return {name: tensor for name, tensor in vars(self).items() if name != "recent" or len(tensor)}
 
 
 class ParametricHead(Head):
@@ -112,7 +121,7 @@ class ParametricHead(Head):
 
     def initial(self, size: int) -> Tensors:
         kinds = len(self.experts)
-        return vars(
+        return (
             Parameters(
                 counts=torch.zeros(0, dtype=torch.float32),
                 sums=torch.zeros(0, size, dtype=torch.float32),
@@ -124,7 +133,7 @@ class ParametricHead(Head):
                 evidence=torch.zeros(kinds, kinds, dtype=torch.float32),
                 names=torch.zeros(0, size, dtype=torch.float16),
             )
-        )
+        ).tensors
 
     def refine(self, tensors: Tensors, features: torch.Tensor, targets: torch.Tensor) -> Tensors:
         before = Parameters(**tensors)
@@ -132,20 +141,24 @@ class ParametricHead(Head):
         new = self.summed(features, targets, len(before.counts))
         state = replace(before, **{name: tensors[name] + moment for name, moment in new.items()})
         if not takes_gradient(self.signal):
-            return vars(state)
+            return state.tensors
+        few = len(targets) < WINDOW
+        together = torch.cat([before.recent.to(targets), targets])[-WINDOW:] if few else targets
+        state = replace(state, recent=together[1 - WINDOW :] if few else before.recent[:0])
         values = self.hyperparameters(state.counts.sum(), len(state.counts))
         experts = self._experts(state, values)
         absorbed = takes_data(self.signal)
         scores = experts.held_out(features, targets) if absorbed else experts.scores(features)
         offset = ones @ before.correction.T
-        trust = class_coverage(before.counts, new["counts"], float(len(features)))
+        present = torch.bincount(together, minlength=len(before.counts))
+        trust = class_coverage(before.counts, present, float(len(together)))
         prior, precision = self._prior(values)
         deviation, evidence = stack(
             before.deviation, before.evidence, scores, offset, targets, prior, precision, trust, before.counts.sum()
         )
         state = replace(state, deviation=deviation, evidence=evidence)
         logits = scores @ (prior + deviation).exp() + offset
-        return vars(self._correct(state, ones, targets, logits, trust, experts.variance, values))
+        return self._correct(state, ones, targets, logits, trust, experts.variance, values).tensors
 
     def reread(self, tensors: Tensors, features: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> Tensors:
         """As `Head.reread`; the experts' weights and the correction stay."""
@@ -159,6 +172,9 @@ class ParametricHead(Head):
         ones = with_one(features)
         counts, sums = class_sums(features, targets, classes)
         return {"counts": counts, "sums": sums, "gram": pack(ones.T @ ones)}
+
+    def without(self, tensors: Tensors, features: torch.Tensor, targets: torch.Tensor) -> Tensors:
+        return super().without(_in_no_order(tensors), features, targets)
 
     def may_hold(self, tensors: Tensors, features: torch.Tensor, targets: torch.Tensor) -> bool:
         gone = self.summed(features, targets, len(tensors["counts"]))
@@ -181,7 +197,7 @@ class ParametricHead(Head):
         total = counts.new_zeros(classes).index_add(0, places, counts)
         share = torch.zeros_like(tensors["counts"]).index_copy(0, kept, counts / total[places])
         weighted = {**tensors, "correction": share[:, None] * tensors["correction"]}
-        return super().regrouped(weighted, kept, places, classes)
+        return super().regrouped(_in_no_order(weighted), kept, places, classes)
 
     def merge(self, parts: Sequence[Tensors]) -> Tensors:
         """As `Head.merge`; corrections are averaged by the examples that made them.
@@ -190,7 +206,7 @@ class ParametricHead(Head):
         (P + sum E_i)^-1 sum (P_i + E_i) d_i. The prior matters: evidence alone leaves directions open. Nor does it go
         far beyond all parts, whose Gaussians are only approximate.
         """
-        merged = dict(super().merge(parts))
+        merged = dict(super().merge([_in_no_order(part) for part in parts]))
         share = torch.stack([part["mixed"] for part in parts])
         share = share / share.sum().clamp(min=1)
         merged["correction"] = torch.einsum("p,pcd->cd", share, torch.stack([part["correction"] for part in parts]))
@@ -355,6 +371,11 @@ class ParametricHead(Head):
         identity = torch.eye(size, dtype=torch.float32).to(second)
         metric = second * mean_curvature + values["penalty"] * size * variance * identity
         return metric, (values["share"] * (curvature + 1) / (curvature.sum() + classes)).clamp(max=1.0)
+
+
+def _in_no_order(tensors: Tensors) -> Tensors:
+    """The state without what it knows of the newest examples' order."""
+    return {name: tensor for name, tensor in tensors.items() if name != "recent"}
 
 
 def with_one(features: torch.Tensor) -> torch.Tensor:

@@ -65,8 +65,8 @@ class MultiLabelParametricHead(MultiLabelMoments, ParametricHead):
         new = self.summed(features, targets, len(before.counts))
         state = replace(before, **{name: tensors[name] + moment for name, moment in new.items()})
         if not len(state.counts):  # until a label is known, texts are read that have none
-            return vars(state)
-        values = self.hyperparameters(self.examples(vars(state)), len(state.counts))
+            return state.tensors
+        values = self.hyperparameters(self.examples(state.tensors), len(state.counts))
         experts = self._experts(state, values)
         scores = experts.held_out(features, targets) if takes_data(self.signal) else experts.scores(features)
         offset, seen = ones @ before.correction.T, self.examples(tensors)
@@ -81,8 +81,8 @@ class MultiLabelParametricHead(MultiLabelMoments, ParametricHead):
         logits = scores @ (prior + state.deviation).exp() + offset
         state = replace(state, tally=self.tally_after(before.tally, logits, targets, seen, trust))
         if not takes_gradient(self.signal):
-            return vars(state)
-        return vars(self._corrected(state, ones, targets, logits, trust, experts.variance, values))
+            return state.tensors
+        return self._corrected(state, ones, targets, logits, trust, experts.variance, values).tensors
 
     def prepare(self, tensors: Tensors) -> LinearLabels:  # type: ignore[override]
         """The linear map that the state stands for, and the labels' thresholds."""
@@ -149,7 +149,7 @@ class MultiLabelParametricHead(MultiLabelMoments, ParametricHead):
         calibrated it is the mean squared residual, so it is taken for no less than that of the chunk, up to the
         variance of the label: else the steps towards one that comes late would have no bound.
         """
-        size, examples, warmup = ones.shape[1], self.examples(vars(state)), values["warmup"]
+        size, examples, warmup = ones.shape[1], self.examples(state.tensors), values["warmup"]
         probabilities, share = logits.sigmoid(), (state.counts + 1) / (examples + 2)
         residual = own.to(ones) - probabilities
         curvature = state.curvature + trust * own_curvature(probabilities).sum(0)
