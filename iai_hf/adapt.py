@@ -152,11 +152,17 @@ def adapt(
         reading = cursor.chunks(stop)
         if read_ahead and whole.threaded:
             reading = _ahead(amortizer, reading)
+        at = cursor.position.examples
+        if stop is not None and at > stop:
+            log.warning(
+                "the state has read %s rows of this stream, max_examples asks for %s: nothing is read", f"{at:,}", stop
+            )
+            stop = at
         length = None if whole.length is None else whole.ahead + whole.length
         total = length if stop is None else min(stop, length or stop)
         meter = amortizer.backbone.meter
         saved, position = state, cursor.position
-        bar = stack.enter_context(Progress(total, position.examples, progress and first_process, lambda: meter.tokens))
+        bar = stack.enter_context(Progress(total, at, progress and first_process, lambda: meter.tokens))
         stack.enter_context(closing(reading))
         unseen_ahead = set(task.labels if task is not None else ())
         order = LabelOrder() if state.task.kind in LABELLED else None

@@ -2,7 +2,7 @@
 
 At least the share `coverage` of the sets holds the right label, and at most the share `abstain` of the texts gets None,
 where examples and queries are exchangeable, as if drawn from one source in no order. Of texts of another kind nothing
-is promised; they are the ones that None is for.
+is promised; they are the ones that None is for. A text that gets None has no set, which counts as one of all labels.
 """
 
 from __future__ import annotations
@@ -165,7 +165,11 @@ class Answers(ABC):
                     f"{self.method!r} can't state the error of its answers; leave {name} out, or choose a method that "
                     f"can ({able})"
                 )
-            check_one_label(task, name)
+            instead = {
+                "coverage": "leave it out: each label has a probability of its own, above which to take it is for you",
+                "abstain": "leave it out: a text to which no label applies is answered by an empty set",
+            }
+            check_one_label(task, name, instead[name])
             if transductive:
                 raise ConfigError(
                     f"{name} is promised of queries that are answered each by itself; leave transductive out"

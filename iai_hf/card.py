@@ -9,7 +9,7 @@ from iai_hf import __version__
 from iai_hf.backbones.numeric import PREFIX
 from iai_hf.files import CURVE_FILE
 from iai_hf.header import StateHeader
-from iai_hf.hub import is_folder, public
+from iai_hf.hub import base_model, is_folder, public
 from iai_hf.shipped import WHENCE
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def classifier_card(classifier: LinearClassifier, form: str, use: str, name: str
 
     backbone, pipeline = classifier.backbone.name, classifier.backbone.pipeline
     data = ModelCardData(
-        base_model=None if is_folder(backbone) else backbone,
+        base_model=base_model(backbone),
         library_name=form,
         pipeline_tag=PIPELINES["classification"],
         tags=[form, "iai_hf"],
@@ -176,7 +176,6 @@ def _card(
 ) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
-    on_hub = not is_folder(backbone) and not backbone.startswith(PREFIX)
     last: Mapping[str, Any] = evaluation["curve"][-1] if evaluation else {}
     results = [
         EvalResult(
@@ -190,7 +189,7 @@ def _card(
         if evaluation and metric not in ("examples", "adapt_seconds")
     ]
     data = ModelCardData(
-        base_model=backbone if on_hub else None,
+        base_model=None if backbone.startswith(PREFIX) else base_model(backbone),
         library_name="iai_hf",
         pipeline_tag=pipeline,
         tags=list(dict.fromkeys(["iai_hf", method, *tags])),

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from types import UnionType
 from typing import Any, ClassVar, Literal, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from iai_hf.errors import ConfigError
+from iai_hf.errors import ConfigError, meant
 
 
 class Settings(Protocol):
@@ -59,6 +59,7 @@ def read_config(cls: type[T], values: Mapping[str, Any]) -> T:
         renamed = [f"{old} is now {new}" for new, old in _former_names(cls).items() if old in unknown]
         raise ConfigError(
             f"unknown configuration key {', '.join(unknown)}; {cls.__name__} has {', '.join(sorted(known))}"
+            + meant(unknown[0], known)
             + "".join(f" ({change})" for change in renamed)
         )
     made = plain(cls, values)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from iai_hf import values
-from iai_hf.errors import DataError
+from iai_hf.errors import DataError, meant
 from iai_hf.layout import laid_out
 from iai_hf.readers import Content, class_names, is_file, load_hub_dataset, read_file
 from iai_hf.stream import PEEK, Columns, Record, Stream, check_columns, scanned
@@ -54,7 +54,8 @@ def open_stream(
     if isinstance(data, (datasets.DatasetDict, datasets.IterableDatasetDict)):
         if split not in data:
             raise DataError(
-                f"the dataset has splits {sorted(data)}; {split!r} is not one of them: choose one", options=("split",)
+                f"the dataset has splits {sorted(data)}; {split!r} is not one of them: choose one{meant(split, data)}",
+                options=("split",),
             )
         data = data[split]
     if isinstance(data, datasets.Dataset):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from iai_hf import values
 from iai_hf.data import TRAIN, open_stream
-from iai_hf.errors import ConfigError, DataError
+from iai_hf.errors import ConfigError, DataError, meant
 from iai_hf.header import UNLABELLED, Edit, StateHeader
 from iai_hf.methods import check_one_label, check_task, those
 from iai_hf.state import TaskState
@@ -132,7 +132,8 @@ class Edits:
                 is another one.
         """
         self._check_edits(state)
-        check_one_label(state.task, "relabelling (with several, forget the examples and adapt on them again)")
+        instead = "forget these examples, and adapt the state on them with the labels that are right"
+        check_one_label(state.task, "relabelling", instead)
         chunk = _examples(data, columns, None, split)
         if chunk.unlabelled:
             raise DataError(f"{len(chunk.unlabelled)} rows have no label to be moved from; name the one they had")
@@ -189,7 +190,8 @@ class Edits:
         joined = tuple(dict.fromkeys(name if label in merged else label for label in known))
         places = [joined.index(name if label in merged else label) for label in known]
         ordered = tuple(label for label in known if label in merged)
-        check_one_label(state.task, "merging labels, which a text may have together,")
+        instead = "give the labels one name in the data and adapt anew, or drop one of them"
+        check_one_label(state.task, "merging labels, which a text may have together,", instead)
         return self._regrouped(state, "merge_labels", ordered, name, joined, places)
 
     def add_label(self, state: TaskState, name: str) -> TaskState:
@@ -326,7 +328,9 @@ def _check_known(task: TaskSpec, labels: Iterable[str]) -> None:
         raise DataError(f"the state's task is {task.kind}, which has no labels to edit")
     if unknown:
         shown = ", ".join(map(repr, task.labels[:20])) + (", ..." if len(task.labels) > 20 else "")
-        raise DataError(f"the state does not know the label {unknown[0]!r}; it knows {shown}")
+        raise DataError(
+            f"the state does not know the label {unknown[0]!r}; it knows {shown}{meant(unknown[0], task.labels)}"
+        )
 
 
 def _new_label(task: TaskSpec, name: str, instead: str) -> str:

@@ -1,6 +1,7 @@
 """Typed errors. Each message says what was got, what was expected and how to mend it."""
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 
 
 class IAIError(Exception):
@@ -33,3 +34,10 @@ class HubError(IAIError):
 
 class ConfigError(IAIError):
     """A method name, configuration key or value is not known."""
+
+
+def meant(given: str, known: Iterable[str]) -> str:
+    """What a misspelt name may have been, for a message; empty where none of those that are known is near."""
+    by_fold = {name.casefold(): name for name in known}
+    near = difflib.get_close_matches(given.casefold(), by_fold, n=1, cutoff=0.7)
+    return f"; did you mean {by_fold[near[0]]!r}?" if near else ""

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 from iai_hf import readme
 from iai_hf.backbones.peft_files import ADAPTER_CONFIG, HEAD
 from iai_hf.card import classifier_card
 from iai_hf.config import require
+from iai_hf.errors import meant
 from iai_hf.files import new_folder, write_whole
 from iai_hf.hub import CARD_FILE
 from iai_hf.peft_card import peft_card
 
 if TYPE_CHECKING:
+    from iai_hf.backbones.linear_classifier import LinearClassifier
     from iai_hf.state import TaskState
 
 log = logging.getLogger(__name__)
@@ -36,32 +39,46 @@ def export(self: Any, state: TaskState, directory: str | Path, form: Form = "pef
         BackboneError: the backbone has none, or a package is missing that writes it.
         DataError: the state knows fewer than two labels.
     """
-    require(form in get_args(Form), f"form is {form!r}; expected {', '.join(get_args(Form))}")
+    require(form in FORMS, f"form is {form!r}; expected {', '.join(FORMS)}{meant(str(form), FORMS)}")
     directory = Path(directory)
     self.check(state)
-    if form == "peft":
-        self.export_peft(state.tensors, state.task, directory)
-        adapts = json.loads((directory / ADAPTER_CONFIG).read_text())["peft_type"] == "LORA"
-        start = self.backbone.special_tokens[0] if adapts else []  # of a prompt or a prefix it is a part
-        files = [path.name for path in directory.iterdir()]
-        head = directory / HEAD
-        told = json.loads(head.read_text()) if head.is_file() else None
-        card = peft_card(state.header, files, start, self.backbone.text_ends, directory.resolve().name, told)
-        place = directory / CARD_FILE
-        here = place.read_text(encoding="utf-8") if place.is_file() else None
-        write_whole(place, readme.combined(card, here, None, str(directory)).encode())
-        return directory
-    from iai_hf.backbones import onnx_export, sentence_export
+    FORMS[form](self, state, directory)
+    return directory
 
-    classifier = self.linear_classifier(state)
+
+def _peft(amortizer: Any, state: TaskState, directory: Path) -> None:
+    amortizer.export_peft(state.tensors, state.task, directory)
+    backbone = amortizer.backbone
+    adapts = json.loads((directory / ADAPTER_CONFIG).read_text())["peft_type"] == "LORA"
+    start = backbone.special_tokens[0] if adapts else []  # of a prompt or a prefix it is a part
+    files = [path.name for path in directory.iterdir()]
+    head = directory / HEAD
+    told = json.loads(head.read_text()) if head.is_file() else None
+    card = peft_card(state.header, files, start, backbone.text_ends, directory.resolve().name, told)
+    place = directory / CARD_FILE
+    here = place.read_text(encoding="utf-8") if place.is_file() else None
+    write_whole(place, readme.combined(card, here, None, str(directory)).encode())
+
+
+def _sentence_transformers(amortizer: Any, state: TaskState, directory: Path) -> None:
+    from iai_hf.backbones import sentence_export
+
+    _whole_model(amortizer.linear_classifier(state), directory, "sentence-transformers", sentence_export)
+
+
+def _onnx(amortizer: Any, state: TaskState, directory: Path) -> None:
+    from iai_hf.backbones import onnx_export
+
+    _whole_model(amortizer.linear_classifier(state), directory, "onnx", onnx_export)
+
+
+def _whole_model(classifier: LinearClassifier, directory: Path, form: Form, writer: Any) -> None:
+    """A model that needs no backbone, as the module `writer` writes it, and its card."""
+    name = directory.resolve().name
     with new_folder(directory) as folder:
-        if form == "onnx":
-            onnx_export.write_onnx(classifier, folder)
-        else:
-            sentence_export.write_sentence_transformers(classifier, folder)
-        written, name = onnx_export if form == "onnx" else sentence_export, directory.resolve().name
-        answers = written.ONE_LABEL if classifier.thresholds is None else written.SEVERAL_LABELS
-        use = written.USE.format(place=name, prompt=classifier.backbone.pipeline.prompt, answers=answers)
+        writer.write(classifier, folder)
+        answers = writer.ONE_LABEL if classifier.thresholds is None else writer.SEVERAL_LABELS
+        use = writer.USE.format(place=name, prompt=classifier.backbone.pipeline.prompt, answers=answers)
         (folder / CARD_FILE).write_text(classifier_card(classifier, form, use, name), encoding="utf-8")
     if classifier.reads_in_windows:
         log.warning(
@@ -69,4 +86,10 @@ def export(self: Any, state: TaskState, directory: str | Path, form: Form = "pef
             "otherwise",
             classifier.max_seq_length,
         )
-    return directory
+
+
+FORMS: Mapping[str, Callable[[Any, TaskState, Path], None]] = {
+    "peft": _peft,
+    "sentence-transformers": _sentence_transformers,
+    "onnx": _onnx,
+}

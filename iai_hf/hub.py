@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ STATE_FILES = ["config.json", "state.safetensors", EVALUATION_FILE, "README.md",
 EVALUATION_FILES = [EVALUATION_FILE, CURVE_FILE]  # which may be of another state
 DOWNLOADING = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 CARD_FILE = "README.md"
+CACHED = re.compile(r"/models--([^/]+?)--([^/]+)/snapshots/([0-9a-f]{40})$")  # a repository in a cache of the Hub's
 
 
 @contextmanager
@@ -190,6 +192,23 @@ def public(name: str) -> str:
     The way to a folder is of no use elsewhere; what is left can't be taken for a repository's id.
     """
     return f"./{Path(name).name}" if is_folder(name) else name
+
+
+def base_model(name: str) -> str | None:
+    """A backbone's id on the Hub, for a card; None of a folder here or elsewhere, which has none that is known."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return None if is_folder(name) else name
+
+
+def of_cache(folder: Path | str) -> tuple[str, str] | None:
+    """Id and commit of the repository whose snapshot in a cache of the Hub's a folder is; None of other folders."""
+    found = CACHED.search(Path(folder).as_posix())
+    return (f"{found[1]}/{found[2]}", found[3]) if found else None
 
 
 def is_folder(name: str) -> bool:

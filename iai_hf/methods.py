@@ -6,7 +6,7 @@ from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Any
 
-from iai_hf.errors import ConfigError, DataError
+from iai_hf.errors import ConfigError, DataError, meant
 from iai_hf.task import MAX_LABELS, TaskSpec
 
 GROUP = "iai_hf.amortizers"
@@ -25,7 +25,9 @@ def registered(method: str) -> Any:
     """
     found = [entry for entry in entry_points(group=GROUP) if entry.name == method]
     if not found:
-        raise ConfigError(f"no method or folder {method!r}; the methods are {', '.join(methods())}")
+        raise ConfigError(
+            f"no method or folder {method!r}; the methods are {', '.join(methods())}{meant(method, methods())}"
+        )
     return found[0].load()
 
 
@@ -78,12 +80,11 @@ def check_answerable(task: TaskSpec) -> None:
         )
 
 
-def check_one_label(task: TaskSpec, what: str) -> None:
-    """Raise ConfigError where texts of a task have several labels, and `what` is of those with one."""
+def check_one_label(task: TaskSpec, what: str, instead: str) -> None:
+    """Raise ConfigError where texts of a task have several labels, and `what` is of those with one; what to do then."""
     if task.kind == "multi-label":
         raise ConfigError(
-            f"{what} takes states whose texts have one label each, and this one's have any number of them; adapt a "
-            "state of one label a text (kind classification)"
+            f"{what} takes states whose texts have one label each, and this one's have any number of them; {instead}"
         )
 
 

@@ -61,10 +61,15 @@ def score(prediction: Prediction, outputs: Sequence[Any], *, allow_unseen_labels
     }
 
 
-def covered(sets: Sequence[Sequence[str]], outputs: Sequence[str]) -> dict[str, float]:
-    """`coverage`: the share of sets that hold the right label; `labels_a_set`: their mean size."""
-    hits = [output in labels for labels, output in zip(sets, outputs, strict=True)]
-    return {"coverage": fmean(hits), "labels_a_set": fmean(map(len, sets))}
+def covered(sets: Sequence[Sequence[str] | None], outputs: Sequence[str]) -> dict[str, float]:
+    """`coverage`: the share of sets that hold the right label; `labels_a_set`: their mean size. {} if all are None."""
+    given = [(labels, output) for labels, output in zip(sets, outputs, strict=True) if labels is not None]
+    if not given:
+        return {}
+    return {
+        "coverage": fmean(output in labels for labels, output in given),
+        "labels_a_set": fmean(len(labels) for labels, _ in given),
+    }
 
 
 def answered(predicted: Sequence[str | None], outputs: Sequence[str]) -> dict[str, float]:

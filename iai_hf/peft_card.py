@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from iai_hf import __version__
 from iai_hf.card import LIMITS
-from iai_hf.hub import is_folder, public
+from iai_hf.hub import base_model, public
 
 if TYPE_CHECKING:
     from iai_hf.header import StateHeader
@@ -96,8 +96,10 @@ def peft_card(
     """
     from huggingface_hub import ModelCardData
 
-    on_hub, words = None if is_folder(header.backbone) else header.backbone, "input_label" in header.config
-    data = ModelCardData(base_model=on_hub, library_name="peft", tags=["peft", "iai_hf", header.method])
+    words = "input_label" in header.config
+    data = ModelCardData(
+        base_model=base_model(header.backbone), library_name="peft", tags=["peft", "iai_hf", header.method]
+    )
     known = {
         "head.json": "class of the model to load it on, pooling, and the labels in the order of the logits",
         "head.safetensors": "logits = features @ weight.T + bias, on pooled features of unit length",

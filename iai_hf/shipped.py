@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +25,6 @@ TRAINING_FILE = "training.json"
 WHENCE = {"weights": WEIGHTS_FILE, "adapter": ADAPTER_FILE}
 FOLDER = Path(__file__).parent / "weights"
 DIGEST = "weights_sha256"
-CACHED = re.compile(r"/models--([^/]+?)--([^/]+)/snapshots/([0-9a-f]{40})$")  # a repository in a cache of the Hub's
 READINGS, PAUSE = 10, 0.1  # of a pair of files that someone may be writing: times, and seconds between them
 
 
@@ -118,8 +116,8 @@ def locate(source: str, file: str = WEIGHTS_FILE, **downloading: Any) -> Located
     path = FOLDER / source if source in names() else Path(os.path.abspath(source))
     if path.parent == FOLDER:
         return Located(path.name, path)
-    cached = CACHED.search(path.as_posix())
-    name = "{}/{}@{}".format(*cached.groups()) if cached else str(path)
+    cached = hub.of_cache(path)
+    name = "@".join(cached) if cached else str(path)
     if (path / file).is_file():
         return Located(name, path)
     if cached:  # of a cache elsewhere

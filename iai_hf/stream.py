@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from iai_hf import values
 from iai_hf.delimited import hint
-from iai_hf.errors import DataError
+from iai_hf.errors import DataError, meant
 from iai_hf.header import BEHIND
 from iai_hf.methods import those
 from iai_hf.readers import beginning
@@ -342,7 +342,7 @@ def check_columns(place: str, found: Collection[Any], wanted: Iterable[str]) -> 
         if name not in found:
             raise DataError(
                 f"{place} has no column {name!r}; found {sorted(map(str, found))}{hint(list(found))}: "
-                "name the right ones",
+                f"name the right ones{meant(name, map(str, found))}",
                 options=("input_column", "output_column", "target"),
             )
 

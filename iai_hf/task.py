@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from iai_hf import values
-from iai_hf.errors import DataError, StateError
+from iai_hf.errors import DataError, StateError, meant
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -38,7 +38,8 @@ class TaskSpec:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise DataError(f"task kind is {self.kind!r}; expected {', '.join(KINDS)}")
+            near = meant(str(self.kind), KINDS)
+            raise DataError(f"task kind is {self.kind!r}; expected {', '.join(KINDS)}{near}", options=("kind",))
         labels = values.column(self.labels, "a task's labels")
         named = tuple(values.label(label, f"label {number} of a task") for number, label in enumerate(labels))
         object.__setattr__(self, "labels", named)
@@ -192,7 +193,8 @@ class Prediction:
         log_probs: float32 `[queries, labels]`, natural logarithm, rows sum to one after `exp`; None otherwise.
         values: float32 `[queries]`, of a regression; None otherwise.
         probabilities: float32 `[queries, labels]`, of a multi-label task, each label's own; None otherwise.
-        sets: labels a query, the right one among them as often as was asked; None where it was not.
+        sets: labels a query, the right one among them as often as was asked, None of one that was abstained from; None
+            where it was not.
     """
 
     outputs: tuple[Any, ...]
@@ -200,7 +202,7 @@ class Prediction:
     log_probs: torch.Tensor | None = None
     values: torch.Tensor | None = None
     probabilities: torch.Tensor | None = None
-    sets: tuple[tuple[str, ...], ...] | None = None
+    sets: tuple[Any, ...] | None = None
 
     def __post_init__(self) -> None:
         scores = self.log_probs if self.probabilities is None else self.probabilities

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from iai_hf import hub
 from iai_hf.backbones import numeric, weights
 from iai_hf.backbones.backbone import Backbone
 from iai_hf.backbones.sentence_transformers import Pipeline, read_pipeline
@@ -69,6 +70,9 @@ def load_backbone(
     )
     if found.folder == Path(name):  # of a folder, where it is: a relative name would be another's elsewhere
         name = os.path.abspath(name)
+        if (cached := hub.of_cache(name)) is not None:
+            name, commit = cached
+            found = weights.Found(found.folder, commit, f"the Hub, commit {commit[:8]}")
     pipeline, folder = read_pipeline(found.folder) or (None, found.folder)
     _refuse_foreign(folder)
     spread = {} if device_map is None else {"device_map": device_map}

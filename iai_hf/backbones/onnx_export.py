@@ -37,7 +37,7 @@ SEVERAL_LABELS = """applying = logits > config.label_thresholds  # the labels ab
 print([[config.id2label[int(number)] for number in row.nonzero()[0]] for row in applying])"""
 
 
-def write_onnx(classifier: LinearClassifier, folder: Path) -> None:
+def write(classifier: LinearClassifier, folder: Path) -> None:
     """Write `model.onnx`, the tokenizer, and a `config.json` that names the labels.
 
     Raises:

@@ -40,7 +40,7 @@ labels = [[config.id2label[number] for number in row.nonzero()[:, 0].tolist()] f
 print(labels, logits.sigmoid())"""
 
 
-def write_sentence_transformers(classifier: LinearClassifier, folder: Path) -> None:
+def write(classifier: LinearClassifier, folder: Path) -> None:
     """Write the modules Transformer, Pooling, those of the backbone's own pipeline, Normalize and Dense.
 
     Raises:

@@ -37,6 +37,7 @@ from iai_hf.cli.options import (
     TestSplit,
     UnlabelledOption,
     Watch,
+    a_folder,
     chosen_split,
     columns,
     describe,
@@ -68,7 +69,7 @@ def adapt(
         str, typer.Argument(metavar="METHOD_OR_PATH", help="Method, folder of an amortizer, or a state to go on from.")
     ],
     data: DataOption,
-    output: Annotated[Path, typer.Option("--output", help="Folder for the state.")],
+    output: Annotated[Path, typer.Option("--output", help="Folder for the state.", callback=a_folder)],
     unlabelled: UnlabelledOption = None,
     watch: Watch = False,
     allow_missing_outputs: AllowMissingOutputs = False,
@@ -185,7 +186,7 @@ def adapt(
 def merge(
     context: typer.Context,
     states: Annotated[list[Path], typer.Argument(metavar="STATE_DIR...", help="States of parts of one task's data.")],
-    output: Annotated[Path, typer.Option("--output", help="Folder for the merged state.")],
+    output: Annotated[Path, typer.Option("--output", help="Folder for the merged state.", callback=a_folder)],
     backbone: StateBackbone = None,
     revision: StateRevision = None,
     weights: StateWeights = None,
@@ -213,7 +214,9 @@ def compare(
     context: typer.Context,
     data: DataOption,
     test: Annotated[str, typer.Option("--test", help="Test data, like --data.")],
-    output: Annotated[Path, typer.Option("--output", help="Folder for results.json, results.md and curve.png.")],
+    output: Annotated[
+        Path, typer.Option("--output", help="Folder for results.json, results.md and curve.png.", callback=a_folder)
+    ],
     methods: Annotated[str, typer.Option(help="Methods or folders, separated by commas.")] = "iterative,in-context",
     backbone: BackboneOption = None,
     dtype: Dtype = None,

@@ -37,6 +37,7 @@ from iai_hf.cli.options import (
     rows_of,
     start_logging,
     state_files,
+    to_standard_output,
 )
 from iai_hf.errors import ConfigError
 
@@ -54,7 +55,9 @@ app = typer.Typer()
 def predict(
     state_dir: StateDir,
     data: DataOption,
-    output: Annotated[Path, typer.Option("--output", help="JSONL file for the predictions.")],
+    output: Annotated[
+        Path, typer.Option("--output", help="JSONL file for the predictions.", callback=to_standard_output)
+    ],
     transductive: Transductive = False,
     coverage: Coverage = None,
     abstain: Abstain = None,
@@ -100,7 +103,9 @@ def predict(
 def evaluate(
     state_dir: StateDir,
     data: DataOption,
-    output: Annotated[Path | None, typer.Option("--output", help="JSON file for the metrics.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="JSON file for the metrics.", callback=to_standard_output)
+    ] = None,
     allow_unseen_labels: AllowUnseenLabels = False,
     transductive: Transductive = False,
     coverage: Coverage = None,

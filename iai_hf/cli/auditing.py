@@ -28,6 +28,7 @@ from iai_hf.cli.options import (
     report,
     start_logging,
     state_files,
+    to_standard_output,
 )
 from iai_hf.data import TRAIN
 from iai_hf.errors import ConfigError, DataError
@@ -47,7 +48,9 @@ def audit(
         Path | None,
         typer.Argument(metavar="[STATE_DIR]", help="A state that has read them; by default one is made, and not kept."),
     ] = None,
-    output: Annotated[Path | None, typer.Option("--output", help="JSONL file, a line an example.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="JSONL file, a line an example.", callback=to_standard_output)
+    ] = None,
     plot: Annotated[Path | None, typer.Option("--plot", help="PNG file: which labels are one another's.")] = None,
     backbone: StateBackbone = None,
     revision: StateRevision = None,

@@ -25,6 +25,7 @@ from iai_hf.cli.options import (
     StateRevision,
     StateWeights,
     UnlabelledOption,
+    a_folder,
     chosen_split,
     columns,
     describe,
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from iai_hf.amortizer import Amortizer
     from iai_hf.state import TaskState
 
-OutputOption = Annotated[Path, typer.Option("--output", help="Folder for the edited state.")]
+OutputOption = Annotated[Path, typer.Option("--output", help="Folder for the edited state.", callback=a_folder)]
 Strict = Annotated[
     bool,
     typer.Option("--strict", help="Set what can't be undone exactly back to where it began; answers may lose by it."),

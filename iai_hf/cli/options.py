@@ -126,6 +126,22 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar, only warn
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 
 
+def to_standard_output(path: Path | None) -> Path | None:
+    """The file of an option, "-" being standard output, as other tools have it."""
+    return Path("/dev/stdout") if path == Path("-") else path
+
+
+def a_folder(path: Path) -> Path:
+    """The folder of an option.
+
+    Raises:
+        ConfigError: it is "-", which is standard output elsewhere.
+    """
+    if path == Path("-"):
+        raise ConfigError("--output is -, standard output; expected a folder, since there are several files: name one")
+    return path
+
+
 def start_logging(quiet: bool) -> None:
     """Progress and log lines on standard error."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)

@@ -16,6 +16,7 @@ from iai_hf.cli.options import (
     StateDir,
     StateRevision,
     StateWeights,
+    a_folder,
     hold,
     report,
     start_logging,
@@ -126,7 +127,7 @@ def push(
 @app.command()
 def pull(
     repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="Hub repository, user/name.")],
-    output: Annotated[Path, typer.Option("--output", help="Folder for its files.")],
+    output: Annotated[Path, typer.Option("--output", help="Folder for its files.", callback=a_folder)],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
     quiet: Quiet = False,
     as_json: Json = False,

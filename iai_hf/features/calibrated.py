@@ -82,13 +82,16 @@ class ConformalFeatures(FrozenFeatures[Config]):
             logits = self.head.logits(self.prepared(state), self.features(queries)[0])
             labels, strange = label_scores(logits), text_scores(logits, state.tensors["counts"])
         prediction, names = Prediction.from_logits(logits, state.task.labels), state.task.labels
-        if limits["coverage"] is not None:
-            inside = (labels <= limits["coverage"]).tolist()
-            sets = tuple(tuple(name for name, is_in in zip(names, row, strict=True) if is_in) for row in inside)
-            prediction = replace(prediction, sets=sets)
         if limits["abstain"] is not None:
             pairs = zip(prediction.outputs, (strange > limits["abstain"]).tolist(), strict=True)
             prediction = replace(prediction, outputs=tuple(None if odd else output for output, odd in pairs))
+        if limits["coverage"] is not None:
+            inside = zip(prediction.outputs, (labels <= limits["coverage"]).tolist(), strict=True)
+            sets = tuple(
+                None if output is None else tuple(name for name, is_in in zip(names, row, strict=True) if is_in)
+                for output, row in inside
+            )
+            prediction = replace(prediction, sets=sets)
         return prediction
 
     def scored(self, state: TaskState) -> Scored:

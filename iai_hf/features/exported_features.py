@@ -28,7 +28,8 @@ class ExportedFeatures(AdaptedFeatures[Config]):
 
     def export_peft(self, tensors: Tensors, task: TaskSpec, directory: Path) -> None:
         """See `iai_hf.features.peft_export`."""
-        check_one_label(task, "a PEFT export, which is of weights under a depth,")
+        instead = "export it as sentence-transformers or onnx, which several labels have"
+        check_one_label(task, "a PEFT export, which is of weights under a depth,", instead)
         prepared = self.prepare(tensors, task) if self.config.depth else None
         weights = [self.feature_adapter.low_rank] if self.feature_adapter is not None else []
         if prepared is None or prepared.low_rank is None:

@@ -32,7 +32,8 @@ class TakesUnlabelled(EditableFeatures[Config]):
         Raises:
             ConfigError: texts have several labels.
         """
-        check_one_label(task, "reading rows without a label, or queries that inform each other,")
+        instead = "leave these out; a text to which no label applies is one with an empty list, and tells something"
+        check_one_label(task, "reading rows without a label, or queries that inform each other,", instead)
         features, cut = self.features(inputs)
         labelled, sample = split(tensors)
         new = Sample.read(features, inputs)

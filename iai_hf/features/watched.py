@@ -96,7 +96,8 @@ class WatchedFeatures(EditableFeatures[Config]):
             ConfigError: it is to be watched, and texts have several labels.
         """
         if self.config.watch:
-            check_one_label(task, "watching a stream")
+            instead = "leave watch out; half_life, e.g. 1000, forgets old examples as new ones come"
+            check_one_label(task, "watching a stream", instead)
         return self._watched(super().initial(task), task)
 
     def refine(

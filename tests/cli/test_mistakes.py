@@ -77,6 +77,16 @@ MISTAKES = {
     f"{TEXTS} --set max_tokens=few": "'few'; expected int or NoneType",
     f"{TEXTS} --set weights=nowhere": "no weights 'nowhere'",
     "adapt lora --backbone causal --data train.jsonl --output out --set learning_rate=inf": "finite",
+    # misspelt
+    "adapt iterativ --data train.jsonl --output out": "did you mean 'iterative'?",
+    f"{TEXTS} --set half_live=5": "did you mean 'half_life'?",
+    f"{TEXTS} --kind clasification": "did you mean 'classification'? (--kind)",
+    f"{TEXTS} --output-column Outputs": "did you mean 'output'?",
+    f"{TEXTS} --shufle-seed 1": "--shuffle-seed",
+    "labels texts --rename Sport=games --output out": "did you mean 'sports'?",
+    # what is written to several files
+    f"{TEXTS} --output -": "expected a folder",
+    "merge texts texts --output -": "expected a folder",
     # what can't be watched
     f"{TEXTS} --watch --set half_life=5": "half_life is 5; give one",
     f"{TEXTS} --watch --set depth=1": "depth is 1",
@@ -176,6 +186,29 @@ def test_a_mistake_is_one_line_and_changes_nothing(command, here, capsys) -> Non
     assert MISTAKES[command] in " ".join(err.split())
     assert err.startswith("Usage") or err.splitlines()[-1].startswith("error: ")
     assert out == ""
+
+
+def test_a_hyphen_is_standard_output(root, tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.chdir(tmp_path)
+    for command in (("predict", root / "texts"), ("evaluate", root / "texts"), ("audit", root / "texts")):
+        data = root / ("train.jsonl" if command[0] == "audit" else "test.jsonl")
+        options = (*command, "--data", data, "--output", "-", "--quiet")
+        found = subprocess.run(
+            [sys.executable, "-m", "iai_hf.cli", *map(str, options)], check=True, capture_output=True, text=True
+        )
+        lines = found.stdout.strip().splitlines() if command[0] != "evaluate" else [found.stdout]
+        assert all(isinstance(json.loads(line), dict) for line in lines), found.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_limit_below_what_was_read_is_told(encoder_folder, tmp_path, capsys, caplog) -> None:  # type: ignore[no-untyped-def]
+    data = write(tmp_path / "train.jsonl", examples(40))
+    options = adapt(encoder_folder, data, tmp_path / "state", "--chunk-size", 8)
+    assert iai(capsys, *options, "--max-examples", 32)[0] == 0
+    status, _, err = iai(capsys, *options, "--max-examples", 16, "--resume")
+    assert (status, "32 of 16" in err) == (0, False)
+    assert "has read 32 rows of this stream, max_examples asks for 16" in caplog.text
+    assert TaskState.from_pretrained(tmp_path / "state").header.examples == 32
 
 
 @pytest.mark.parametrize(

@@ -279,3 +279,10 @@ def test_figures_of_sets_and_of_answers_that_were_given(encoder: Backbone) -> No
     assert answered([None, None], ["a", "b"]) == {"answered": 0}
     assert covered([("a", "b"), ("a",)], ["b", "b"]) == {"coverage": 0.5, "labels_a_set": 1.5}
     assert json.loads(json.dumps(found.outputs)).count(None) == 40 - len(given)
+    assert found.sets is not None
+    assert 0 < len(given) < 40
+    assert [labels is None for labels in found.sets] == [output is None for output in found.outputs]
+    rest = amortizer.predict(adapt(amortizer, ROWS), QUERIES, coverage=0.9).sets or ()
+    assert all(labels in (None, other) for labels, other in zip(found.sets, rest, strict=True))
+    assert covered([("a", "b"), None, ("a",)], ["b", "a", "b"]) == {"coverage": 0.5, "labels_a_set": 1.5}
+    assert covered([None], ["b"]) == {}

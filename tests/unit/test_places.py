@@ -82,6 +82,19 @@ def test_a_cached_repository_is_named_by_id_and_commit(encoder: Backbone, mine: 
         AutoAmortizer.for_state(TaskState(state.tensors, older), encoder)
 
 
+def test_a_cached_backbone_is_named_by_id_and_commit_on_cards_too(encoder_folder: Path, tmp_path: Path) -> None:
+    commit = "cd" * 20
+    snapshot = tmp_path / "hub" / "models--someone--tiny" / "snapshots" / commit
+    shutil.copytree(encoder_folder, snapshot)
+    amortizer = AutoAmortizer.from_pretrained("iterative", backbone=str(snapshot))
+    state = amortizer.adapt(examples(30), progress=False)
+    assert (state.header.backbone, state.header.backbone_revision) == ("someone/tiny", commit)
+    assert "base_model: someone/tiny\n" in state_card(state.header, state.nbytes, "someone/films")
+    for name in (str(tmp_path), "C:\\models\\tiny", "./tiny", "~/models/tiny"):
+        header = dataclasses.replace(state.header, backbone=name)
+        assert "base_model" not in state_card(header, state.nbytes, "someone/films")
+
+
 def test_a_relative_folder_is_no_strangers_repository(
     encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
