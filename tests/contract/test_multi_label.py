@@ -325,8 +325,9 @@ def test_what_is_of_one_label_alone_is_refused_by_name(on_features: Amortizer, t
         lambda: on_features.merge_labels(state, LABELS[:2], "both"),
         lambda: on_features.relabel(state, rows, "sports"),
     ]
-    for call in refused:
-        with pytest.raises(IAIError):
+    remedies = ["leave these out", "leave these out", "sentence-transformers or onnx|no PEFT form", "one name", "adapt"]
+    for call, remedy in zip(refused, remedies, strict=True):
+        with pytest.raises(IAIError, match=remedy):
             call()
     assert not list(tmp_path.iterdir())
     assert all(torch.equal(tensor, kept[name]) for name, tensor in state.tensors.items())
