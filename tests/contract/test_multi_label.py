@@ -325,7 +325,7 @@ def test_what_is_of_one_label_alone_is_refused_by_name(on_features: Amortizer, t
         lambda: on_features.merge_labels(state, LABELS[:2], "both"),
         lambda: on_features.relabel(state, rows, "sports"),
     ]
-    remedies = ["leave these out", "leave these out", "sentence-transformers or onnx|no PEFT form", "one name", "adapt"]
+    remedies = ["leave the[sm]", "leave the[sm]", "sentence-transformers or onnx|no PEFT form", "one name", "adapt"]
     for call, remedy in zip(refused, remedies, strict=True):
         with pytest.raises(IAIError, match=remedy):
             call()
