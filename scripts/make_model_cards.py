@@ -150,7 +150,8 @@ def card(
         f"Greedy meta-training, {training['best_step']} of {training['step']} steps of "
         f"{training['config']['episodes_per_step']} episodes kept by the loss on tasks held out from training "
         f"({', '.join(training['config']['validation'])}): {history[0]['loss']:.4f} untrained, {training['best']:.4f} "
-        f"kept (in units of {unit}). {history[-1]['seconds']:.0f} seconds on the CPU. Tasks: "
+        f"kept (in units of {unit}). {history[-1]['seconds']:.0f} seconds on "
+        f"{training.get('machine', 'the CPU')}. Tasks: "
         f"{', '.join(training['config']['tasks'])}."
         + (f" Made by {training['made_by']}." if "made_by" in training else ""),
     ]

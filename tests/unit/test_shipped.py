@@ -12,7 +12,7 @@ import pytest
 from iai_hf import AutoAmortizer, TaskState, shipped
 from iai_hf.auto import amortizer_class, methods
 from iai_hf.backbones import Backbone
-from iai_hf.backbones.adapter import ADAPTER
+from iai_hf.backbones.adapter import ADAPTER, FeatureAdapter
 from iai_hf.backbones.cached import CachedBackbone
 from iai_hf.config import ABSENT, apart, read_stored
 from iai_hf.errors import ConfigError
@@ -64,7 +64,22 @@ def test_the_ones_of_the_backbone_are_used_and_named(
     assert untrained.fingerprint != amortizer.fingerprint
 
 
-@pytest.mark.parametrize("name", shipped.names())
+def test_an_adapter_has_the_layers_of_its_backbone() -> None:
+    low_rank = FeatureAdapter.load(shipped.FOLDER / "mpnet-base-adapter").low_rank  # the model itself is too large here
+    assert len(low_rank.down) == 12 * 6
+    for name, down in low_rank.down.items():
+        wide = {"intermediate.dense": (768, 3072), "output.dense": (3072, 768)}
+        inside = next(
+            (sizes for end, sizes in wide.items() if name.endswith(end) and "attention" not in name), (768, 768)
+        )
+        assert (down.shape[1], low_rank.up[name].shape[0]) == inside
+        assert low_rank.up[name].any()
+
+
+HERE = [name for name in shipped.names() if name.startswith(("minilm", "smollm"))]
+
+
+@pytest.mark.parametrize("name", HERE)
 def test_every_set_is_found_by_its_plain_backbone_and_through_its_cache(
     name: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
