@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 import torch
 
 from iai_hf.answering import too_few
-from iai_hf.edits import Edited
 from iai_hf.errors import ConfigError
-from iai_hf.features.editing import EditableFeatures
-from iai_hf.features.frozen_features import Config, FrozenFeatures, targets_of
-from iai_hf.features.heads.calibration import MOST, PREFIX, Sample, Scored, drawn, label_scores, text_scores
+from iai_hf.features.frozen_features import Config, FrozenFeatures
+from iai_hf.features.heads.calibration import MOST, Sample, Scored, label_scores, text_scores
 from iai_hf.features.heads.implicit import ImplicitHead
-from iai_hf.task import Chunk, Prediction, TaskSpec, Tensors
+from iai_hf.features.sampled import KeepsSample, sample_of, without_sample
+from iai_hf.task import Prediction, TaskSpec
 
 if TYPE_CHECKING:
     from iai_hf.state import TaskState
@@ -96,13 +95,18 @@ class ConformalFeatures(FrozenFeatures[Config]):
 
     def scored(self, state: TaskState) -> Scored:
         """The state's examples, scored as if they had not been read."""
-        features, targets, times, weights = self.examples(state)
-        tensors = {name: part for name, part in state.tensors.items() if not name.startswith(PREFIX)}
+        examples = self.examples(state)
+        weights = examples.weights
         with torch.no_grad():
-            logits = self.head.unread(tensors, features, targets, times)
-            own = label_scores(logits).gather(1, targets[:, None])[:, 0]
+            logits = self.unread(state, examples)
+            own = label_scores(logits).gather(1, examples.targets[:, None])[:, 0]
             weights = weights * (len(weights) / weights.sum().clamp(min=1e-6))
             return Scored(own, text_scores(logits, state.tensors["counts"]), weights)
+
+    def unread(self, state: TaskState, examples: Examples) -> torch.Tensor:
+        """The state's logits `[m, C]` for its examples, as if they had not been read."""
+        features, targets, times, _ = examples
+        return self.head.unread(without_sample(state.tensors), features, targets, times)
 
 
 class ScoresObservations(ConformalFeatures[Config]):
@@ -120,7 +124,7 @@ class ScoresObservations(ConformalFeatures[Config]):
         return min(MOST, cast("ImplicitHead", self.head).budget)
 
 
-class ScoresSample(ConformalFeatures[Config], EditableFeatures[Config]):
+class ScoresSample(ConformalFeatures[Config], KeepsSample[Config]):
     """Those whose state keeps a sample of its examples beside the head's tensors, which are the same with and without.
 
     There is none under fast weights, which have been trained on the examples, nor with a half-life, where it is not
@@ -142,76 +146,16 @@ class ScoresSample(ConformalFeatures[Config], EditableFeatures[Config]):
         return super().no_stated_error()
 
     def examples(self, state: TaskState) -> Examples:
-        sample = Sample.of(state.tensors) or self._none(state)
-        times = sample.times.long()
-        return Examples(sample.features.float(), sample.targets.long(), times, torch.ones_like(times).float())
+        sample = sample_of(state.tensors) or self._none(state)
+        features, targets, times = (tensor[: self.most] for tensor in (sample.vectors, sample.targets, sample.times))
+        return Examples(features, targets.long(), times.long(), torch.ones_like(times).float())
 
     def _none(self, state: TaskState) -> Sample:
         names = state.tensors["names"]
         return Sample.read([], names[:0], torch.zeros(0, dtype=torch.long, device=names.device))
 
-    def sampled(self, task: TaskSpec, chunk: Chunk, features: torch.Tensor, targets: torch.Tensor) -> Tensors:
-        if self.no_stated_error() is not None or task.kind != "classification":
-            return {}
-        return Sample.read(chunk.inputs, features, targets).tensors
+    def kind(self, task: TaskSpec) -> type[Sample] | None:
+        return Sample if self.no_stated_error() is None and task.kind == "classification" else None
 
-    def refine(
-        self, tensors: Tensors, task: TaskSpec, chunk: Chunk, examples: int
-    ) -> tuple[Tensors, Mapping[str, int]]:
-        before, plain = self._apart(tensors)
-        refined, counts = super().refine(plain, task, chunk, examples)
-        new, plain = self._apart(refined)
-        return self._joined(plain, before, new), counts
-
-    def prepare(self, tensors: Tensors, task: TaskSpec) -> Any:
-        return super().prepare(self._apart(tensors)[1], task)
-
-    def absorb(
-        self, tensors: Tensors, task: TaskSpec, inputs: Sequence[str]
-    ) -> tuple[Mapping[str, torch.Tensor], Mapping[str, int]]:
-        sample, plain = self._apart(tensors)
-        absorbed, counts = super().absorb(plain, task, inputs)
-        return self._joined(absorbed, sample), counts
-
-    def combine(self, parts: Sequence[tuple[Tensors, TaskSpec]], task: TaskSpec) -> Tensors:
-        apart = [(*self._apart(tensors), part) for tensors, part in parts]
-        place = {label: number for number, label in enumerate(task.labels)}
-        samples = [sample and sample.regrouped([place[label] for label in part.labels]) for sample, _, part in apart]
-        merged = super().combine([(plain, part) for _, plain, part in apart], task)
-        sizes = [float(self.head_of(task).examples(plain)) for _, plain, _ in apart]
-        return self._joined(self._caught_up(merged, task, samples, sizes), *samples)
-
-    def _caught_up(
-        self, merged: Tensors, task: TaskSpec, samples: Sequence[Sample | None], sizes: Sequence[float]
-    ) -> Tensors:
-        """As `Head.caught_up`, by all that was kept of the parts, where each part that has examples kept some."""
-        pairs = [(sample, size) for sample, size in zip(samples, sizes, strict=True) if size >= 0.5]
-        known = [(sample, size) for sample, size in pairs if sample is not None and len(sample.times)]
-        if len(known) < len(pairs) or not known:
-            return merged
-        kept, read = zip(*known, strict=True)
-        with torch.no_grad():
-            return self.head_of(task).caught_up(merged, *drawn(kept, read), read)
-
-    def forgotten(self, tensors: Tensors, task: TaskSpec, chunk: Chunk, examples: int, strict: bool) -> Edited:
-        """As `EditableFeatures.forgotten`; the examples go from the sample, others do not come in their place."""
-        sample, plain = self._apart(tensors)
-        edited = super().forgotten(plain, task, chunk, examples, strict)
-        left = sample.without(chunk.inputs, targets_of(chunk, task)) if sample is not None else None
-        return replace(edited, tensors=self._joined(edited.tensors, left))
-
-    def regrouped(
-        self, tensors: Tensors, before: TaskSpec, after: TaskSpec, places: Sequence[int | None], examples: int
-    ) -> Edited:
-        sample, plain = self._apart(tensors)
-        edited = super().regrouped(plain, before, after, places, examples)
-        return replace(edited, tensors=self._joined(edited.tensors, sample and sample.regrouped(places)))
-
-    def _apart(self, tensors: Tensors) -> tuple[Sample | None, Tensors]:
-        """The sample, where there is one, and what else there is."""
-        return Sample.of(tensors), {name: part for name, part in tensors.items() if not name.startswith(PREFIX)}
-
-    def _joined(self, tensors: Tensors, *samples: Sample | None) -> Tensors:
-        """The tensors and one sample."""
-        known = [sample for sample in samples if sample is not None]
-        return {**tensors, **known[0].joined(known[1:], self.most).tensors} if known else tensors
+    def limit(self, kind: type[Sample]) -> int:
+        return self.most

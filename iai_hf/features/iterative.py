@@ -15,6 +15,7 @@ from iai_hf.config import ABSENT, APART, read_config, require
 from iai_hf.errors import ConfigError, StateError
 from iai_hf.features.adapted_features import AdaptedFeaturesConfig
 from iai_hf.features.calibrated import ScoresObservations, ScoresSample
+from iai_hf.features.converging import Converging
 from iai_hf.features.editing import EditableDepth, EditableFeatures
 from iai_hf.features.exported_features import ExportedFeatures
 from iai_hf.features.frozen_features import Config, FrozenFeatures, FrozenFeaturesConfig, targets_of
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from iai_hf.training.curriculum import Curriculum, Sources
 
 log = logging.getLogger(__name__)
-SAMPLE = {ABSENT: 0, **APART}  # metadata of `calibration_examples`
+SAMPLE = {ABSENT: 0, **APART}  # metadata of numbers of kept examples
 
 
 @dataclass(frozen=True)
@@ -53,14 +54,19 @@ class IterativeConfig(AdaptedFeaturesConfig):
         signal: what an update takes from a chunk: "data", "gradient" or "both".
         calibration_examples: features of so many examples are kept, so that answers can come with a stated error.
             States of before there was any have 0.
+        converged_examples: once many labels are known so many are kept instead, in 8 bits, to which regression is
+            fitted that answers beside the stream's linear map. States of before there was any have 0.
     """
 
     signal: Signal = "both"
     calibration_examples: int = field(default=MOST, metadata=SAMPLE)
+    converged_examples: int = field(default=1024, metadata=SAMPLE)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_size(self.calibration_examples)
+        number = self.converged_examples
+        require(number >= 0, f"converged_examples is {number}; expected 0 or more")
         require(self.signal in SIGNALS, f"signal is {self.signal!r}; expected {', '.join(SIGNALS)}")
 
 
@@ -137,7 +143,7 @@ class _OnTasks(EditableFeatures[Config]):
 
 
 class Iterative(
-    ScoresSample[IterativeConfig],
+    Converging[IterativeConfig],
     WatchedFeatures[IterativeConfig],
     TakesUnlabelled[IterativeConfig],
     EditableDepth[IterativeConfig],

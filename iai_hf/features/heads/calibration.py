@@ -18,10 +18,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
+from typing_extensions import Self
 
 from iai_hf.features.heads.unlabelled import priorities
+from iai_hf.features.parts import as_part, part_of
 from iai_hf.task import Tensors
 
 PREFIX = "calibration."
@@ -42,6 +45,7 @@ class Sample:
         times: how often each was read, `[kept]`, int32.
     """
 
+    prefix: ClassVar[str] = PREFIX  # of its tensors' names in a state
     limit: torch.Tensor
     priorities: torch.Tensor
     features: torch.Tensor
@@ -49,56 +53,63 @@ class Sample:
     times: torch.Tensor
 
     @classmethod
-    def read(cls, texts: Sequence[str], features: torch.Tensor, targets: torch.Tensor) -> Sample:
+    def read(cls, texts: Sequence[str], features: torch.Tensor, targets: torch.Tensor) -> Self:
         """Of examples with such texts, features `[n, d]` and classes `[n]`."""
         limit, times = torch.tensor(ANY, dtype=torch.float64), torch.ones_like(targets, dtype=torch.int32)
         drawn = priorities(texts).to(features.device)
         return cls(limit, drawn, features.to(torch.float16), targets.to(torch.int16), times)
 
     @classmethod
-    def of(cls, tensors: Tensors) -> Sample | None:
+    def of(cls, tensors: Tensors) -> Self | None:
         """A state's, None where it has none."""
-        found = {name.removeprefix(PREFIX): part for name, part in tensors.items() if name.startswith(PREFIX)}
+        found = part_of(cls.prefix, tensors)
         return cls(**found) if found else None
 
     @property
     def tensors(self) -> Tensors:
         """As a state names them."""
-        return {PREFIX + name: tensor for name, tensor in vars(self).items()}
+        return as_part(self.prefix, vars(self))
 
-    def joined(self, others: Sequence[Sample], most: int) -> Sample:
+    @property
+    def vectors(self) -> torch.Tensor:
+        """The features as they are computed with, `[kept, d]`, float32."""
+        return self.features.float()
+
+    def joined(self, others: Sequence[Self], most: int) -> Self:
         """The sample of all examples of several, of `most` at most; that of one stream, whatever the parts."""
         parts = (self, *others)
         limit = torch.stack([part.limit for part in parts]).min()
-        drawn, features, targets, times = (
-            torch.cat([vars(part)[name] for part in parts]) for name in ("priorities", "features", "targets", "times")
+        rows = {name: torch.cat([vars(part)[name] for part in parts]) for name in vars(self) if name != "limit"}
+        times = rows["times"]
+        keys, group = torch.unique(
+            torch.stack([rows["priorities"], rows["targets"].double()], 1), dim=0, return_inverse=True
         )
-        keys, group = torch.unique(torch.stack([drawn, targets.double()], 1), dim=0, return_inverse=True)
         first = torch.full((len(keys),), len(group), device=group.device)
         first = first.scatter_reduce(0, group, torch.arange(len(group), device=group.device), "amin")
         total = times.new_zeros(len(keys)).index_add(0, group, times)
         if len(keys) > most:
             limit = torch.minimum(limit, keys[most, 0])
         kept = keys[:, 0] < limit
-        return Sample(limit, keys[kept, 0].contiguous(), features[first[kept]], targets[first[kept]], total[kept])
+        found = {name: tensor[first[kept]] for name, tensor in rows.items()}
+        return type(self)(limit, **{**found, "times": total[kept]})
 
-    def without(self, texts: Sequence[str], targets: torch.Tensor) -> Sample:
+    def without(self, texts: Sequence[str], targets: torch.Tensor) -> Self:
         """The sample without examples of such texts and classes, as often as they are given."""
         gone = priorities(texts).to(self.priorities.device)
         same = (self.priorities[:, None] == gone) & (self.targets[:, None] == targets)
         times = self.times - same.sum(1).int()
         return self._where(times > 0, times=times)
 
-    def regrouped(self, places: Sequence[int | None]) -> Sample:
+    def regrouped(self, places: Sequence[int | None]) -> Self:
         """The sample with class c called `places[c]`; examples of those that have none go."""
         to = torch.tensor([-1 if place is None else place for place in places], dtype=torch.int16)
         targets = to.to(self.targets.device)[self.targets.long()]
         return self._where(targets >= 0, targets=targets)
 
-    def _where(self, kept: torch.Tensor, **changed: torch.Tensor) -> Sample:
+    def _where(self, kept: torch.Tensor, **changed: torch.Tensor) -> Self:
         """Those of the examples, of which `changed` is otherwise."""
         rows = {**vars(self), **changed}
-        return Sample(rows.pop("limit"), **{name: tensor[kept] for name, tensor in rows.items()})
+        return type(self)(rows.pop("limit"), **{name: tensor[kept] for name, tensor in rows.items()})
 
 
 def drawn(samples: Sequence[Sample], sizes: Sequence[float]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -111,8 +122,8 @@ def drawn(samples: Sequence[Sample], sizes: Sequence[float]) -> tuple[torch.Tens
     amounts, count = weights.cumsum(0), round(float(weights.sum() ** 2 / weights.square().sum()))
     at = (torch.arange(count, device=weights.device) + 0.5) * (amounts[-1] / count)
     chosen = torch.searchsorted(amounts, at).clamp(max=len(weights) - 1)
-    features, targets = (torch.cat([vars(sample)[name] for sample in samples]) for name in ("features", "targets"))
-    return features[chosen].float(), targets[chosen].long()
+    features, targets = torch.cat([s.vectors for s in samples]), torch.cat([s.targets for s in samples])
+    return features[chosen], targets[chosen].long()
 
 
 @dataclass(frozen=True, eq=False)

@@ -317,7 +317,25 @@ class ParametricHead(Head):
         Chunks are taken to have been of `USUAL_CHUNK`: with others the step is a little larger or smaller. The experts'
         few weights, which a single example hardly moves, stay.
         """
-        logits, state = super().unread(tensors, features, targets, times), Parameters(**split(tensors)[0])
+        return self._without_steps(tensors, super().unread(tensors, features, targets, times), features, targets, times)
+
+    def never_read(
+        self, tensors: Tensors, features: torch.Tensor, targets: torch.Tensor, times: torch.Tensor
+    ) -> torch.Tensor:
+        """The same one by one, as of `held_out`: a single copy of each alone is left out of the moments."""
+        logits = self.held_out(tensors, features, targets)
+        return self._without_steps(tensors, logits, features, targets, times)
+
+    def _without_steps(
+        self,
+        tensors: Tensors,
+        logits: torch.Tensor,
+        features: torch.Tensor,
+        targets: torch.Tensor,
+        times: torch.Tensor,
+    ) -> torch.Tensor:
+        """Logits `[n, C]` of absorbed examples without the steps that they took themselves."""
+        state = Parameters(**split(tensors)[0])
         if not bool(state.correction.any()):
             return logits
         values = self.hyperparameters(state.counts.sum(), len(state.counts))
