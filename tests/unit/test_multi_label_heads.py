@@ -16,7 +16,7 @@ from iai_hf.features.heads import (
     MultiLabelParametricHead,
 )
 from iai_hf.features.heads.multi_label.head import label_coverage
-from iai_hf.features.heads.multi_label.thresholds import BINS, REACH, calibration, tallied
+from iai_hf.features.heads.multi_label.thresholds import BINS, REACH, calibration, tallied, thresholds
 from iai_hf.task import Tensors
 
 SIZE, LABELS = 96, 4
@@ -153,3 +153,12 @@ def test_a_text_given_again_with_other_labels_is_kept_beside_the_first() -> None
     tensors = read(head, features, targets)
     assert len(head.refine(tensors, features[:4], targets[:4])["targets"]) == 10
     assert len(head.refine(tensors, features[:4], ~targets[:4])["targets"]) == 14
+
+
+def test_a_threshold_is_not_set_by_a_single_bin() -> None:
+    tally = torch.zeros(1, 2, BINS)
+    tally[0, 1, 50] = 100  # above bins without any, where each threshold has an F1 of .67
+    tally[0, :, 44] = torch.tensor([85.0, 60.0])  # here alone it is .72,
+    tally[0, :, 43] = torch.tensor([400.0, 40.0])  # and next to it .5
+    bins = (thresholds(tally, torch.tensor([200.0])) + REACH) * BINS / (2 * REACH)
+    assert 45 <= float(bins) <= 50

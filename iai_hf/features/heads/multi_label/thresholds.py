@@ -4,8 +4,9 @@ A tally counts, for each label, the held-out logits of examples that have it and
 label with few examples that says little, so twice it is shrunk to what all labels say together: of its logits above a
 threshold, how many are right is a ratio to what the common rate of each bin expects (the posterior mean of a
 gamma-Poisson model), and its curve of F1 is averaged with that of all, the mean of macro-F1 and micro-F1: the first
-alone gives nearly every label to a text before much is known, the second passes over rare ones. Thresholds that
-maximise F1 lie below one half where a label is hard to tell (Lipton et al. 2014, arXiv 1402.1892).
+alone gives nearly every label to a text before much is known, the second passes over rare ones. A curve is smoothed
+over neighbouring bins, since the highest point of a rough one is often an accident. Thresholds that maximise F1 lie
+below one half where a label is hard to tell (Lipton et al. 2014, arXiv 1402.1892).
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def thresholds(tally: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
     own = 2 * hits / sizes
     common = (own.mean(0) + 2 * hits.sum(0) / sizes.sum(0)) / 2
     curves = (counts[:, None] * own + COMMON * common) / (counts[:, None] + COMMON)
-    return lowest[curves.argmax(1)]
+    return lowest[_smoothed(curves).argmax(1)]
 
 
 def calibration(tally: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -66,6 +67,12 @@ def calibration(tally: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         curvature = inputs.T @ ((every * own_curvature(claimed))[:, None] * inputs)
         found = found + torch.linalg.solve(prior + curvature, gradient).clamp(-LARGEST_STEP, LARGEST_STEP)
     return found[0].exp(), found[1]
+
+
+def _smoothed(curves: torch.Tensor) -> torch.Tensor:
+    """Each bin with its neighbours, which count for as much as itself together, `[C, BINS]`."""
+    padded = torch.cat([curves[:, :1], curves, curves[:, -1:]], 1)
+    return (padded[:, :-2] + 2 * curves + padded[:, 2:]) / 4
 
 
 def _above(tally: torch.Tensor) -> torch.Tensor:
