@@ -35,6 +35,10 @@ class Updates(Protocol):
     method: ClassVar[str]
     takes_unlabelled: ClassVar[bool]
 
+    @property
+    def max_labels(self) -> int:
+        """Labels that a state may have."""
+
     def init_state(self, task: TaskSpec | None = None) -> TaskState:
         """The state before any example."""
 
@@ -128,11 +132,11 @@ def adapt(
         if state is None:
             if resume:
                 raise StateError("there is no state to resume; start without resume")
-            state = amortizer.init_state(stream.task(task, max_examples))
+            state = amortizer.init_state(stream.task(task, max_examples, amortizer.max_labels))
         else:
             amortizer.check(state)
             _check_task(task, state.task, resume)
-            stream.check_labels(state.task, max_examples)
+            stream.check_labels(state.task, max_examples, amortizer.max_labels)
             if resume:
                 if cursor.resume(state.header):  # what it was before stays noted, so that no merge counts it twice
                     state = TaskState(state.tensors, replace(state.header, merged=state.header.read))

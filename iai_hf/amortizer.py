@@ -39,7 +39,7 @@ from iai_hf.files import CONFIG_FILE, check_own, write_together
 from iai_hf.header import FORMAT_VERSION, UNLABELLED, StateHeader
 from iai_hf.methods import check_takes_unlabelled, check_task, those
 from iai_hf.state import TaskState
-from iai_hf.task import Chunk, Kind, Prediction, TaskSpec, check_sets, warn_of_alike
+from iai_hf.task import MAX_LABELS, Chunk, Kind, Prediction, TaskSpec, check_sets, warn_of_alike
 from iai_hf.threads import solving
 
 if TYPE_CHECKING:
@@ -251,6 +251,11 @@ class Amortizer(Answers, Edits, Watches, ABC, Generic[Config]):
     # In files of their own: the loop that streams a dataset of any length through `update`, and the ways out.
     adapt = adapt
     export = export
+
+    @property
+    def max_labels(self) -> int:
+        """Labels that a state may have, by the setting of that name where the method has one."""
+        return int(getattr(self.config, "max_labels", MAX_LABELS))
 
     # Identity and files.
 

@@ -78,14 +78,14 @@ def compare(
     # All first: a method that is not known, or not for this backbone or task, is told before hours of work.
     amortizers = [_load(method, backbone, dtype, (config or {}).get(method), loaded) for method in methods]
     for method, amortizer in zip(methods, amortizers, strict=True):
-        check_task(amortizer, stream.task(task, (max_examples or {}).get(method)))
+        check_task(amortizer, stream.task(task, (max_examples or {}).get(method), amortizer.max_labels))
     for method, name, amortizer in zip(methods, run_names(methods), amortizers, strict=True):
         log.info("%s", name)
         limit = (max_examples or {}).get(method)
         run = Curve(amortizer, inputs, outputs, allow_unseen_labels=allow_unseen_labels)
         total = min(limit or 10**12, stream.length or limit or 10**12)
         points = marks(chunk_size, total, evaluations)
-        spec = stream.task(task, limit)
+        spec = stream.task(task, limit, amortizer.max_labels)
         run.check(spec, stream.outputs_until(limit))
         state = amortizer.init_state(spec)
         run.start()

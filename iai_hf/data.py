@@ -13,7 +13,7 @@ from iai_hf.errors import DataError, meant
 from iai_hf.layout import laid_out
 from iai_hf.readers import Content, class_names, is_file, load_hub_dataset, read_file
 from iai_hf.stream import PEEK, Columns, Record, Stream, check_columns, scanned
-from iai_hf.task import MAX_LABELS, distinct
+from iai_hf.task import LABEL_LIMIT, distinct
 
 __all__ = ["TEST", "TRAIN", "Columns", "Record", "Stream", "open_stream"]
 TRAIN, TEST = "train", "test"  # splits that are read by default: to learn from, to answer or to measure
@@ -148,7 +148,7 @@ def _different(data: Any, stream: Stream) -> frozenset[str]:
             for _ in stream.records():
                 pass
             raise
-        if len(outputs) > MAX_LABELS:
+        if len(outputs) > LABEL_LIMIT:
             break
     return frozenset(outputs)
 

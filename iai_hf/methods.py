@@ -7,9 +7,13 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from iai_hf.errors import ConfigError, DataError, meant
-from iai_hf.task import MAX_LABELS, TaskSpec
+from iai_hf.task import LABEL_LIMIT, MAX_LABELS, TaskSpec
 
 GROUP = "iai_hf.amortizers"
+OR_MORE_LABELS = (
+    "; if nearly every row has its own, as an id, another column is the output; if they are that many classes, "
+    f"max_labels, a setting of methods on features, allows for up to {LABEL_LIMIT}"
+)
 
 
 def methods() -> tuple[str, ...]:
@@ -57,10 +61,11 @@ def check_task(method: Any, task: TaskSpec) -> None:
             f"classification (at most {MAX_LABELS})",
             options=("kind classification",),
         )
-    if len(task.labels) > MAX_LABELS:
+    most = getattr(method, "max_labels", MAX_LABELS)
+    if len(task.labels) > most:
         raise DataError(
-            f"the task has over {MAX_LABELS} labels, the last one {task.labels[-1][:40]!r}; expected class names: "
-            "if the answers are free text, the kind is generation",
+            f"the task has over {most} labels, the last one {task.labels[-1][:40]!r}; expected class names: "
+            f"if the answers are free text, the kind is generation{OR_MORE_LABELS}",
             options=("kind generation",),
         )
 

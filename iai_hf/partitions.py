@@ -74,7 +74,7 @@ def adapt_partition(
     if columns.allow_missing_outputs:
         check_takes_unlabelled(amortizer)
     stream = open_stream(itertools.chain([first], rows), columns)
-    cursor, state = Cursor(stream, chunk_size, None), amortizer.init_state(stream.task(task))
+    cursor, state = Cursor(stream, chunk_size, None), amortizer.init_state(stream.task(task, most=amortizer.max_labels))
     for position, chunk in cursor.chunks(None):  # a single label is no fault here: that is judged where all are merged
         state = amortizer.update(state, chunk).at(position)
     yield pandas.DataFrame({"state": [state.to_bytes()], "examples": [state.header.examples]})

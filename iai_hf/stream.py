@@ -17,14 +17,15 @@ from iai_hf import values
 from iai_hf.delimited import hint
 from iai_hf.errors import DataError, meant
 from iai_hf.header import BEHIND
-from iai_hf.methods import those
+from iai_hf.methods import OR_MORE_LABELS, those
 from iai_hf.readers import beginning
-from iai_hf.task import LABELLED, MAX_LABELS, Chunk, TaskSpec, check_sets, distinct
+from iai_hf.task import LABEL_LIMIT, LABELLED, MAX_LABELS, Chunk, TaskSpec, check_sets, distinct
 
 log = logging.getLogger(__name__)
 MOST_NUMBERED_CLASSES = 20  # more different whole numbers are values, not classes
 NUMBER_SIGNS = re.compile(r"[\s,_'$€£¥%]")  # what people write numbers with
 PEEK = 256  # examples looked at to tell classification from generation
+REPEATED = 0.6  # of the rows, as many different outputs as classes may have at most
 
 
 class Record(NamedTuple):
@@ -199,7 +200,7 @@ class Stream:
         """Chunks of `size` rows (the last may be shorter) of records `start` to `stop`."""
         return map(chunk_of, self.batches(size, start, stop))
 
-    def task(self, given: TaskSpec | None = None, stop: int | None = None) -> TaskSpec:
+    def task(self, given: TaskSpec | None = None, stop: int | None = None, most: int = MAX_LABELS) -> TaskSpec:
         """The task, as far as it is not given: its kind, and the columns of a numeric table.
 
         The kind is classification where the dataset names classes, or where most outputs of the first examples, or of
@@ -209,6 +210,7 @@ class Stream:
 
         Args:
             stop: so many examples are going to be read; None for all.
+            most: labels that a state may have.
 
         Raises:
             DataError: there is no example, or a classification has more labels than a state may hold; a kind is given
@@ -217,7 +219,7 @@ class Stream:
         columns = self.columns
         self._check_separator()
         if given is not None:
-            self.check_labels(given, stop)
+            self.check_labels(given, stop, most)
             check_sets(given, (record.output for record in itertools.islice(self.records(), 1)))
             if columns.numbers is None:
                 return given
@@ -228,7 +230,7 @@ class Stream:
         counts = Counter(record.output for record in first if record.output is not None)
         if any(isinstance(output, tuple) for output in counts):
             task = TaskSpec("multi-label", columns=given.columns if given else names if columns.numbers else ())
-            self.check_labels(task, stop)
+            self.check_labels(task, stop, most)
             return task
         if given is not None:
             return replace(given, columns=names)
@@ -247,13 +249,13 @@ class Stream:
         seen = [(len(counts), counts.total())]
         if outputs is not None and self.length is not None:
             seen.append((len(outputs), self.length if stop is None else min(stop, self.length)))
-        repeated = any(different <= max(2, 0.6 * total) for different, total in seen)
-        if self.class_names or (repeated and seen[-1][0] <= MAX_LABELS):
-            self.check_labels(TaskSpec(), stop)
+        repeated = any(different <= max(2, REPEATED * total) for different, total in seen)
+        if self.class_names or (repeated and seen[-1][0] <= most):
+            self.check_labels(TaskSpec(), stop, most)
             return TaskSpec("classification")
         different, total = seen[-1]
-        over = "over " if different > MAX_LABELS else ""
-        log.info("taken for generation: %s%s different outputs in %s examples", over, min(different, MAX_LABELS), total)
+        over = "over " if different > most else ""
+        log.info("taken for generation: %s%s different outputs in %s examples", over, min(different, most), total)
         return TaskSpec("generation")
 
     def _check_separator(self) -> None:
@@ -270,15 +272,29 @@ class Stream:
                 ascii(next((record.output[0] for record in first if record.output), "")[:60]),
             )
 
-    def check_labels(self, task: TaskSpec, stop: int | None = None) -> None:
-        """Raise DataError where `task` is a classification, and would have more labels than a state may hold."""
+    def check_labels(self, task: TaskSpec, stop: int | None = None, most: int = MAX_LABELS) -> None:
+        """Raise DataError where `task` is a classification, and would have more than `most` labels.
+
+        Where they are more than usual, and nearly as many as rows, that is told: so are the values of an id.
+        """
         outputs = self.outputs_until(stop)
-        if task.kind in LABELLED and outputs is not None and len(outputs.union(task.labels)) > MAX_LABELS:
+        if task.kind not in LABELLED or outputs is None:
+            return
+        if len(outputs.union(task.labels)) > most:
             raise DataError(
-                f"the examples have over {MAX_LABELS} different outputs, more than a classification may have labels: "
+                f"the examples have over {most} different outputs, more than a classification may have labels: "
                 "if they are free text, the kind is generation, for a method that answers it "
-                f"({those(lambda method: 'generation' in method.kinds)}); if they are classes, join or drop rare ones",
+                f"({those(lambda method: 'generation' in method.kinds)}){OR_MORE_LABELS}, or join or drop rare ones",
                 options=("kind generation",),
+            )
+        rows = self.length if stop is None or self.length is None else min(stop, self.length)
+        if rows is not None and len(outputs) > max(MAX_LABELS, REPEATED * rows):
+            log.warning(
+                "the %s rows have %s different outputs, e.g. %s: if most rows have one of their own, as an id, nothing "
+                "can be learned from it, and another column is the output",
+                f"{rows:,}",
+                f"{len(outputs):,}",
+                ascii(min(outputs)[:60]),
             )
 
     def outputs_until(self, stop: int | None = None) -> frozenset[str] | None:
@@ -320,7 +336,7 @@ def scanned(records: Iterable[Record]) -> tuple[int, frozenset[str], str]:
     for record in records:
         length += 1
         total += int.from_bytes(hashlib.blake2b(repr(tuple(record)).encode(), digest_size=16).digest(), "little")
-        if len(outputs) <= MAX_LABELS and record.output is not None:
+        if len(outputs) <= LABEL_LIMIT and record.output is not None:
             outputs.update(distinct([record.output]))
     return length, frozenset(outputs), f"rows:{length}:{total % 2**128:032x}"
 

@@ -21,6 +21,7 @@ LABELLED = ("classification", "multi-label")  # kinds whose answers are labels t
 Tensors: TypeAlias = "Mapping[str, torch.Tensor]"  # of a state, by name
 ABSENT_VALUES = ("nan", "n/a", "<na>", "null")  # as tables write them
 MAX_LABELS = 1000  # bounds the state of a classification task; more are most likely free text
+LABEL_LIMIT = 10_000  # that a setting may allow for
 
 
 @dataclass(frozen=True)

@@ -149,7 +149,11 @@ def adapt(
         records = read_records(test, names, test_split, (*stream.known_as, *(state.header.read if state else ())))
         inputs, outputs = [record.input for record in records], [record.output for record in records]
         curve = Curve(amortizer, inputs, outputs, Path(test).stem, output, allow_unseen_labels=allow_unseen_labels)
-        task = state.task if state is not None else stream.task(task_spec(kind, labels), max_examples)
+        task = (
+            state.task
+            if state is not None
+            else stream.task(task_spec(kind, labels), max_examples, amortizer.max_labels)
+        )
         curve.check(task, stream.outputs_until(max_examples))
         if standing and state is not None:
             curve.resume(state)

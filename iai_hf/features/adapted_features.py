@@ -136,6 +136,9 @@ class AdaptedFeatures(FrozenFeatures[Config]):
             "texts kept in the state": f"{len(Retained.of(part_of(RETAINED, state.tensors))):,}",
         }
 
+    def bytes_a_label(self, task: TaskSpec) -> int:
+        return super().bytes_a_label(task) * (2 if self.config.depth else 1)
+
     def initial(self, task: TaskSpec) -> Tensors:
         floor = super().initial(task)
         if not self.config.depth:

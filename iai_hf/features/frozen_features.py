@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,7 +23,7 @@ from iai_hf.features.heads import TEMPLATES, Head
 from iai_hf.files import ADAPTER_FILE
 from iai_hf.learned import AUTO, Learned
 from iai_hf.posterior import half_life_decay
-from iai_hf.task import Chunk, Kind, Prediction, TaskSpec, Tensors
+from iai_hf.task import LABEL_LIMIT, MAX_LABELS, Chunk, Kind, Prediction, TaskSpec, Tensors
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +45,8 @@ class FrozenFeaturesConfig:
         adapter: learned features: the name of a shipped feature adapter, or a folder; None for the backbone's own;
             "auto" for the shipped one that belongs to the backbone, where there is one. States of before there were
             any have none.
+        max_labels: that a state may have, each of which takes its part of the state (`bytes_a_label`); more are
+            refused, so that an id or free text taken for a label does not fill the memory. May be changed for a state.
         watch: notice where the stream changes (`iai_hf.changes`), and go on from there (`features/watched.py`).
         standardize: give every dimension of a feature a scale of its own (`iai_hf.backbones.standardizing`); "auto"
             does so where two dimensions would drown the others, as in most causal language models.
@@ -59,8 +62,11 @@ class FrozenFeaturesConfig:
     standardize: bool | str = field(default=AUTO, metadata={ABSENT: False})
     projection: Projection = field(default="orthogonal", metadata={ABSENT: "gaussian", **APART})
     watch: bool = field(default=False, metadata={ABSENT: False, **APART})
+    max_labels: int = field(default=MAX_LABELS, metadata={ABSENT: MAX_LABELS, **APART})
 
     def __post_init__(self) -> None:
+        known = 2 <= self.max_labels <= LABEL_LIMIT
+        require(known, f"max_labels is {self.max_labels}; expected 2 to {LABEL_LIMIT}")
         require(self.max_tokens is None or self.max_tokens > 0, f"max_tokens is {self.max_tokens}; expected 1 or more")
         require(self.half_life is None or self.half_life > 0, f"half_life is {self.half_life}; expected 1 or more")
         require(
@@ -81,6 +87,7 @@ class FrozenFeatures(Learned[Config]):
     """Base class: a subclass names its `regime` and makes its head."""
 
     kinds: ClassVar[tuple[Kind, ...]] = ("classification",)
+    answer_settings = ("max_labels",)
     default_backbone = "sentence-transformers/all-MiniLM-L6-v2"
 
     def __init__(self, backbone: Backbone, config: Config | None = None) -> None:
@@ -141,7 +148,17 @@ class FrozenFeatures(Learned[Config]):
         texts = [template.format(verbalize(label)) for template in TEMPLATES for label in labels]
         return self.features(texts)[0].unflatten(0, (len(TEMPLATES), len(labels)))
 
+    def bytes_a_label(self, task: TaskSpec) -> int:
+        """Bytes of a state that each label takes."""
+        head = self.head_of(task)
+        rows = (tensor for name, tensor in head.initial(self.feature_size).items() if name in head.per_class)
+        return sum(math.prod(tensor.shape[1:]) * tensor.itemsize for tensor in rows)
+
     def initial(self, task: TaskSpec) -> Mapping[str, torch.Tensor]:
+        if self.config.max_labels > MAX_LABELS:
+            each = self.bytes_a_label(task)
+            whole = f"{self.config.max_labels:,} of them {self.config.max_labels * each / 1e6:,.1f} MB"
+            log.info("a label takes %s bytes of a state, %s, however many rows there are", f"{each:,}", whole)
         return self._grown(self.head_of(task).initial(self.feature_size), task)
 
     def refine(
