@@ -34,7 +34,9 @@ from iai_hf.card import amortizer_card
 from iai_hf.errors import ConfigError
 from iai_hf.files import check_writable, write_whole
 from iai_hf.learned import Learned
+from iai_hf.terminated import ending, terminable
 from iai_hf.training import train
+from iai_hf.training.checkpoint import CHECKPOINT_FILE, read_progress
 from iai_hf.training.config import TrainingConfig, read_training_config
 from iai_hf.training.curriculum import Curriculum, Sources
 from paper.tasks import family
@@ -69,6 +71,12 @@ def prepare(config: TrainingConfig, sources: Sources) -> tuple[Learned, Curricul
     return kind.curriculum(config, sources)
 
 
+def _written(folder: Path) -> int | None:
+    """When the checkpoint in a folder was written, None where there is none."""
+    path = folder / CHECKPOINT_FILE
+    return path.stat().st_mtime_ns if path.is_file() else None
+
+
 def main() -> None:
     args = arguments()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
@@ -91,16 +99,28 @@ def main() -> None:
         amortizer, curriculum = prepare(config, Sources(args.data_dir, args.cache_dir, accelerator.device, families))
     if args.with_tracking:
         accelerator.init_trackers("iai_hf")
-    progress = train(
-        amortizer,
-        curriculum,
-        config,
-        accelerator,
-        args.output_dir,
-        resume=args.resume_from_checkpoint,
-        progress_bar=not args.quiet,
-        seconds=args.max_train_seconds,
-    )
+    standing = _written(args.output_dir) if not args.resume_from_checkpoint else None
+    try:
+        with terminable():
+            progress = train(
+                amortizer,
+                curriculum,
+                config,
+                accelerator,
+                args.output_dir,
+                resume=args.resume_from_checkpoint,
+                progress_bar=not args.quiet,
+                seconds=args.max_train_seconds,
+            )
+    except KeyboardInterrupt as error:
+        word, status = ending(error)
+        if accelerator.is_main_process:
+            kept = _written(args.output_dir) != standing  # else what stands there is of a run before
+            told = (
+                f"the checkpoint of step {read_progress(args.output_dir).step}, --resume_from_checkpoint goes on there"
+            )
+            print(f"{word}; {args.output_dir} holds {told if kept else 'no checkpoint of this run'}", file=sys.stderr)
+        raise SystemExit(status) from None
     if accelerator.is_main_process:
         curriculum.save(amortizer, args.output_dir)
         record = {

@@ -17,6 +17,7 @@ from iai_hf import processes
 from iai_hf.config import Written
 from iai_hf.data import TEST, TRAIN, Columns
 from iai_hf.errors import ConfigError, DataError, StateError
+from iai_hf.terminated import ending, terminable
 
 if TYPE_CHECKING:
     from iai_hf.data import Record
@@ -180,16 +181,19 @@ def hold_new(context: typer.Context, folder: Path) -> None:
 
 @contextmanager
 def interruptible(output: Path) -> Iterator[None]:
-    """A run that Ctrl-C ends in one line, which says what is kept, and exit status 130."""
+    """A run that Ctrl-C or SIGTERM end in one line, which says what is kept, and exit status 130 or 143."""
     from iai_hf.state import STATE_FILE
 
     try:
-        yield
-    except KeyboardInterrupt:
+        with terminable():
+            yield
+    except KeyboardInterrupt as error:
         kept = (output / STATE_FILE).is_file()
         told = f"{output} holds what was read, --resume goes on with it" if kept else "nothing was read yet"
-        typer.echo(f"interrupted; {told}", err=True)
-        raise typer.Exit(130) from None
+        word, status = ending(error)
+        if processes.first():
+            typer.echo(f"{word}; {told}", err=True)
+        raise typer.Exit(status) from None
 
 
 def state_files(state: Path) -> list[Path]:

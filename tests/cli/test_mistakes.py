@@ -250,7 +250,8 @@ def test_none_is_what_a_person_means_by_it(word, encoder_folder, tmp_path, capsy
     assert (config["half_life"], config["weights"], config["max_tokens"]) == (None, None, 8)
 
 
-def test_an_interrupted_run_keeps_what_it_read(encoder_folder, tmp_path, capsys) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize(("told", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_keeps_what_it_read(encoder_folder, tmp_path, capsys, told, status) -> None:  # type: ignore[no-untyped-def]
     data = write(tmp_path / "long.jsonl", examples(20000))
     options = adapt(encoder_folder, data, tmp_path / "state", "--chunk-size", 4, "--checkpointing-steps", 25)
     command = [sys.executable, "-m", "iai_hf.cli", *map(str, options)]
@@ -266,9 +267,10 @@ def test_an_interrupted_run_keeps_what_it_read(encoder_folder, tmp_path, capsys)
         time.sleep(0.01)
     checkpoint = TaskState.from_pretrained(tmp_path / "state").header.examples
     time.sleep(1.5)
-    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, told)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == status
+    assert ("terminated;" in err) is (told == signal.SIGTERM)
     assert "Traceback" not in err
     assert "--resume" in err
     kept = TaskState.from_pretrained(tmp_path / "state").header

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from conftest import examples
 
 from iai_hf import AutoAmortizer, TaskState
+from iai_hf.training.checkpoint import CHECKPOINT_FILE, read_progress
 
 ROOT = Path(__file__).parents[2]
 
@@ -112,6 +114,23 @@ def test_mixed_precision_leaves_the_heads_in_float32(config: Path, tmp_path: Pat
         heads.append(AutoAmortizer.from_pretrained(tmp_path / precision).head.state_dict())  # type: ignore[attr-defined]
     for name, tensor in heads[0].items():
         torch.testing.assert_close(tensor, heads[1][name])
+
+
+def test_training_that_is_terminated_says_what_it_saved(config: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    shared = ("--config", config, "--data_dir", tmp_path / "tasks", "--output_dir", output, "--quiet")
+    command = [sys.executable, "scripts/train_amortizer.py", *map(str, shared), "--max_train_steps", "1000000"]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, env=environment) as run:
+        assert run.stderr is not None
+        while run.poll() is None and not (output / CHECKPOINT_FILE).is_file():
+            time.sleep(0.02)
+        run.terminate()
+        err = run.stderr.read().decode()
+    assert (run.returncode, "Traceback" in err) == (143, False), err
+    step = read_progress(output).step
+    assert step > 0
+    assert f"terminated; {output} holds the checkpoint of step {step}, --resume_from_checkpoint goes on" in err
 
 
 @pytest.mark.parametrize("depth", ["0", "auto"])
