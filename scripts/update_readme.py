@@ -230,7 +230,7 @@ def results(
         counts = (str(task["labels"]), f"{task['examples']:,}")
         rows.append([name, *counts, *(f"{score:.3f}" for score in scores), f"{task['state_bytes'] / 1000:.0f}"])
     cost, query, memory = figures["throughput"], figures["query"], figures["memory"]
-    safe = harm["rows"]["iterative"]
+    safe, learned = harm["rows"]["iterative"], figures["features"]
     return f"""{curves(records)}
 Read on to 8 times the longest stream of its training, epoch after epoch, `iterative` goes from
 {100 * safe["accuracy_at_horizon"]:.1f}% to {100 * safe["accuracy_at_8_horizons"]:.1f}% in the mean and changes by
@@ -246,7 +246,10 @@ being chosen, so its column is somewhat optimistic; logistic regression's is not
 On the machine of the benchmark, adapting runs at {cost["ratio"]:.2f} of the bare backbone's forward throughput
 ({cost["adapt_tokens_per_second"]:,.0f} tokens a second); 100,000 examples take {memory["ratio"]:.2f} times the peak
 memory of 2,000 and the same {memory["state_bytes_100000"]:,} bytes of state; a query of twenty words costs
-{query["iterative_ratio"]:.2f} times the backbone's bare forward pass. With {query["in_context_demonstrations"]}
+{query["iterative_ratio"]:.2f} times the backbone's bare forward pass. With the feature adapter a chunk costs
+{learned["adapter_ratio_of_a_chunk"]:.3f} times what it does without, a query
+{learned["adapter_ratio_of_a_query"]:.3f} times, and a chunk of unlabelled rows
+{learned["unlabelled_ratio_of_a_chunk"]:.2f} times a labelled one. With {query["in_context_demonstrations"]}
 demonstrations, `in-context` answers {query["in_context_speedup"]:.0f} times faster than by reading the prompt again for
 each query.
 {words(answered, figures["language_model"], sizes)}"""

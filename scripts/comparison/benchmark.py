@@ -3,8 +3,8 @@
     python scripts/comparison/benchmark.py --tasks TASKS --json
     python scripts/comparison/benchmark.py --parts query,start --output scripts/results/benchmark.json
 
-Parts (--parts): throughput, memory, query, language_model, start, accuracy. With --output a part is written as soon as
-it is measured, and those that are in the file already stay. `accuracy` wants --tasks, a folder of tasks with
+Parts (--parts): throughput, memory, query, features, language_model, start, accuracy. With --output a part is written
+as soon as it is measured, and those that are in the file already stay. `accuracy` wants --tasks, a folder of tasks with
 train.jsonl and test.jsonl each, and takes ten minutes with the long posts of 20 Newsgroups; the rest takes five.
 """
 
@@ -195,6 +195,40 @@ def query_cost(data: Path) -> dict[str, float]:
     }
 
 
+def feature_costs(data: Path) -> dict[str, float]:
+    """Ratios of `iterative` with its feature adapter to that without, and of unlabelled rows to labelled ones.
+
+    Of the processor's time, for a chunk of 64 texts of twenty words and for queries one by one, of states behind 64.
+    """
+    inputs, outputs = read(data / "reuters-r8-train.jsonl")
+    texts, labels = [" ".join(text.split()[:20]) for text in inputs[::27][:168]], outputs[::27][:168]
+    task = TaskSpec("classification", tuple(sorted(set(outputs))))
+    first, second = (Chunk(tuple(texts[part]), tuple(labels[part])) for part in (slice(64), slice(64, 128)))
+    unlabelled, queries = Chunk((), (), second.inputs), texts[128:]
+    backbone = load_backbone(ENCODER)
+    own, other = (
+        AutoAmortizer.from_pretrained("iterative", backbone=backbone, config=config)
+        for config in ({}, {"adapter": None})
+    )
+    state, plain_state = (amortizer.update(amortizer.init_state(task), first) for amortizer in (own, other))
+    time_in_turns = partial(interleaved, rounds=10 * ROUNDS, clock=time.process_time)
+    reading = partial(own.update, state, second)
+    with_adapter, without = time_in_turns(reading, partial(other.update, plain_state, second))
+    rows_without, rows_with = time_in_turns(partial(own.update, state, unlabelled), reading)
+    turns = [
+        time_in_turns(partial(own.predict, state, [query]), partial(other.predict, plain_state, [query]))
+        for query in queries
+    ]
+    adapted, plain = (sum(seconds) for seconds in zip(*turns, strict=True))
+    return {
+        "chunk_ms": 1000 * with_adapter,
+        "adapter_ratio_of_a_chunk": with_adapter / without,
+        "query_ms": 1000 * adapted / len(queries),
+        "adapter_ratio_of_a_query": adapted / plain,
+        "unlabelled_ratio_of_a_chunk": rows_without / rows_with,
+    }
+
+
 def language_model(data: Path) -> dict[str, Any]:
     """`lm-state`: reading a chunk against the model's plain forward pass, and a query against a zero-shot one.
 
@@ -310,7 +344,7 @@ def main() -> None:
     parser = lab.parser(__doc__)
     parser.add_argument("--data", type=Path, default=Path("demo/data"), help="where the long texts are laid out")
     parser.add_argument("--tasks", type=Path, help="folder of text tasks")
-    parser.add_argument("--parts", default="throughput,memory,query,language_model,start,accuracy")
+    parser.add_argument("--parts", default="throughput,memory,query,features,language_model,start,accuracy")
     parser.add_argument("--output", type=Path, help="JSON file to which the parts are written")
     parser.add_argument("--json", action="store_true", help="print JSON on standard output")
     arguments = parser.parse_args()
@@ -320,6 +354,7 @@ def main() -> None:
         "throughput": lambda: throughput(data),
         "memory": lambda: memory(data),
         "query": lambda: query_cost(data),
+        "features": lambda: feature_costs(data),
         "language_model": lambda: language_model(data),
         "start": start,
         "accuracy": lambda: accuracy(data, arguments.tasks),
