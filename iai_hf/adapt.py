@@ -204,8 +204,8 @@ def adapt(
             if len(known) > 1:
                 raise DataError(
                     f"the first {position.examples:,} examples have the one label {state.task.labels[0]!r}, others "
-                    f"come behind ({', '.join(sorted(known.difference(state.task.labels))[:3])}, ...): the data are "
-                    "sorted by label, so shuffle them, or read more",
+                    f"come behind ({', '.join(sorted(known.difference(state.task.labels))[:3])}, ...): read more, or "
+                    "shuffle data that are sorted by label",
                     options=("shuffle_seed", "max_examples"),
                 )
             raise DataError(

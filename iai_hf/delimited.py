@@ -16,6 +16,7 @@ from typing import Any, TextIO
 from iai_hf.errors import DataError
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+WORDS = 4  # more are hardly a column's name
 NO_QUOTES = "if the quotation marks are part of the texts, say so: Columns(quotes=False)"
 
 
@@ -68,7 +69,11 @@ def read_delimited(path: Path, quotes: bool | None = None) -> Iterator[tuple[str
 
 
 def hint(names: Sequence[Any], delimiter: str | None = None) -> str:
-    """What to try where a table's only column looks like several that are separated otherwise; empty if it doesn't."""
+    """What to try where columns' names look like several that are separated otherwise, or like a row; else empty."""
+    if names and str(names[0]).lstrip().startswith("{"):
+        return " (the first line is JSON: name the file .jsonl)"
+    if any(len(str(name).split()) > WORDS for name in names):
+        return " (the first line looks like a row: is the line with the columns' names missing?)"
     if len(names) != 1:
         return ""
     found = [mark for mark in SEPARATORS if mark != delimiter and mark in str(names[0])]

@@ -103,7 +103,8 @@ def check_labels(labels: Sequence[str], outputs: Sequence[Any]) -> None:
     if rows:
         first = next(label for label in distinct([outputs[rows[0]]]) if label not in known)
         near = next((label for label in labels if values.folded(label) == values.folded(first)), None)
-        similar = "" if near is None else f" (it knows {near!a}, and this is {first!a})"
+        shown = ", ".join(map(ascii, labels[:5])) + (", ..." if len(labels) > 5 else "")
+        similar = f" (it knows {shown})" if near is None else f" (it knows {near!a}, and this is {first!a})"
         raise DataError(
             f"{len(rows)} of {len(outputs)} examples have labels that the state has not seen, first "
             f"{first!r} in example {rows[0]}{similar}: adapt on examples of it, or count them as errors",

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from iai_hf import hub
-from iai_hf.delimited import read_delimited
-from iai_hf.errors import DataError
+from iai_hf.delimited import SEPARATORS, read_delimited
+from iai_hf.errors import DataError, meant
 
 Row = tuple[str, dict[str, Any]]  # where it is, and its columns
 BLOCK = 256  # rows that are read before they are given out
+PACKED = {b"\x1f\x8b": "packed by gzip", b"PK": "a ZIP archive or a spreadsheet", b"BZ": "packed by bzip2"}
 SUFFIXES = {
     ".jsonl": "jsonl",
     ".json": "jsonl",
@@ -47,7 +48,8 @@ def check_file(path: Path) -> None:
             "(what save_to_disk wrote, datasets.load_from_disk reads)"
         )
     if not path.exists():
-        raise DataError(f"no file at {path}; expected a {', '.join(SUFFIXES)} file")
+        beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise DataError(f"no file at {path}; expected a {', '.join(SUFFIXES)} file{meant(path.name, beside)}")
     if path.suffix.lower() not in SUFFIXES:
         packed = "unpack it first; " if path.suffix.lower() in (".gz", ".zip", ".bz2", ".xz", ".zst") else ""
         raise DataError(f"{path} has suffix {path.suffix!r}; {packed}expected one of {', '.join(SUFFIXES)}")
@@ -174,9 +176,14 @@ def read_file(path: Path, quotes: bool | None = None) -> Iterator[tuple[str, dic
         else:
             yield from {"jsonl": _read_jsonl, "parquet": _read_parquet}[kind](path)
     except UnicodeDecodeError as error:
-        wide = _beginning(path) in (b"\xff\xfe", b"\xfe\xff")
-        what = "UTF-16" if wide else f"{error.reason} at byte {error.start}"
-        raise DataError(f"{path} is not UTF-8 text ({what}); convert it first") from error
+        start = _beginning(path)
+        if start in PACKED:
+            raise DataError(f"{path} is {PACKED[start]}, whatever its name says; unpack it first") from error
+        what = "UTF-16" if start in (b"\xff\xfe", b"\xfe\xff") else f"{error.reason} at byte {error.start}"
+        code = "UTF-16" if what == "UTF-16" else "LATIN1"
+        raise DataError(
+            f"{path} is not UTF-8 text ({what}); convert it first, e.g. iconv -f {code} -t UTF-8 FILE > NEW"
+        ) from error
     except OSError as error:
         raise DataError(f"can't read {path}: {error.strerror or error}") from error
 
@@ -211,7 +218,9 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             except (ValueError, RecursionError) as error:
                 if first and line.strip() in ("[", "{"):
                     raise DataError(f"{path} is {_whole(line)}") from error
-                raise DataError(f"{place} is no JSON ({error}); expected one object a line") from error
+                table = first and "{" not in line and any(mark in line for mark in SEPARATORS)
+                other = "; the file looks like a table: name it .csv or .tsv" if table else ""
+                raise DataError(f"{place} is no JSON ({error}); expected one object a line{other}") from error
             if not isinstance(row, dict):
                 if first and isinstance(row, list):
                     raise DataError(f"{path} is {_whole(line)}")

@@ -17,6 +17,7 @@ from iai_hf.errors import DataError, StateError
 from iai_hf.evaluation_file import read_evaluation
 from iai_hf.files import CONFIG_FILE, STATE_FILE, check_own, write_together
 from iai_hf.header import FORMAT_VERSION, StateHeader, StreamPosition
+from iai_hf.methods import methods
 from iai_hf.task import LABELLED, Prediction, TaskSpec
 
 if TYPE_CHECKING:
@@ -181,8 +182,9 @@ class TaskState:
             path = hub.fetch(str(directory), **downloading)
         path = path / STATE_FILE if path.is_dir() else path
         if not path.is_file():
+            method = "; that is a method, of which a state is to be made first" if str(directory) in methods() else ""
             raise StateError(
-                f"no task state at {directory}: expected a folder with {STATE_FILE}, as `iai adapt` writes"
+                f"no task state at {directory}: expected a folder with {STATE_FILE}, as `iai adapt` writes{method}"
             )
         try:
             content = path.read_bytes()  # at once: a run that is under way may replace the file at any moment

@@ -253,6 +253,16 @@ class Stream:
         if self.class_names or (repeated and seen[-1][0] <= most):
             self.check_labels(TaskSpec(), stop, most)
             return TaskSpec("classification")
+        inputs = Counter(record.input for record in first)
+        if len(inputs) > 1 and 2 * len(inputs) <= len(first):
+            log.warning(
+                "%r has %s different texts in %s rows, as labels do, and %r hardly one twice; are the two columns the "
+                "wrong way round?",
+                columns.input,
+                len(inputs),
+                len(first),
+                columns.output,
+            )
         different, total = seen[-1]
         over = "over " if different > most else ""
         log.info("taken for generation: %s%s different outputs in %s examples", over, min(different, most), total)
@@ -357,10 +367,14 @@ def check_columns(place: str, found: Collection[Any], wanted: Iterable[str]) -> 
     for name in wanted:
         if name not in found:
             raise DataError(
-                f"{place} has no column {name!r}; found {sorted(map(str, found))}{hint(list(found))}: "
+                f"{place} has no column {name!r}; found {_few(found)}{hint(list(found))}: "
                 f"name the right ones{meant(name, map(str, found))}",
                 options=("input_column", "output_column", "target"),
             )
+
+
+def _few(names: Collection[Any]) -> list[str]:
+    return [name if len(name) <= 40 else f"{name[:37]}..." for name in sorted(map(str, names))]
 
 
 def _number(value: Any, place: str) -> float:

@@ -81,8 +81,8 @@ def warn_of_alike(known: tuple[str, ...], new: tuple[str, ...]) -> None:
         near = seen.setdefault(values.folded(label), label)
         if near != label:
             log.warning(
-                "the labels %s and %s are different classes, though they differ only in case, spaces or Unicode form; "
-                "make them one in the data if they are the same",
+                "the labels %s and %s are different classes, though they differ only in case, spaces or Unicode form, "
+                "or in how a number is written; make them one in the data if they are the same",
                 ascii(near[:60]),
                 ascii(label[:60]),
             )

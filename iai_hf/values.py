@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence, Set
@@ -259,8 +260,9 @@ def unlabelled(value: Any, names: Sequence[str] = ()) -> bool:
 
 
 def folded(label: str) -> str:
-    """A label without what people overlook: case, outer and doubled spaces, and the Unicode form."""
-    return " ".join(unicodedata.normalize("NFC", unicodedata.normalize("NFC", label).casefold()).split())
+    """A label without what people overlook: case, spaces, the Unicode form, and the ".0" of a whole number."""
+    plain = " ".join(unicodedata.normalize("NFC", unicodedata.normalize("NFC", label).casefold()).split())
+    return re.sub(r"^(-?\d+)\.0+$", r"\1", plain)
 
 
 def _require_columns(found: Sequence[Any], wanted: Sequence[str], place: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from iai_hf import hub
-from iai_hf.errors import BackboneError
+from iai_hf.errors import BackboneError, meant
 from iai_hf.files import beside
 from iai_hf.threads import alone
 
@@ -97,7 +97,8 @@ def resolve(
         other = "; where that commit is gone, name another revision or a copy of the backbone" if pinned else ""
         raise BackboneError(
             f"backbone {name!r}{pinned} is no folder here and can't be had from the Hub "
-            f"({hub.reason(error, token)}); check the id, your access and the network{other}{hint}",
+            f"({hub.reason(error, token)}); check the id, your access and the network{other}{hint}"
+            + meant(name.split("/")[-1], [name.split("/")[-1] for name in PACKAGED]),
             options=("revision", "backbone") if pinned else (),
         ) from error
 
