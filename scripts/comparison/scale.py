@@ -340,7 +340,7 @@ def plot(records: list[lab.Record], path: Path) -> None:
             if points:
                 panel.plot(*zip(*points, strict=True), marker="o", label=row, color=f"C{number}")
         panel.set(xscale="log", yscale="linear" if key == "accuracy" else "log", xlabel="rows", title=title)
-    panels[0].legend(fontsize=7)
+    panels[2].legend(*panels[0].get_legend_handles_labels(), fontsize=7, loc="lower right")  # where no line is
     figure.suptitle(f"{classes:,} classes")
     figure.tight_layout()
     figure.savefig(path, dpi=110)

@@ -41,7 +41,7 @@ def test_as_many_labels_as_are_allowed(method: str, encoder: Backbone, tmp_path:
     assert (state.task.kind, len(state.task.labels), state.header.examples) == ("classification", LABELS, 2 * LABELS)
 
     none = amortizer.init_state(TaskSpec("classification"))
-    kept = ("features", "targets", "calibration.")  # examples, however many labels there are
+    kept = ("features", "targets", "calibration.", "converged.")  # examples, however many labels there are
     head = sum(tensor.nbytes for name, tensor in state.tensors.items() if not name.startswith(kept))
     told = amortizer.bytes_a_label(state.task)  # type: ignore[attr-defined]
     assert head == none.nbytes + LABELS * told
