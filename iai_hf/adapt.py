@@ -150,7 +150,7 @@ def adapt(
                         stream.file,
                     )
                 state = state.behind_its_stream()
-        if stream.content is not None:
+        if stream.content is not None and stream.file is not None:  # lists leave no more behind than what they yield
             state = state.having_read(stream.content)
         stop = None if max_examples is None else whole.ahead + max_examples
         reading = cursor.chunks(stop)
@@ -159,7 +159,9 @@ def adapt(
         at = cursor.position.examples
         if stop is not None and at > stop:
             log.warning(
-                "the state has read %s rows of this stream, max_examples asks for %s: nothing is read", f"{at:,}", stop
+                "the state has read %s rows of this stream, max_examples asks for %s: nothing is read",
+                f"{at - whole.ahead:,}",
+                max_examples,
             )
             stop = at
         length = None if whole.length is None else whole.ahead + whole.length

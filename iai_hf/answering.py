@@ -2,7 +2,8 @@
 
 At least the share `coverage` of the sets holds the right label, and at most the share `abstain` of the texts gets None,
 where examples and queries are exchangeable, as if drawn from one source in no order. Of texts of another kind nothing
-is promised; they are the ones that None is for. A text that gets None has no set, which counts as one of all labels.
+is promised; they are the ones that None is for. A text that gets None has no set: read as "any
+label" it keeps the promise; `coverage` in an evaluation is that of the sets that were given.
 """
 
 from __future__ import annotations

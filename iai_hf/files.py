@@ -74,6 +74,8 @@ def check_own(path: Path, keys: Iterable[str], what: str, absent: Iterable[str] 
     Raises:
         StateError: it is another program's file, or of another use.
     """
+    if is_stream(path):
+        return
     try:
         found = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import tempfile
@@ -209,6 +210,13 @@ def of_cache(folder: Path | str) -> tuple[str, str] | None:
     """Id and commit of the repository whose snapshot in a cache of the Hub's a folder is; None of other folders."""
     found = CACHED.search(Path(folder).as_posix())
     return (f"{found[1]}/{found[2]}", found[3]) if found else None
+
+
+def in_cache(folder: Path | str) -> bool:
+    """Whether a folder is in the cache that is in use, where its id and commit find it again."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(folder).is_relative_to(os.path.abspath(HF_HUB_CACHE))
 
 
 def is_folder(name: str) -> bool:

@@ -16,6 +16,7 @@ from collections.abc import Hashable, Iterable
 
 MOST = math.log(1e-6)  # of the probability that a look at a random order has so few runs
 SHARE = 0.5  # of the runs that are expected: what has more is mixed well enough
+MANY = 100  # runs: half of those expected are then 7 standard deviations too few, and counting orders would take long
 LOOKS = 1.25  # by how much the examples have grown at the next look
 
 
@@ -38,7 +39,9 @@ class LabelOrder:
         if total < self._next:
             return False
         self._next = LOOKS * total
-        return self.runs <= SHARE * self.expected and log_probability(self.counts.values(), self.runs) < MOST
+        if self.runs > SHARE * self.expected:
+            return False
+        return self.runs > MANY or log_probability(self.counts.values(), self.runs) < MOST
 
     @property
     def expected(self) -> float:

@@ -39,6 +39,14 @@ def is_file(name: str) -> bool:
     return not colon and Path(name).suffix.lower() in SUFFIXES and not hub.is_repository_id(identifier)
 
 
+def _names(folder: Path, most: int = 1000) -> list[str]:
+    """Of some files in a folder; none where it is not there, or may not be listed."""
+    try:
+        return [entry.name for entry in itertools.islice(folder.iterdir(), most)]
+    except OSError:
+        return []
+
+
 def check_file(path: Path) -> None:
     """Raise DataError where there is no file that `read_file` can read."""
     if path.is_dir():
@@ -48,7 +56,7 @@ def check_file(path: Path) -> None:
             "(what save_to_disk wrote, datasets.load_from_disk reads)"
         )
     if not path.exists():
-        beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        beside = _names(path.parent)
         raise DataError(f"no file at {path}; expected a {', '.join(SUFFIXES)} file{meant(path.name, beside)}")
     if path.suffix.lower() not in SUFFIXES:
         packed = "unpack it first; " if path.suffix.lower() in (".gz", ".zip", ".bz2", ".xz", ".zst") else ""

@@ -2,7 +2,7 @@
 
     iai export words --peft words-lora
     pip install llama-cpp-python
-    python llama.cpp/convert_hf_to_gguf.py MODEL --outfile model.gguf
+    python llama.cpp/convert_hf_to_gguf.py MODEL --outfile model.gguf --outtype f32
     python llama.cpp/convert_lora_to_gguf.py words-lora --base MODEL --outfile words.gguf
     python scripts/answer_with_llama_cpp.py --model model.gguf --adapter words.gguf --folder words-lora "a text"
 

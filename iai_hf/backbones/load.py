@@ -70,7 +70,7 @@ def load_backbone(
     )
     if found.folder == Path(name):  # of a folder, where it is: a relative name would be another's elsewhere
         name = os.path.abspath(name)
-        if (cached := hub.of_cache(name)) is not None:
+        if (cached := hub.of_cache(name)) is not None and hub.in_cache(name):
             name, commit = cached
             found = weights.Found(found.folder, commit, f"the Hub, commit {commit[:8]}")
     pipeline, folder = read_pipeline(found.folder) or (None, found.folder)

@@ -60,7 +60,7 @@ class IterativeConfig(AdaptedFeaturesConfig):
 
     signal: Signal = "both"
     calibration_examples: int = field(default=MOST, metadata=SAMPLE)
-    converged_examples: int = field(default=1024, metadata=SAMPLE)
+    converged_examples: int = field(default=1000, metadata=SAMPLE)
 
     def __post_init__(self) -> None:
         super().__post_init__()

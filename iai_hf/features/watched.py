@@ -114,7 +114,7 @@ class WatchedFeatures(EditableFeatures[Config]):
                 read, followed, anew = self._followed(read, task, features[part], targets[part], examples + done)
                 done, begun, parts = done + followed, begun or anew, parts + 1
             if parts > 1 and not begun:  # the head reads a chunk whole, as one that is not watched does
-                read = {**read, **self.absorbed(part_of("", tensors), task, features, targets)}
+                read = {**_beside(read), **self.absorbed(part_of("", tensors), task, features, targets)}
         return read, {"texts_cut": cut} if self.config.max_tokens else {}
 
     def _followed(
@@ -136,7 +136,7 @@ class WatchedFeatures(EditableFeatures[Config]):
             last = alarms["meaning"] if "meaning" in alarms else min(alarms.values())
             if last.place + 1 < len(targets):
                 return self._followed(tensors, task, features[: last.place + 1], targets[: last.place + 1], seen)
-        read: Tensors = {**tensors, **self.absorbed(plain, task, features, targets)}
+        read: Tensors = {**_beside(tensors), **self.absorbed(plain, task, features, targets)}
         if asked is not None:
             read = self._learned(read, asked, targets, known, len(task.labels))
         for label in watch.newcomers(before):
@@ -347,6 +347,11 @@ def changed(tensors: Tensors) -> bool:
 
 def _without_own(tensors: Tensors) -> Tensors:
     return {name: tensor for name, tensor in tensors.items() if not name.startswith(OWN)}
+
+
+def _beside(tensors: Tensors) -> Tensors:
+    """Those that are not the head's own, which may have fewer after another chunk."""
+    return {name: tensor for name, tensor in tensors.items() if "." in name}
 
 
 def _widened(tensor: torch.Tensor, size: int, value: float = 0.0) -> torch.Tensor:

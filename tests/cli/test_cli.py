@@ -418,9 +418,10 @@ def test_answers_with_a_stated_error_are_written_and_counted(encoder_folder, dat
     assert figures["answered"] == sum(row["prediction"] is not None for row in rows) / 20
     given = [row["prediction"] == answer for row, answer in zip(rows, right, strict=True) if row["prediction"]]
     assert figures["accuracy_of_answered"] == pytest.approx(sum(given) / len(given))
-    held = [answer in row["set"] for row, answer in zip(rows, right, strict=True)]
-    assert figures["coverage"] == pytest.approx(sum(held) / 20)
-    assert figures["labels_a_set"] == pytest.approx(sum(len(row["set"]) for row in rows) / 20)
+    assert all((row["set"] is None) == (row["prediction"] is None) for row in rows)
+    sets = [(row["set"], answer) for row, answer in zip(rows, right, strict=True) if row["set"] is not None]
+    assert figures["coverage"] == pytest.approx(sum(answer in labels for labels, answer in sets) / len(sets))
+    assert figures["labels_a_set"] == pytest.approx(sum(len(labels) for labels, _ in sets) / len(sets))
     _, text, _ = iai(capsys, "evaluate", state, "--data", test_data, "--quiet", "--json")
     assert json.loads(text) == {key: figures[key] for key in json.loads(text)}
     before = out.read_bytes()

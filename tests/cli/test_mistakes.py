@@ -194,7 +194,11 @@ def test_a_hyphen_is_standard_output(root, tmp_path, monkeypatch) -> None:  # ty
         data = root / ("train.jsonl" if command[0] == "audit" else "test.jsonl")
         options = (*command, "--data", data, "--output", "-", "--quiet")
         found = subprocess.run(
-            [sys.executable, "-m", "iai_hf.cli", *map(str, options)], check=True, capture_output=True, text=True
+            [sys.executable, "-m", "iai_hf.cli", *map(str, options)],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=120,
         )
         lines = found.stdout.strip().splitlines() if command[0] != "evaluate" else [found.stdout]
         assert all(isinstance(json.loads(line), dict) for line in lines), found.stdout

@@ -223,5 +223,5 @@ def test_a_state_of_77_labels_is_at_most_a_megabyte(encoder: Backbone) -> None:
     sample = Compact.read([str(number) for number in range(2000)], features, torch.arange(2000) % labels)
     limit = amortizer.limit(Compact)
     tensors = {**head, **sample.joined([], limit).tensors}
-    assert limit == 1024
+    assert limit == 1000
     assert sum(tensor.nbytes for tensor in tensors.values()) <= 2**20

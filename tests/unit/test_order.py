@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+import time
 
 import pytest
 from conftest import examples
@@ -54,6 +55,13 @@ def test_one_label_after_the_other_is_told_soon_after_the_second(classes: int, c
     assert 64 < (noticed(labels, chunk) or 0) <= 128
     grouped = [label for _ in range(40) for label in (0, 1) for _ in range(8)]
     assert (noticed(grouped, chunk) or math.inf) <= 128
+
+
+def test_what_is_sorted_behind_much_that_is_mixed_is_told_at_once() -> None:
+    mixed = [random.Random(0).randrange(20) for _ in range(20_000)]
+    began = time.process_time()
+    assert noticed(mixed + [label for label in range(20) for _ in range(4000)], 64)
+    assert time.process_time() - began < 2
 
 
 def test_a_few_of_a_rare_label_beside_one_another_are_nothing() -> None:

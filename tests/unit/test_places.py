@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
+import huggingface_hub.constants
 import pytest
 import torch
 from conftest import examples
@@ -82,8 +83,11 @@ def test_a_cached_repository_is_named_by_id_and_commit(encoder: Backbone, mine: 
         AutoAmortizer.for_state(TaskState(state.tensors, older), encoder)
 
 
-def test_a_cached_backbone_is_named_by_id_and_commit_on_cards_too(encoder_folder: Path, tmp_path: Path) -> None:
+def test_a_cached_backbone_is_named_by_id_and_commit_on_cards_too(
+    encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     commit = "cd" * 20
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     snapshot = tmp_path / "hub" / "models--someone--tiny" / "snapshots" / commit
     shutil.copytree(encoder_folder, snapshot)
     amortizer = AutoAmortizer.from_pretrained("iterative", backbone=str(snapshot))
@@ -93,6 +97,14 @@ def test_a_cached_backbone_is_named_by_id_and_commit_on_cards_too(encoder_folder
     for name in (str(tmp_path), "C:\\models\\tiny", "./tiny", "~/models/tiny"):
         header = dataclasses.replace(state.header, backbone=name)
         assert "base_model" not in state_card(header, state.nbytes, "someone/films")
+
+
+def test_a_backbone_of_another_cache_is_found_again_where_it_is(encoder_folder: Path, tmp_path: Path) -> None:
+    snapshot = tmp_path / "elsewhere" / "models--someone--tiny" / "snapshots" / ("cd" * 20)
+    shutil.copytree(encoder_folder, snapshot)
+    amortizer = AutoAmortizer.from_pretrained("iterative", backbone=str(snapshot))
+    state = amortizer.adapt(examples(30), progress=False)
+    assert AutoAmortizer.for_state(state).backbone.name == str(snapshot)
 
 
 def test_a_relative_folder_is_no_strangers_repository(

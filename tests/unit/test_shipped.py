@@ -43,7 +43,7 @@ def test_they_know_all_settings_that_they_depend_on() -> None:
 
 def test_settings_that_weights_do_not_depend_on_are_marked_where_they_stand() -> None:
     free = {"max_tokens", "weights", "budget", "half_life", "calibrate", "max_new_tokens", "passes", "adapter"}
-    free |= {"projection", "scale_steps", "watch", "calibration_examples", "converged_examples"}
+    free |= {"projection", "scale_steps", "watch", "calibration_examples", "max_labels", "converged_examples"}
     for method in methods():
         kind = amortizer_class(method)
         if issubclass(kind, Learned):

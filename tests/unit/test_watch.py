@@ -206,6 +206,21 @@ def test_until_something_changes_a_watched_state_is_as_one_that_is_not(method: s
     assert torch.equal(log_probs(watched.predict(state, queries)), log_probs(plain.predict(other, queries)))
 
 
+@pytest.mark.parametrize("sizes", [(4, 36, 3), (65, 3)])
+def test_chunks_of_a_few_between_larger_ones_are_read_by_a_watched_state_as_by_another(
+    sizes: tuple[int, ...], encoder: Backbone
+) -> None:
+    watched, plain = made("iterative", encoder), made("iterative", encoder, watch=False)
+    rows, state, other = examples(sum(sizes)), None, None
+    for size in sizes:
+        part, rows = rows[:size], rows[size:]
+        state, other = read(watched, part, state, size=size), read(plain, part, other, size=size)
+    assert state is not None
+    assert other is not None
+    assert ("recent" in state.tensors) == ("recent" in other.tensors)
+    assert all(torch.equal(state.tensors[name], tensor) for name, tensor in unwatched(other).items())
+
+
 @pytest.mark.parametrize("size", [300, 512])
 def test_a_large_chunk_is_read_by_a_watched_state_as_by_one_that_is_not(size: int, encoder: Backbone) -> None:
     watched, plain = made("iterative", encoder), made("iterative", encoder, watch=False)

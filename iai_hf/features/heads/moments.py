@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 
 from iai_hf.posterior import solve
@@ -55,22 +56,24 @@ def class_sums(features: torch.Tensor, targets: torch.Tensor, classes: int) -> t
 
 def pack(matrix: torch.Tensor) -> torch.Tensor:
     """Lower triangle, row by row, of a symmetric matrix `[s, s]`."""
-    return matrix.flatten().index_select(0, _triangle(len(matrix), matrix.device)[0])
+    return matrix.flatten().index_select(0, torch.from_numpy(_triangle(len(matrix))[0]).to(matrix.device))
 
 
 def unpack(triangle: torch.Tensor, size: int) -> torch.Tensor:
     """The symmetric matrix `[size, size]` of a packed triangle."""
-    return triangle.index_select(0, _triangle(size, triangle.device)[1]).view(size, size)
+    return triangle.index_select(0, torch.from_numpy(_triangle(size)[1]).to(triangle.device)).view(size, size)
 
 
 @lru_cache(maxsize=8)
-def _triangle(size: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where a matrix, flat, has its lower triangle, and where a packed triangle has the matrix."""
-    with torch.inference_mode(False):  # else gradients could not pass
-        rows, columns = torch.tril_indices(size, size, device=device)
-        matrix = torch.zeros(size, size, dtype=torch.long, device=device)
-        matrix[rows, columns] = matrix[columns, rows] = torch.arange(len(rows), device=device)
-        return size * rows + columns, matrix.flatten()
+def _triangle(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where a matrix, flat, has its lower triangle, and where a packed triangle has the matrix.
+
+    Arrays, since a tensor that is made where nothing is differentiated can't be kept for where something is.
+    """
+    rows, columns = np.tril_indices(size)
+    matrix = np.zeros((size, size), dtype=np.int64)
+    matrix[rows, columns] = matrix[columns, rows] = np.arange(len(rows))
+    return size * rows + columns, matrix.flatten()
 
 
 def class_coverage(counts: torch.Tensor, present: torch.Tensor, chunk: float) -> torch.Tensor:
