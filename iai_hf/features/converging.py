@@ -37,7 +37,8 @@ class Converging(ScoresSample[Config]):
         config = self.config
         stands = config.half_life is None and not config.watch and not getattr(config, "depth", 0)
         many = task.kind == "classification" and len(task.labels) >= FEWEST_CLASSES
-        return Compact if stands and many and self._examples else super().kind(task)
+        kept = super().kind(task)  # from the first example on, else what is kept would not be drawn from all
+        return Compact if stands and many and self._examples and kept is not None else kept
 
     def limit(self, kind: type[Sample]) -> int:
         return max(self._examples, super().limit(kind)) if kind is Compact else super().limit(kind)

@@ -55,7 +55,8 @@ class IterativeConfig(AdaptedFeaturesConfig):
         calibration_examples: features of so many examples are kept, so that answers can come with a stated error.
             States of before there was any have 0.
         converged_examples: once many labels are known so many are kept instead, in 8 bits, to which regression is
-            fitted that answers beside the stream's linear map. States of before there was any have 0.
+            fitted that answers beside the stream's linear map; where calibration_examples is 0 none are. States of
+            before there was any have 0.
     """
 
     signal: Signal = "both"

@@ -216,6 +216,11 @@ def test_states_without_it_answer_as_they_did(encoder: Backbone) -> None:
         made(encoder, converged_examples=-1)
 
 
+def test_without_a_sample_from_the_start_nothing_is_kept_for_regression(encoder: Backbone) -> None:
+    amortizer = made(encoder, calibration_examples=0)
+    assert sample_of(amortizer.adapt(ROWS, chunk_size=16, progress=False).tensors) is None
+
+
 def test_a_state_of_77_labels_is_at_most_a_megabyte(encoder: Backbone) -> None:
     size, labels, amortizer = 384, 77, made(encoder)
     head = amortizer.head.grow(amortizer.head.initial(size), torch.randn(4, labels, size))
