@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +13,11 @@ from iai_hf import values
 from iai_hf.errors import DataError, meant
 from iai_hf.layout import laid_out
 from iai_hf.readers import Content, class_names, is_file, load_hub_dataset, read_file
-from iai_hf.stream import PEEK, Columns, Record, Stream, check_columns, scanned
+from iai_hf.scan import Scan
+from iai_hf.stream import PEEK, Columns, Record, Stream, check_columns
 from iai_hf.task import LABEL_LIMIT, distinct
 
+log = logging.getLogger(__name__)
 __all__ = ["TEST", "TRAIN", "Columns", "Record", "Stream", "open_stream"]
 TRAIN, TEST = "train", "test"  # splits that are read by default: to learn from, to answer or to measure
 
@@ -91,13 +94,20 @@ def _from_file(path: Path, columns: Columns, shuffle_seed: int | None) -> Stream
         return replace(_scanned(stream), file=path)
     layout = laid_out(stream, path)
     stands, shuffled = (_from_dataset(layout, content.fingerprint, columns, seed) for seed in (None, shuffle_seed))
-    return replace(shuffled, file=path, content=scanned(stands.records())[2])
+    return replace(shuffled, file=path, content=_scan(stands).content)
+
+
+def _scan(stream: Stream) -> Scan:
+    scan = Scan.of(stream.records())
+    if scan.repeats:
+        log.warning("%s", scan)
+    return scan
 
 
 def _scanned(stream: Stream) -> Stream:
     """The stream after one pass over it, which finds a malformed row, the length, the outputs and the content."""
-    length, outputs, content = scanned(stream.records())
-    return replace(stream, length=length, outputs=outputs, content=content)
+    scan = _scan(stream)
+    return replace(stream, length=scan.length, outputs=scan.outputs, content=scan.content)
 
 
 def _from_dataset(data: Any, fingerprint: str, columns: Columns, shuffle_seed: int | None) -> Stream:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import logging
 import math
@@ -19,7 +18,7 @@ from iai_hf.errors import DataError, meant
 from iai_hf.header import BEHIND
 from iai_hf.methods import OR_MORE_LABELS, those
 from iai_hf.readers import beginning
-from iai_hf.task import LABEL_LIMIT, LABELLED, MAX_LABELS, Chunk, TaskSpec, check_sets, distinct
+from iai_hf.task import LABELLED, MAX_LABELS, Chunk, TaskSpec, check_sets, distinct
 
 log = logging.getLogger(__name__)
 MOST_NUMBERED_CLASSES = 20  # more different whole numbers are values, not classes
@@ -335,20 +334,6 @@ class Stream:
             )
         fractions = self.columns.numbers is not None
         return values.label(row[column], f"{place}: {column!r}", self.class_names, fractions=fractions)
-
-
-def scanned(records: Iterable[Record]) -> tuple[int, frozenset[str], str]:
-    """Of records: their number, the different outputs up to one more than there may be labels, and their digest.
-
-    The digest is a sum over the records, so that it is the same in any order.
-    """
-    length, outputs, total = 0, set[str](), 0
-    for record in records:
-        length += 1
-        total += int.from_bytes(hashlib.blake2b(repr(tuple(record)).encode(), digest_size=16).digest(), "little")
-        if len(outputs) <= LABEL_LIMIT and record.output is not None:
-            outputs.update(distinct([record.output]))
-    return length, frozenset(outputs), f"rows:{length}:{total % 2**128:032x}"
 
 
 def chunk_of(records: Iterable[Record]) -> Chunk:
