@@ -128,7 +128,9 @@ def test_the_same_rows_in_another_form_or_order_count_once(
         writer = csv.DictWriter(file, ["output", "input"])
         writer.writeheader()
         writer.writerows(reversed(rows))
-    for again in (table, rows[::-1]):
+    turned = tmp_path / "turned.jsonl"
+    turned.write_text("".join(json.dumps(row) + "\n" for row in reversed(rows)))
+    for again in (table, turned):
         with pytest.raises(StateError, match="the same data"):
             amortizer.merge([read, amortizer.adapt(again, progress=False)])
         caplog.clear()
