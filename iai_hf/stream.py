@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import math
-import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -21,8 +19,6 @@ from iai_hf.readers import beginning
 from iai_hf.task import LABELLED, MAX_LABELS, Chunk, TaskSpec, check_sets, distinct
 
 log = logging.getLogger(__name__)
-MOST_NUMBERED_CLASSES = 20  # more different whole numbers are values, not classes
-NUMBER_SIGNS = re.compile(r"[\s,_'$€£¥%]")  # what people write numbers with
 PEEK = 256  # examples looked at to tell classification from generation
 REPEATED = 0.6  # of the rows, as many different outputs as classes may have at most
 
@@ -175,7 +171,7 @@ class Stream:
             else:
                 names = names or self._inputs_of(row)
                 check_columns(place, row, (*names, *columns.named))
-                given = tuple(_number(row[name], f"{place}: {name!r}") for name in names)
+                given = tuple(values.number(row[name], f"{place}: {name!r}") for name in names)
             output = self.output(place, row)
             first = output if first is None else first
             if output is not None and isinstance(output, tuple) is not isinstance(first, tuple):
@@ -234,8 +230,8 @@ class Stream:
         if given is not None:
             return replace(given, columns=names)
         if columns.numbers is not None:
-            _check_numbers(counts, columns.output)
-            return TaskSpec("regression" if _measured(counts) else "classification", columns=names)
+            values.check_numbers(counts, columns.output)
+            return TaskSpec("regression" if values.measured(counts) else "classification", columns=names)
         if separator := values.likely_separator(counts):
             shown = next(output for output in counts if separator in output)
             log.warning(
@@ -360,42 +356,3 @@ def check_columns(place: str, found: Collection[Any], wanted: Iterable[str]) -> 
 
 def _few(names: Collection[Any]) -> list[str]:
     return [name if len(name) <= 40 else f"{name[:37]}..." for name in sorted(map(str, names))]
-
-
-def _number(value: Any, place: str) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise DataError(
-            f"{place} is {str(value)[:40]!r}; expected a finite number: fill or drop the row, turn words into numbers, "
-            "or leave the column out"
-        )
-    return number
-
-
-def _check_numbers(counts: Counter[str], column: str | None) -> None:
-    """Raise DataError where many different outputs are numbers, but for how some of them are written."""
-    unread = [output for output in counts if _value(output) is None]
-    alike = sum(_value(NUMBER_SIGNS.sub("", output)) is not None for output in counts)
-    if unread and len(counts) > MOST_NUMBERED_CLASSES and alike > 0.8 * len(counts):
-        raise DataError(
-            f"{column!r} looks like a column of numbers, but {unread[0][:40]!r} is none as it stands; write numbers "
-            "plainly, e.g. 1510.5, and drop rows without one; if these are class names after all, name the kind "
-            "classification"
-        )
-
-
-def _value(output: str) -> float | None:
-    try:
-        return float(output)
-    except ValueError:
-        return None
-
-
-def _measured(counts: Counter[str]) -> bool:
-    values = [value for output in counts if (value := _value(output)) is not None]
-    if len(values) < len(counts):
-        return False
-    return len(values) > MOST_NUMBERED_CLASSES or any(value != int(value) for value in values)

@@ -16,6 +16,8 @@ from typing import Any
 
 from iai_hf.errors import DataError
 
+MOST_NUMBERED_CLASSES = 20  # more different whole numbers are values, not classes
+NUMBER_SIGNS = re.compile(r"[\s,_'$€£¥%]")  # what people write numbers with
 SEPARATORS = (";", "|", ",")  # what people put between labels in one field
 
 
@@ -274,3 +276,44 @@ def _require_columns(found: Sequence[Any], wanted: Sequence[str], place: str) ->
 def _shown(value: Any) -> str:
     written = repr(value)
     return written if len(written) <= 60 else f"{written[:57]}..."
+
+
+def number(value: Any, place: str) -> float:
+    """A finite number; DataError of anything else."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise DataError(
+            f"{place} is {str(value)[:40]!r}; expected a finite number: fill or drop the row, turn words into numbers, "
+            "or leave the column out"
+        )
+    return number
+
+
+def check_numbers(counts: Counter[str], column: str | None) -> None:
+    """Raise DataError where many different outputs are numbers, but for how some of them are written."""
+    unread = [output for output in counts if _value(output) is None]
+    alike = sum(_value(NUMBER_SIGNS.sub("", output)) is not None for output in counts)
+    if unread and len(counts) > MOST_NUMBERED_CLASSES and alike > 0.8 * len(counts):
+        raise DataError(
+            f"{column!r} looks like a column of numbers, but {unread[0][:40]!r} is none as it stands; write numbers "
+            "plainly, e.g. 1510.5, and drop rows without one; if these are class names after all, name the kind "
+            "classification"
+        )
+
+
+def _value(output: str) -> float | None:
+    try:
+        return float(output)
+    except ValueError:
+        return None
+
+
+def measured(counts: Counter[str]) -> bool:
+    """Whether outputs are measured values, and no class numbers."""
+    values = [value for output in counts if (value := _value(output)) is not None]
+    if len(values) < len(counts):
+        return False
+    return len(values) > MOST_NUMBERED_CLASSES or any(value != int(value) for value in values)

@@ -22,6 +22,7 @@ import torch
 from typing_extensions import Self
 
 from iai_hf.features.heads.calibration import Sample
+from iai_hf.features.heads.moments import with_one
 
 FEWEST_CLASSES = 16  # with fewer it gains nothing
 PER_CLASS = 4  # examples of a class, on average, from which on it is tried
@@ -126,7 +127,7 @@ def _apart(left_out: torch.Tensor, features: torch.Tensor, priorities: torch.Ten
 
 def _fitted(features: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, classes: int) -> torch.Tensor:
     """Regression `[C, d + 1]` on examples `[n, d]` that count `weights` `[n]`; zeros of a class that none is of."""
-    ones = torch.cat([features, features.new_ones(len(features), 1)], 1)
+    ones = with_one(features)
     right = torch.nn.functional.one_hot(targets, classes).to(features)
     absent, total = (weights @ right) == 0, weights.sum().clamp(min=1)
     ridge = RIDGE / total

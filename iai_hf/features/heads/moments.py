@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from iai_hf.posterior import solve
+from iai_hf.task import Tensors
 
 Values = Mapping[str, torch.Tensor]
 
@@ -46,6 +47,11 @@ def pooled_variance(within: torch.Tensor, names: torch.Tensor, total: torch.Tens
 def log_shares(counts: torch.Tensor, total: torch.Tensor, classes: int, prior: torch.Tensor) -> torch.Tensor:
     """Log of classes' shares, each class having `prior` examples in advance."""
     return ((counts + prior) / (total + classes * prior)).log()
+
+
+def with_one(features: torch.Tensor) -> torch.Tensor:
+    """[x, 1] of each example, `[n, d + 1]`."""
+    return torch.cat([features, features.new_ones(len(features), 1)], dim=1)
 
 
 def class_sums(features: torch.Tensor, targets: torch.Tensor, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -97,6 +103,12 @@ class Moments:
     counts: torch.Tensor
     sums: torch.Tensor
     second: torch.Tensor
+
+    @classmethod
+    def of(cls, tensors: Tensors) -> Moments:
+        """Of a state that keeps them of [x, 1], packed."""
+        size = tensors["sums"].shape[1]
+        return cls(tensors["counts"], tensors["sums"], unpack(tensors["gram"], size + 1)[:size, :size])
 
 
 def within_classes(found: Moments) -> torch.Tensor:

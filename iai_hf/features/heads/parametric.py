@@ -38,6 +38,7 @@ from iai_hf.features.heads.moments import (
     may_hold,
     pack,
     unpack,
+    with_one,
     within_classes,
 )
 from iai_hf.features.heads.stacking import MEMORY_EXPONENT, prior_metric, stack, temperature_precision
@@ -178,12 +179,12 @@ class ParametricHead(Head):
 
     def may_hold(self, tensors: Tensors, features: torch.Tensor, targets: torch.Tensor) -> bool:
         gone = self.summed(features, targets, len(tensors["counts"]))
-        return may_hold(_moments(tensors), _moments(gone))
+        return may_hold(Moments.of(tensors), Moments.of(gone))
 
     def without_class(self, tensors: Tensors, number: int) -> Tensors:
         """As `Head.without_class`: of G, what the class's mean brings, and its share of the scatter about all means."""
         counts, sums, size = tensors["counts"], tensors["sums"], tensors["sums"].shape[1]
-        gram, scatter = unpack(tensors["gram"], size + 1), within_classes(_moments(tensors))
+        gram, scatter = unpack(tensors["gram"], size + 1), within_classes(Moments.of(tensors))
         own = torch.cat([sums[number], counts[number : number + 1]])
         gram = gram - torch.outer(own, own) / counts[number].clamp(min=1e-6)
         gram[:size, :size] -= counts[number] / counts.sum().clamp(min=1e-6) * scatter
@@ -394,13 +395,3 @@ class ParametricHead(Head):
 def _in_no_order(tensors: Tensors) -> Tensors:
     """The state without what it knows of the newest examples' order."""
     return {name: tensor for name, tensor in tensors.items() if name != "recent"}
-
-
-def with_one(features: torch.Tensor) -> torch.Tensor:
-    """[x, 1] of each example, `[n, d + 1]`."""
-    return torch.cat([features, features.new_ones(len(features), 1)], dim=1)
-
-
-def _moments(tensors: Tensors) -> Moments:
-    size = tensors["sums"].shape[1]
-    return Moments(tensors["counts"], tensors["sums"], unpack(tensors["gram"], size + 1)[:size, :size])

@@ -14,11 +14,10 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from iai_hf.features.heads.moments import Moments
+from iai_hf.features.heads.moments import Moments, with_one
 from iai_hf.features.heads.multi_label.experts import CODE_EXPERTS, INITIAL, LabelExperts, LabelSummary
 from iai_hf.features.heads.multi_label.head import LinearLabels, MultiLabelMoments, label_coverage
 from iai_hf.features.heads.multi_label.thresholds import BINS, calibration, thresholds
-from iai_hf.features.heads.parametric import with_one
 from iai_hf.task import Tensors
 
 # Chosen on sets that are not among the measured ones; see scripts/results/multilabel.md.

@@ -14,11 +14,11 @@ from typing import ClassVar
 
 import torch
 
-from iai_hf.features.heads.moments import Moments, Values, pack, unpack
+from iai_hf.features.heads.moments import Moments, Values, pack, unpack, with_one
 from iai_hf.features.heads.multi_label.experts import INITIAL, LABEL_EXPERTS, LabelExperts, LabelSummary
 from iai_hf.features.heads.multi_label.head import LinearLabels, MultiLabelMoments, label_coverage
 from iai_hf.features.heads.multi_label.thresholds import BINS, thresholds
-from iai_hf.features.heads.parametric import Parameters, ParametricHead, with_one
+from iai_hf.features.heads.parametric import Parameters, ParametricHead
 from iai_hf.features.heads.stacking import prior_metric, stack, temperature_precision
 from iai_hf.posterior import own_curvature, solve
 from iai_hf.signals import Signal, takes_data, takes_gradient
